@@ -1,0 +1,29 @@
+"""What ours is compared with. One file per baseline; each says which labels it sees.
+
+A baseline is a function of a ``Bench`` (the project, its run and the shortcut model) that returns a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from rightreasons.pipeline import Run
+from rightreasons.progress import Reporter
+from rightreasons.project import Project
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What a method may use, and a folder for its half-finished work."""
+
+    project: Project
+    run: Run
+    folder: Path
+    reporter: Reporter
+
+
+Method = Callable[[Bench], nn.Module]

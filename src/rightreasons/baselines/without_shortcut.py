@@ -1,0 +1,35 @@
+"""Upper bound: the same network, trained as long as ours in all, on the same images without the correlation. Labels used: none, but other data."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+from torch import nn
+
+from rightreasons.baselines import Bench
+from rightreasons.data.loading import count_images
+from rightreasons.errors import ConfigError
+from rightreasons.models import best_device
+from rightreasons.training import Recipe, train_plainly
+
+
+def train(bench: Bench) -> nn.Module:
+    """Plain training from the first weights, with the epochs of the shortcut model and of the fine-tuning together."""
+    project, config = bench.project, bench.project.config
+    data = project.task.unbiased_train
+    if data is None:
+        raise ConfigError(f"{project.task.name} cannot be made without its shortcut: leave out the method without-shortcut")
+    model = copy.deepcopy(project.model).to(best_device())
+    steps = math.ceil(count_images(data) / (config.align.batch_size * (1 - config.align.ratio))) * config.align.epochs
+    extra = math.ceil(steps * config.model.batch_size / count_images(data))
+    with bench.reporter.stage("train") as advance:
+        train_plainly(
+            model,
+            data,
+            recipe=Recipe(config.model.epochs + extra, config.model.learning_rate),
+            batch_size=config.model.batch_size,
+            seed=config.run.seed,
+            progress=advance,
+        )
+    return model

@@ -1,0 +1,167 @@
+"""Reproduce a table: every method of a study on every seed. Each finished (study, method, seed) is one JSON file, so a study resumes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+import tomllib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from rightreasons.baselines import Bench, Method, fine_tune_only, ground_truth_masks, ours, without_shortcut
+from rightreasons.config import merge_tables
+from rightreasons.errors import ConfigError
+from rightreasons.measure import critic_scores, score_run
+from rightreasons.pipeline import Run
+from rightreasons.progress import Reporter
+from rightreasons.project import Project, find_in_project, open_project
+from rightreasons.records import Scores
+from rightreasons.runs import RunFolder, write_text
+
+METRICS = tuple(field.name for field in dataclasses.fields(Scores) if field.name != "groups")
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """How to train, which labels the method itself sees, and how its model is chosen among epochs or settings."""
+
+    train: Method
+    labels_used: str
+    selection: str = "last epoch"
+
+
+_METHODS = {
+    "before": _Entry(lambda bench: bench.run.model, "none"),
+    "fine-tune-only": _Entry(fine_tune_only.train, "none"),
+    "ours": _Entry(ours.train, "none"),
+    "ours-published-loss": _Entry(ours.train_published, "none"),
+    "ground-truth-masks": _Entry(ground_truth_masks.train, "masks"),
+    "without-shortcut": _Entry(without_shortcut.train, "none"),
+}
+# Those whose result depends on what the critic said.
+_JUDGED = ("ours", "ours-published-loss")
+
+
+@dataclass(frozen=True)
+class Study:
+    """A table's methods, and the configuration that all of them share."""
+
+    name: str
+    methods: tuple[str, ...]
+    tables: dict[str, Any]
+    root: Path
+
+
+def open_study(name: str, *, critic: str | None = None) -> Study:
+    """A packaged study by name, or one from a TOML file with ``methods`` and a table ``[config]``; ``critic`` replaces its LVLM."""
+    path = Path(name)
+    packaged = sorted(entry.name.removesuffix(".toml") for entry in files("rightreasons.studies").iterdir() if entry.name.endswith(".toml"))
+    if path.suffix == ".toml" and path.exists():
+        text, root, short = path.read_text(encoding="utf-8"), path.parent, path.stem
+    elif name in packaged:
+        text, root, short = files("rightreasons.studies").joinpath(f"{name}.toml").read_text(encoding="utf-8"), Path.cwd(), name
+    else:
+        raise ConfigError(f"no study {name!r}; there are {', '.join(packaged)}, or a TOML file")
+    tables = tomllib.loads(text)
+    config = merge_tables(tables["config"], {"critic": {"lvlm": critic}} if critic else {})
+    return Study(short, _known_methods(tables["methods"]), config, root)
+
+
+def run_study(study: Study, *, seeds: Iterable[int], methods: Sequence[str] | None, out: Path, reporter: Reporter) -> dict[str, Any]:
+    """The study's table, as design of ``bench --json`` has it. Only what is not finished yet is run."""
+    chosen = study.methods if methods is None else _known_methods(methods)
+    seeds = list(seeds)
+    out.mkdir(parents=True, exist_ok=True)
+    for seed in seeds:
+        missing = [method for method in chosen if not _result_path(study, out, method, seed).exists()]
+        if missing:
+            _run_seed(study, missing, seed, out, reporter)
+    return {"study": study.name, "rows": [_row(study, method, seeds, out) for method in chosen]}
+
+
+def reference_scores(project: Project, run: Run, folder: Path, reporter: Reporter) -> dict[str, Scores]:
+    """The two upper bounds that a run can be held against where the task knows its own shortcut."""
+    bench = Bench(project, run, folder, reporter)
+    return {name: score_run(_METHODS[name].train(bench), project.task, run) for name in ("ground-truth-masks", "without-shortcut")}
+
+
+def print_table(table: dict[str, Any]) -> None:
+    """The rows for people: mean and standard deviation over seeds."""
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = [key for key in METRICS if any(row["metrics"].get(key) for row in table["rows"])]
+    grid = Table(title=f"{table['study']}, {max((row['seeds'] for row in table['rows']), default=0)} seed(s)", title_justify="left")
+    for title in ("method", "critic", "labels used", *shown):
+        grid.add_column(title.replace("_", " "))
+    for row in table["rows"]:
+        cells = [row["metrics"].get(key) for key in shown]
+        grid.add_row(
+            row["method"], row["critic"], row["labels_used"], *("-" if cell is None else f"{cell['mean']:.3f} ± {cell['std']:.3f}" for cell in cells)
+        )
+    Console().print(grid)
+
+
+def _run_seed(study: Study, methods: Sequence[str], seed: int, out: Path, reporter: Reporter) -> None:
+    project = open_project(merge_tables(study.tables, {"run": {"seed": seed}}), source=study.name, root=study.root)
+    folder = out / f"{study.name}-work" / f"{_slug(study)}-{seed}"
+    run = find_in_project(project, RunFolder(folder), reporter=reporter)
+    critic = critic_scores(run, project.task.truth.get("train"))
+    for method in methods:
+        reporter.note(f"{study.name}, seed {seed}: {method}")
+        entry = _METHODS[method]
+        model: nn.Module = entry.train(Bench(project, run, folder / "methods", reporter))
+        result = {
+            "study": study.name,
+            "method": method,
+            "seed": seed,
+            "critic": _critic_words(critic) if method in _JUDGED else "none",
+            "labels_used": entry.labels_used,
+            "selection": entry.selection,
+            "critic_scores": critic if method in _JUDGED else None,
+            "metrics": {key: getattr(score_run(model, project.task, run), key) for key in METRICS},
+        }
+        write_text(_result_path(study, out, method, seed), json.dumps(result, indent=2) + "\n")
+
+
+def _critic_words(critic: dict[str, Any]) -> str:
+    name = f"{critic['backend']}:{critic['model']}"
+    return f"{name} (simulated from masks)" if critic["simulated"] else name
+
+
+def _row(study: Study, method: str, seeds: Sequence[int], out: Path) -> dict[str, Any]:
+    results = [json.loads(_result_path(study, out, method, seed).read_text(encoding="utf-8")) for seed in seeds]
+    return {key: results[0][key] for key in ("method", "critic", "labels_used", "selection")} | {
+        "seeds": len(results),
+        "metrics": {key: _summary([result["metrics"][key] for result in results]) for key in METRICS},
+    }
+
+
+def _summary(values: list[float | None]) -> dict[str, Any] | None:
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    return {"mean": statistics.fmean(known), "std": statistics.stdev(known) if len(known) > 1 else 0.0, "values": known}
+
+
+def _result_path(study: Study, out: Path, method: str, seed: int) -> Path:
+    # Only what the critic had a say in depends on the critic.
+    suffix = f"-{_slug(study)}" if method in _JUDGED else ""
+    return out / f"{study.name}-{method}{suffix}-{seed}.json"
+
+
+def _slug(study: Study) -> str:
+    return "".join(letter if letter.isalnum() or letter in ".=" else "_" for letter in study.tables["critic"]["lvlm"]).strip("_")
+
+
+def _known_methods(names: Sequence[str]) -> tuple[str, ...]:
+    unknown = [name for name in names if name not in _METHODS]
+    if unknown:
+        raise ConfigError(f"no method {unknown[0]!r}; there are {', '.join(_METHODS)}")
+    return tuple(names)

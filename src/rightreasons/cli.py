@@ -1,0 +1,241 @@
+"""The command line. Heavy imports wait until a command needs them, so that --help is quick."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rightreasons.pipeline import Alignment, Run
+    from rightreasons.progress import Reporter
+    from rightreasons.project import Project
+    from rightreasons.records import Scores
+
+# Threads that spin while they wait make small models up to a hundred times slower on a busy machine (docs/log.md). Read when torch loads.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+app = typer.Typer(
+    help="Find the shortcuts that an image classifier uses, have a vision-language model judge them, and remove them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Out = Annotated[Path | None, typer.Option("--out", help="Folder for the results. The same command on it continues where it stopped.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print metrics.json on standard output, and nothing else.")]
+AllowRemote = Annotated[list[str] | None, typer.Option("--allow-remote", metavar="HOST", help="Let inspected images be sent to this host.")]
+RetryUnknown = Annotated[bool, typer.Option("--retry-unknown", help="Ask again what a crash left unanswered. It may have been paid for.")]
+Target = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or the configuration it was made from.")]
+
+
+def _clear_errors(command: Callable[..., None]) -> Callable[..., None]:
+    """An error that was raised on purpose is one message and exit code 1, without a traceback."""
+
+    @wraps(command)
+    def wrapped(*args: object, **kwargs: object) -> None:
+        from rightreasons.errors import RightReasonsError
+
+        try:
+            command(*args, **kwargs)
+        except RightReasonsError as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(1) from error
+
+    return wrapped
+
+
+def _command(example: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    def register(command: Callable[..., None]) -> Callable[..., None]:
+        return app.command(epilog=f"Example: {example}")(_clear_errors(command))
+
+    return register
+
+
+@_command("rightreasons demo --out runs/demo")
+def demo(out: Out = None, as_json: AsJson = False) -> None:
+    """The whole method on packaged handwritten digits: no network, a simulated critic, under two minutes."""
+    from rightreasons.bench import reference_scores
+    from rightreasons.pipeline import fix as align
+    from rightreasons.project import find_in_project, open_project
+    from rightreasons.runs import RunFolder
+
+    reporter = _reporter()
+    project = open_project({"data": {"path": "decoy-mnist:packaged"}}, source="demo", root=Path.cwd())
+    folder = RunFolder(out or Path("runs/demo"))
+    run = find_in_project(project, folder, reporter=reporter)
+    alignment = align(run, reporter=reporter)
+    reference = reference_scores(project, run, folder.path / "reference", reporter)
+    metrics = _finish(project, run, reporter, alignment=alignment, reference=reference)
+    _show(metrics, folder, as_json)
+    if not as_json:
+        typer.echo(
+            'The critic was simulated from ground-truth masks; for a real one set `[critic] lvlm = "openai:MODEL"` and `base_url` (see examples/folder.toml).'
+        )
+
+
+@_command("rightreasons find examples/folder.toml --out runs/parts")
+def find(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="A configuration in TOML.")],
+    out: Out = None,
+    as_json: AsJson = False,
+    allow_remote: AllowRemote = None,
+    retry_unknown: RetryUnknown = False,
+) -> None:
+    """Find what the classifier leans on and have each piece judged; writes a run folder and report.html."""
+    from rightreasons.project import find_in_project, read_project
+    from rightreasons.runs import RunFolder
+
+    reporter = _reporter()
+    project = read_project(config)
+    folder = RunFolder(out or _default_folder(config))
+    run = find_in_project(project, folder, reporter=reporter, allow_remote=tuple(allow_remote or ()), retry_unknown=retry_unknown)
+    metrics = _finish(project, run, reporter)
+    _show(metrics, folder, as_json)
+    _refuse_silence(run)
+
+
+@_command("rightreasons fix runs/parts")
+def fix(run_folder: Target, out: Out = None, as_json: AsJson = False) -> None:
+    """Fine-tune the model with the verdicts, human ones first; writes aligned.safetensors and the scores after."""
+    from rightreasons.pipeline import fix as align
+
+    reporter = _reporter()
+    project, run, target = _load(run_folder, out)
+    alignment = align(run, reporter=reporter, out=target.path)
+    metrics = _finish(project, run, reporter, alignment=alignment, folder=target)
+    _show(metrics, target, as_json)
+
+
+@_command("rightreasons score runs/parts --json")
+def score(run_folder: Target, out: Out = None, as_json: AsJson = False) -> None:
+    """Score the model before and after on the test split."""
+    reporter = _reporter()
+    project, run, target = _load(run_folder, out)
+    metrics = _finish(project, run, reporter, folder=target, again=True)
+    _show(metrics, target, as_json)
+
+
+@_command("rightreasons bench decoy-mnist --seeds 1 --json")
+def bench(
+    study: Annotated[str, typer.Argument(help="The name of a study, such as decoy-mnist, or a TOML file.")],
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds: 0, 1, ... Finished ones are not run again.")] = 1,
+    methods: Annotated[str | None, typer.Option(help="Only these methods, separated by commas.")] = None,
+    critic: Annotated[str | None, typer.Option(help="Another critic, such as simulated:0.87.")] = None,
+    out: Out = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the table as JSON on standard output, and nothing else.")] = False,
+) -> None:
+    """Reproduce a table: every method on every seed, one JSON file each, resumable."""
+    from rightreasons.bench import open_study, print_table, run_study
+
+    table = run_study(
+        open_study(study, critic=critic),
+        seeds=range(seeds),
+        methods=methods.split(",") if methods else None,
+        out=out or Path("runs/bench"),
+        reporter=_reporter(),
+    )
+    typer.echo(json.dumps(table, indent=2)) if as_json else print_table(table)
+
+
+def _reporter() -> Reporter:
+    from rightreasons.progress import Terminal
+
+    return Terminal()
+
+
+def _default_folder(config: Path) -> Path:
+    return Path("runs") / config.stem
+
+
+def _load(target: Path, out: Path | None) -> tuple[Project, Run, Any]:
+    """The run that a folder or a configuration names, and the folder that results go to."""
+    from rightreasons.project import load_run
+    from rightreasons.runs import RunFolder
+
+    if target.suffix == ".toml":
+        source = RunFolder(out or _default_folder(target))
+        project, run = load_run(source)
+        return project, run, source
+    source = RunFolder(target)
+    project, run = load_run(source)
+    return project, run, RunFolder(out) if out else source
+
+
+def _finish(
+    project: Project,
+    run: Run,
+    reporter: Reporter,
+    *,
+    alignment: Alignment | None = None,
+    reference: dict[str, Scores] | None = None,
+    folder: Any = None,  # noqa: ANN401 -- RunFolder, imported late
+    again: bool = False,
+) -> dict[str, Any]:
+    """Scores, metrics.json and report.html. What an earlier command has scored is taken over, unless ``again``."""
+    from rightreasons.data.loading import read_all
+    from rightreasons.measure import build_metrics, heatmaps_of, read_scores, score_run
+    from rightreasons.pipeline import Alignment
+    from rightreasons.report import write_report
+
+    folder = folder or run.folder
+    earlier = folder.load_metrics() or run.folder.load_metrics() or {}
+    with reporter.stage("score"):
+        before = score_run(run.model, project.task, run) if again or not earlier else read_scores(earlier["before"])
+        after = score_run(run.aligned, project.task, run) if run.aligned is not None else None
+    if alignment is None and earlier.get("alignment") and run.aligned is not None:
+        alignment = Alignment(**earlier["alignment"])
+    reference = reference or {name: read_scores(scores) for name, scores in earlier.get("reference", {}).items()}
+    seconds = {**earlier.get("seconds", {}), **reporter.seconds}
+    metrics = build_metrics(run, project.task, before=before, after=after, alignment=alignment, reference=reference, seconds=seconds)
+    folder.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    images = read_all(run.train, run.selection.indices).images
+    write_report(run, metrics, images, heatmaps_of(run.aligned, images, run) if run.aligned is not None else None, folder)
+    folder.save_metrics(metrics)
+    return metrics
+
+
+def _show(metrics: dict[str, Any], folder: Any, as_json: bool) -> None:  # noqa: ANN401 -- RunFolder, imported late
+    if as_json:
+        typer.echo(json.dumps(metrics, indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    columns = {"before": metrics["before"], **({"after": metrics["after"]} if metrics["after"] else {}), **metrics["reference"]}
+    table = Table(
+        title=f"{metrics['task']}: {metrics['outcome']}" + (" (simulated critic)" if metrics["critic"]["simulated"] else ""), title_justify="left"
+    )
+    table.add_column("", no_wrap=True)
+    for name in columns:
+        table.add_column(name, justify="right")
+    for key in ("accuracy", "worst_group_accuracy", "average_group_accuracy", "mu_align", "spurious_share", "swap_flip_rate"):
+        values = [scores[key] for scores in columns.values()]
+        if any(value is not None for value in values):
+            table.add_row(key, *("-" if value is None else f"{value:.3f}" for value in values))
+    Console().print(table)
+    if metrics["alignment"]:
+        typer.echo(f"fine-tuning: {metrics['alignment']['outcome']}")
+    typer.echo(f"report: {folder.path / 'report.html'}")
+
+
+def _refuse_silence(run: Run) -> None:
+    """An LVLM that gave not one usable verdict is an error, after everything it said was saved."""
+    from rightreasons.errors import LVLMError
+
+    if run.verdicts and all(verdict.problem for verdict in run.verdicts):
+        raise LVLMError(
+            f"{run.lvlm_name} gave no usable verdict on any of {len(run.verdicts)} segments; the first problem: {run.verdicts[0].problem}. "
+            f"Its answers are in {run.folder.ledger}; try another model"
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(app())

@@ -1,0 +1,234 @@
+"""The configuration: TOML in, validated and complete; an unknown key is an error that names the nearest valid one."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from rightreasons.errors import ConfigError
+from rightreasons.records import ClassDescription
+
+Share = Annotated[float, Field(gt=0, lt=1)]
+Auto = Literal["auto"]
+
+
+class _Table(BaseModel):
+    """A TOML table: frozen, no unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class DataConfig(_Table):
+    """Where the images are: a folder, or a built-in task."""
+
+    path: str
+    size: int | None = Field(None, ge=8, description="side in pixels that every image is resized to")
+    mode: Literal["grey", "rgb"] | None = Field(None, description="what every image is converted to")
+
+
+class ModelConfig(_Table):
+    """The classifier. Without a checkpoint it is trained first, on the training split, and kept in the run folder."""
+
+    source: str
+    checkpoint: str | None = None
+    epochs: int = Field(10, ge=1)
+    learning_rate: float = Field(1e-3, gt=0)
+    batch_size: int = Field(64, ge=2)
+
+
+class ClassConfig(_Table):
+    """An expert's words on one class: what matters, what does not; either may be missing, not both."""
+
+    description: str = ""
+    irrelevant: str = ""
+
+    @model_validator(mode="after")
+    def _some_words(self) -> ClassConfig:
+        if not (self.description.strip() or self.irrelevant.strip()):
+            raise ValueError("a class needs a description, an irrelevant, or both, and this one has neither")
+        return self
+
+
+class SampleConfig(_Table):
+    """Which training images are inspected."""
+
+    strategy: Literal["low-entropy", "random", "high-entropy"] = "low-entropy"
+    size: int = Field(100, ge=1)
+    per_class: Annotated[int, Field(ge=1)] | Literal["auto", "off"] = "auto"
+
+
+class AttributeConfig(_Table):
+    """DeepLIFT SHAP."""
+
+    baselines: int = Field(10, ge=1)
+    chunk: int = Field(32, ge=1, description="images attributed at once: the bound on memory")
+
+
+class SegmentConfig(_Table):
+    """PPEPS-WGM."""
+
+    components: Annotated[int, Field(ge=1, le=20)] | Auto = 5
+    smooth: Annotated[float, Field(ge=0, le=0.5)] | Auto = "auto"
+    peak_share: Annotated[float, Field(ge=0, lt=1)] | Auto = "auto"
+
+
+class CriticConfig(_Table):
+    """The vision-language model that criticises and judges."""
+
+    lvlm: str
+    judge: str | None = Field(None, description="another model for the judge; default: the same")
+    base_url: str = "http://127.0.0.1:8000/v1"
+    votes: Literal[1] = 1
+    examples: str | None = Field(None, description="a file of critique -> verdict pairs for the judge; default: the packaged one")
+
+
+class AlignConfig(_Table):
+    """Right-reasons fine-tuning."""
+
+    term: Literal["auto", "swap", "penalty", "swap+penalty", "none"] = "auto"
+    penalty: Literal["effect", "jacobian", "log_prob_sum"] = "effect"
+    lambda_: Annotated[float, Field(gt=0)] | Auto = Field("auto", alias="lambda")
+    gamma: float = Field(0.0, ge=0)
+    mask: Literal["effect", "segment"] = "effect"
+    epochs: int = Field(5, ge=1)
+    learning_rate: float = Field(1e-3, gt=0)
+    batch_size: int = Field(64, ge=4)
+    ratio: Share = 0.25
+    max_accuracy_drop: float = Field(0.15, ge=0, le=1, description="of validation accuracy; past it the original model is kept")
+
+
+class RunConfig(_Table):
+    """What makes a run repeatable."""
+
+    seed: int = Field(0, ge=0)
+
+
+class Config(_Table):
+    """A whole configuration, defaults included."""
+
+    data: DataConfig
+    model: ModelConfig
+    classes: dict[str, ClassConfig]
+    sample: SampleConfig = SampleConfig()
+    attribute: AttributeConfig = AttributeConfig()
+    segment: SegmentConfig = SegmentConfig()
+    critic: CriticConfig
+    align: AlignConfig = AlignConfig()
+    run: RunConfig = RunConfig()
+
+    def descriptions(self, classes: tuple[str, ...]) -> tuple[ClassDescription, ...]:
+        """One description per class, in the data's order. Raises ConfigError where names do not match."""
+        return match_descriptions(
+            {name: ClassDescription(name, words.description, words.irrelevant) for name, words in self.classes.items()}, classes
+        )
+
+    def to_toml(self) -> str:
+        """The configuration as TOML, in a fixed order; read back it is equal."""
+        return _to_toml(self.model_dump(by_alias=True, exclude_none=True))
+
+
+def match_descriptions(described: dict[str, ClassDescription], classes: tuple[str, ...]) -> tuple[ClassDescription, ...]:
+    """``described`` in the order of ``classes``. Raises ConfigError for a class without a description, or a description without a class."""
+    missing = [name for name in classes if name not in described]
+    if missing:
+        raise ConfigError(
+            f"no description for class {_quoted(missing)}: add a table [classes.{_key(missing[0])}] with a description or an irrelevant"
+        )
+    unknown = [name for name in described if name not in classes]
+    if unknown:
+        raise ConfigError(f"a description for class {_quoted(unknown)}, which the data do not have; the classes are {_quoted(classes)}")
+    return tuple(described[name] for name in classes)
+
+
+def read_config(path: Path, defaults: dict[str, Any] | None = None) -> Config:
+    """The configuration in a TOML file, over ``defaults`` (a built-in task brings its own model, classes and settings).
+
+    Raises ConfigError naming the file, the key, the value and what was expected.
+    """
+    return parse_config(read_toml(path), source=str(path), defaults=defaults)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """A TOML file as a dict. Raises ConfigError where there is none, or it is not TOML."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+
+
+def parse_config(tables: dict[str, Any], *, source: str, defaults: dict[str, Any] | None = None) -> Config:
+    """``tables`` over ``defaults``, validated."""
+    try:
+        return Config.model_validate(merge_tables(defaults or {}, tables))
+    except ValidationError as error:
+        raise ConfigError("\n".join(f"{source}: {_explain(problem)}" for problem in error.errors())) from error
+
+
+def merge_tables(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """``above`` laid over ``below``, table by table."""
+    merged = dict(below)
+    for key, value in above.items():
+        merged[key] = merge_tables(merged[key], value) if isinstance(value, dict) and isinstance(merged.get(key), dict) else value
+    return merged
+
+
+def describe_difference(old: Config, new: Config) -> str | None:
+    """The first key on which two configurations differ, in words; None where they are equal."""
+    before, after = (_flatten(config.model_dump(by_alias=True)) for config in (old, new))
+    for key in sorted(before.keys() | after.keys()):
+        if before.get(key) != after.get(key):
+            return f"{key} was {before.get(key)!r} and is now {after.get(key)!r}"
+    return None
+
+
+def _explain(problem: Any) -> str:  # noqa: ANN401 -- pydantic's ErrorDetails
+    # Branches of a union ("int", "literal['auto']") are pydantic's, not keys of the file.
+    keys = [str(part) for part in problem["loc"] if not str(part).startswith(("literal", "constrained", "int", "float", "function"))]
+    key = ".".join(keys)
+    if problem["type"] == "extra_forbidden":
+        valid = _valid_keys(keys[:-1])
+        near = difflib.get_close_matches(keys[-1], valid, 1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        return f"unknown key {key!r}; {hint}valid here: {', '.join(valid)}"
+    if problem["type"] == "missing":
+        return f"the key {key!r} is missing"
+    return f"{key} = {problem['input']!r}: {problem['msg'].removeprefix('Value error, ').lower()}"
+
+
+def _valid_keys(path: list[str]) -> list[str]:
+    table: type[BaseModel] = Config
+    for part in path:
+        annotation = table.model_fields[part].annotation if part in table.model_fields else None
+        table = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else ClassConfig
+    return [field.alias or name for name, field in table.model_fields.items()]
+
+
+def _flatten(tables: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tables.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _to_toml(tables: dict[str, Any], prefix: str = "") -> str:
+    # JSON's strings, numbers and booleans are TOML's as well.
+    plain = "".join(f"{_key(key)} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in tables.items() if not isinstance(value, dict))
+    head = f"[{prefix}]\n{plain}\n" if prefix and plain else plain
+    return head + "".join(
+        _to_toml(value, f"{prefix}.{_key(key)}" if prefix else _key(key)) for key, value in tables.items() if isinstance(value, dict)
+    )
+
+
+def _key(name: str) -> str:
+    return name if name.replace("-", "").replace("_", "").isalnum() and name.isascii() else json.dumps(name, ensure_ascii=False)
+
+
+def _quoted(names: tuple[str, ...] | list[str]) -> str:
+    return ", ".join(repr(name) for name in names)

@@ -1,0 +1,57 @@
+"""A task: images and labels in three splits, and apart from them what only evaluation may know."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from rightreasons.data.loading import Batch
+from rightreasons.records import GroundTruth
+
+
+@dataclass(frozen=True)
+class Task:
+    """``splits`` ("train", "validation", "test") yield images and labels and nothing else.
+
+    ``truth`` has groups and masks per split, where they are known; ``unbiased_train`` is the training split without the
+    correlation, where the task can make it. Neither ever reaches a stage above evaluate. ``skipped`` fills up with the files that
+    turn out to be unreadable, and why.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    splits: Mapping[str, Dataset]
+    manifest: str
+    truth: Mapping[str, GroundTruth] = field(default_factory=dict)
+    unbiased_train: Dataset | None = None
+    skipped: Mapping[Path, str] = field(default_factory=dict)
+
+
+class TensorImages(Dataset):
+    """Images held in memory as bytes, read as floats in 0 to 1."""
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self.images, self.labels = images, labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.images[index].float() / 255, int(self.labels[index])
+
+    def read(self, indices: Tensor) -> Batch:
+        """Many at once: one slice rather than one item at a time."""
+        return Batch(indices, self.images[indices].float() / 255, self.labels[indices])
+
+
+def hash_tensors(*tensors: Tensor) -> str:
+    """SHA-256 over the bytes of tensors, for a manifest."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()

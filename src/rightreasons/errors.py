@@ -1,0 +1,77 @@
+"""Every error a user can meet. Each message says what came, what was expected and what to do.
+
+RightReasonsError
+├── ConfigError            a configuration, or a run folder made with another one
+├── DataError              a folder, an image, a label or a description that cannot be used
+│   └── UnreadableImage    one corrupt file: named, skipped and counted, never fatal alone
+├── ModelError             a model that cannot be built, loaded, or does not fit the classes
+│   └── UnsupportedLayer   a function that the attribution's rescale rule does not cover
+├── MissingExtra           an optional package; names the extra that brings it
+└── LVLMError              the vision-language model
+    ├── LVLMUnavailable    no server, no leave, no key: nothing was answered; the run can be resumed
+    ├── LVLMBusy           for now: too many requests, an error inside the server, a dropped connection
+    │   └── LVLMTimeout    no answer in time: it may have been paid for
+    ├── LVLMRejected       the server will not take this request as it is: a bad key, model or parameter
+    └── LVLMProtocolError  what answered does not speak the protocol
+"""
+
+from __future__ import annotations
+
+
+class RightReasonsError(Exception):
+    """Base of all errors raised on purpose by this package."""
+
+
+class ConfigError(RightReasonsError):
+    """A configuration that cannot be used, or a run folder made with another one."""
+
+
+class DataError(RightReasonsError):
+    """A folder, an image, a label or a description that cannot be used."""
+
+
+class UnreadableImage(DataError):
+    """One corrupt file. The loader names, skips and counts it."""
+
+
+class ModelError(RightReasonsError):
+    """A model that cannot be built, loaded, or does not fit the classes."""
+
+
+class UnsupportedLayer(ModelError):
+    """A function on the way from image to logits that the rescale rule does not cover."""
+
+
+class MissingExtra(RightReasonsError):
+    """An optional package is not installed."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"this needs the package {package!r}, which is not installed: pip install 'rightreasons[{extra}]'")
+
+
+class LVLMError(RightReasonsError):
+    """Base of what can go wrong with a vision-language model."""
+
+
+class LVLMUnavailable(LVLMError):
+    """No server, no leave or no key. Nothing was answered; the run can be resumed."""
+
+
+class LVLMBusy(LVLMError):
+    """For now: too many requests, an error inside the server, a dropped connection. ``wait`` is what the server asked for, in seconds."""
+
+    def __init__(self, message: str, wait: float | None = None) -> None:
+        super().__init__(message)
+        self.wait = wait
+
+
+class LVLMTimeout(LVLMBusy):
+    """No answer in time. The request may have been answered, and paid for, all the same."""
+
+
+class LVLMRejected(LVLMError):
+    """The server will not take the request as it is: a bad key, model or parameter."""
+
+
+class LVLMProtocolError(LVLMError):
+    """What answered does not speak the protocol."""

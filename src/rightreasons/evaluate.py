@@ -1,0 +1,164 @@
+"""Scores: how often a model is right, for whom, and for which reasons (docs/method.md, section 7). One pure function per metric."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from rightreasons.data.loading import Batch
+from rightreasons.models import model_device, output_entropy
+from rightreasons.records import GroundTruth, GroupScore, Scores, Value
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model says of the readable images of a dataset, whose ``indices`` tell which those are."""
+
+    indices: Int[Tensor, " image"]
+    labels: Int[Tensor, " image"]
+    predicted: Int[Tensor, " image"]
+    entropy: Float[Tensor, " image"]
+
+    @property
+    def correct(self) -> Bool[Tensor, " image"]:
+        """Which images are classified right."""
+        return self.predicted == self.labels
+
+
+@dataclass(frozen=True)
+class Averages:
+    """Worst group, unweighted mean over groups, and mean weighted by how often each group is met in training."""
+
+    worst: float
+    average: float
+    weighted: float | None
+
+
+@dataclass(frozen=True)
+class VerdictAgreement:
+    """Of the segments that were judged: the share judged right, and of the truly spurious and the others how many were; None where there are none."""
+
+    accuracy: float | None
+    spurious_recall: float | None
+    core_recall: float | None
+    unsure: int
+
+
+def predict_labels(model: nn.Module, batches: Iterable[Batch]) -> Predictions:
+    """One pass over batches."""
+    model.eval()
+    device = model_device(model)
+    columns: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+    with torch.inference_mode():
+        for batch in batches:
+            logits = model(batch.images.to(device)).cpu()
+            columns.append((batch.indices, batch.labels, logits.argmax(1), output_entropy(logits)))
+    return Predictions(*(torch.cat(parts) for parts in zip(*columns, strict=True)))
+
+
+def score_predictions(predictions: Predictions, truth: GroundTruth | None, train_counts: Mapping[str, int] | None = None) -> Scores:
+    """Accuracy and entropy, and with ``truth`` every group metric."""
+    accuracy, entropy = predictions.correct.double().mean().item(), predictions.entropy.double().mean().item()
+    if truth is None:
+        return Scores(accuracy, entropy)
+    groups = group_scores(predictions.correct, [truth.groups[index] for index in predictions.indices.tolist()])
+    averages = average_groups(groups, train_counts)
+    return Scores(
+        accuracy,
+        entropy,
+        worst_group_accuracy=averages.worst,
+        average_group_accuracy=averages.average,
+        weighted_group_accuracy=averages.weighted,
+        groups=groups,
+    )
+
+
+def group_scores(correct: Bool[Tensor, " image"], groups: Sequence[str]) -> dict[str, GroupScore]:
+    """Accuracy and count of each group that has images, by name."""
+    members: dict[str, list[int]] = {}
+    for row, group in enumerate(groups):
+        members.setdefault(group, []).append(row)
+    return {group: GroupScore(correct[rows].double().mean().item(), len(rows)) for group, rows in sorted(members.items())}
+
+
+def average_groups(groups: Mapping[str, GroupScore], train_counts: Mapping[str, int] | None = None) -> Averages:
+    """The averages over groups. A group of the training split that is empty here is left out, with a warning."""
+    accuracies = [group.accuracy for group in groups.values()]
+    weighted = None
+    if train_counts is not None:
+        empty = [group for group, count in train_counts.items() if count and group not in groups]
+        if empty:
+            warnings.warn(f"no images of group {', '.join(map(repr, empty))} to evaluate: left out of the averages", stacklevel=2)
+        total = sum(train_counts.get(group, 0) for group in groups)
+        weighted = sum(train_counts.get(group, 0) * score.accuracy for group, score in groups.items()) / total if total else None
+    return Averages(min(accuracies), sum(accuracies) / len(accuracies), weighted)
+
+
+def mu_align(heatmaps: Float[Tensor, "image height width"], masks: Bool[Tensor, "image height width"]) -> tuple[float | None, int]:
+    """Mean share of the attribution that lies outside the shortcut (eq. 9), and how many images are left out for want of mask or attribution."""
+    magnitude = heatmaps.double().abs()
+    total = magnitude.sum((1, 2))
+    usable = (total > 0) & masks.any(2).any(1)
+    inside = (magnitude * masks).sum((1, 2))[usable] / total[usable]
+    return (1 - inside.mean().item() if len(inside) else None), int((~usable).sum())
+
+
+def spurious_share(heatmaps: Float[Tensor, "image height width"], masks: Bool[Tensor, "image height width"]) -> float | None:
+    """The share of all inspected images' positive effect that lies in judged-spurious segments: no label needed but the verdicts."""
+    positive = heatmaps.double().clamp_min(0)
+    total = positive.sum((1, 2))
+    usable = total > 0
+    return ((positive * masks).sum((1, 2))[usable] / total[usable]).mean().item() if usable.any() else None
+
+
+def swap_flip_rate(
+    model: nn.Module, hosts: Batch, donors: Batch, masks: Bool[Tensor, "image height width"], generator: torch.Generator
+) -> float | None:
+    """How often pasting a judged-spurious segment of another class onto a held-out image changes its prediction.
+
+    ``masks`` belong to ``donors``. Hosts without a donor of another class are left out; None where there are none at all.
+    """
+    usable = masks.any(2).any(1)
+    pairs = []
+    for row, label in enumerate(hosts.labels.tolist()):
+        others = (usable & (donors.labels != label)).nonzero()[:, 0]
+        if len(others):
+            pairs.append((row, int(others[torch.randint(len(others), (), generator=generator)])))
+    if not pairs:
+        return None
+    rows, chosen = (torch.tensor(column) for column in zip(*pairs, strict=True))
+    swapped = torch.where(masks[chosen][:, None], donors.images[chosen], hosts.images[rows])
+    model.eval()
+    device = model_device(model)
+    with torch.inference_mode():
+        before, after = (model(images.to(device)).argmax(1) for images in (hosts.images[rows], swapped))
+    return (before != after).double().mean().item()
+
+
+def truly_spurious(
+    segments: Int[Tensor, "height width"], positive_effect: Float[Tensor, "height width"], mask: Bool[Tensor, "height width"] | None
+) -> Bool[Tensor, " segment"]:
+    """The truth of a verdict: more than half of a segment's positive effect lies in the ground-truth mask."""
+    count = int(segments.max()) + 1
+    if mask is None:
+        return torch.zeros(count, dtype=torch.bool)
+    effect = torch.stack([(positive_effect * (segments == segment)).sum() for segment in range(count)])
+    inside = torch.stack([(positive_effect * (segments == segment) * mask).sum() for segment in range(count)])
+    return inside > effect / 2
+
+
+def verdict_agreement(values: Sequence[Value], truths: Sequence[bool]) -> VerdictAgreement:
+    """Verdicts against the truth; unsure ones are counted apart and enter no rate."""
+    judged = [(value == "spurious", truth) for value, truth in zip(values, truths, strict=True) if value != "unsure"]
+
+    def rate(of: list[tuple[bool, bool]]) -> float | None:
+        return sum(says == is_so for says, is_so in of) / len(of) if of else None
+
+    return VerdictAgreement(
+        rate(judged), rate([pair for pair in judged if pair[1]]), rate([pair for pair in judged if not pair[1]]), len(values) - len(judged)
+    )

@@ -1,0 +1,133 @@
+"""Any server that speaks the OpenAI chat protocol: vLLM, Ollama, llama.cpp, LM Studio, SGLang, and the hosted ones."""
+
+from __future__ import annotations
+
+import base64
+import ipaddress
+import json
+import os
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from rightreasons.errors import ConfigError, LVLMBusy, LVLMProtocolError, LVLMRejected, LVLMTimeout, LVLMUnavailable, MissingExtra
+from rightreasons.records import Answer, Request
+
+if TYPE_CHECKING:
+    import openai
+
+TIMEOUT_SECONDS = 180.0
+
+
+class OpenAICompatible:
+    """One model on one server. Pictures go as PNG data URLs; the key comes from OPENAI_API_KEY and from nowhere else."""
+
+    simulated = False
+    concurrency = 4
+
+    def __init__(self, model: str, *, base_url: str, allow_remote: tuple[str, ...] = (), timeout: float = TIMEOUT_SECONDS) -> None:
+        try:
+            import openai
+        except ImportError as error:
+            raise MissingExtra("openai", "openai") from error
+        host = urlsplit(base_url).hostname
+        if host is None or urlsplit(base_url).scheme not in ("http", "https"):
+            raise ConfigError(f"[critic] base_url = {base_url!r} is not an address such as http://127.0.0.1:8000/v1")
+        remote = not _is_loopback(host)
+        if remote and host not in allow_remote:
+            raise LVLMUnavailable(
+                f"{host} is not this machine, and the pictures, labels and class descriptions of the inspected images would be sent there: "
+                f"allow it with --allow-remote {host}, or use a server on 127.0.0.1"
+            )
+        self.name = f"openai:{model}"
+        self._model, self._base_url = model, base_url
+        self._without: set[str] = set()
+        # A redirect, or a proxy from the environment, would carry pictures to a host that nobody allowed.
+        http = openai.DefaultHttpxClient(follow_redirects=False, trust_env=remote)
+        key = os.environ.get("OPENAI_API_KEY") or "none"
+        self._client = openai.OpenAI(api_key=key, base_url=base_url, max_retries=0, timeout=timeout, http_client=http)
+
+    def check(self) -> None:
+        """Asks for the list of models, which is free. A server without such a list is taken as being there."""
+        import openai
+
+        try:
+            self._client.with_options(timeout=10).models.list()
+        except openai.APIConnectionError as error:
+            raise LVLMUnavailable(
+                f"no LVLM server answers at {self._base_url} ({error.__cause__ or error}): start it, or correct [critic] base_url"
+            ) from error
+        except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
+            raise LVLMRejected(f"{self._base_url} refuses the key (status {error.status_code}): set OPENAI_API_KEY") from error
+        except openai.APIStatusError:
+            return
+        except (openai.APIError, ValueError, TypeError, AttributeError) as error:
+            raise LVLMProtocolError(f"{self._base_url} answers, but not as an OpenAI-compatible server does: {error}") from error
+
+    def body(self, request: Request) -> dict[str, Any]:
+        """A chat completion with one message from the user."""
+        content = [
+            {"type": "text", "text": part}
+            if isinstance(part, str)
+            else {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{base64.b64encode(part).decode()}"}}
+            for part in request.parts
+        ]
+        body: dict[str, Any] = {"model": self._model, "messages": [{"role": "user", "content": content}], "max_completion_tokens": request.max_tokens}
+        if request.schema is not None:
+            body["response_format"] = {"type": "json_schema", "json_schema": {"name": "verdicts", "strict": True, "schema": dict(request.schema)}}
+        return body
+
+    def send(self, body: dict[str, Any], request: Request) -> str:
+        """One POST, without the SDK's own retries. A parameter that the server names in a 400 is left out from then on."""
+        import openai
+
+        allowed = {key: value for key, value in body.items() if key not in self._without}
+        try:
+            return self._client.chat.completions.with_raw_response.create(**allowed).text
+        except openai.BadRequestError as error:
+            named = next((key for key in ("response_format", "max_completion_tokens") if key in allowed and key in str(error)), None)
+            if named is None:
+                raise LVLMRejected(self._explain(error)) from error
+            self._without.add(named)
+            raise LVLMBusy(f"the server does not take {named!r}; asking again without it", wait=0.0) from error
+        except openai.APITimeoutError as error:
+            raise LVLMTimeout(f"{self._base_url} gave no answer within {self._client.timeout} seconds") from error
+        except openai.APIConnectionError as error:
+            raise LVLMBusy(f"{self._base_url} dropped the connection: {error.__cause__ or error}") from error
+        except (openai.RateLimitError, openai.InternalServerError, openai.ConflictError) as error:
+            raise LVLMBusy(self._explain(error), wait=_retry_after(error)) from error
+        except openai.APIStatusError as error:
+            raise LVLMRejected(self._explain(error)) from error
+
+    def parse(self, raw: str) -> Answer:
+        """The first choice's content. Raises LVLMProtocolError where there are no choices at all."""
+        try:
+            choice = json.loads(raw)["choices"][0]
+            message = choice["message"]
+        except (ValueError, LookupError, TypeError) as error:
+            raise LVLMProtocolError(
+                f"{self._base_url} answers, but not as an OpenAI-compatible server does; its answer starts {raw[:120]!r}: check [critic] base_url"
+            ) from error
+        if message.get("refusal"):
+            return Answer("", problem=f"refused: {message['refusal']}")
+        text = message.get("content")
+        if not isinstance(text, str) or not text.strip():
+            return Answer("", problem=f"empty answer (finish reason {choice.get('finish_reason')!r})")
+        return Answer(text)
+
+    def _explain(self, error: openai.APIStatusError) -> str:
+        hint = {401: "set OPENAI_API_KEY", 403: "this key may not use this model", 404: f"is {self._model!r} the name of a model there?"}
+        return f"{self._base_url} answers {error.status_code}: {str(error.message)[:300]} ({hint.get(error.status_code, 'the run can be resumed')})"
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _retry_after(error: openai.APIStatusError) -> float | None:
+    try:
+        return min(60.0, float(error.response.headers["retry-after"]))
+    except (KeyError, ValueError):
+        return None

@@ -1,0 +1,59 @@
+"""A backend that answers from a script and remembers what it was asked: for tests, and for trying out prompts without a model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rightreasons.errors import ConfigError, LVLMUnavailable
+from rightreasons.records import Answer, Request
+
+
+class Scripted:
+    """Answers with ``reply(request)``; ``history`` has every request that was really sent."""
+
+    simulated = True
+    concurrency = 1
+
+    def __init__(self, reply: Callable[[Request], str], name: str = "scripted:") -> None:
+        self.name, self._reply = name, reply
+        self.history: list[Request] = []
+
+    @classmethod
+    def from_file(cls, path: str) -> Scripted:
+        """A JSON file ``{"critic": [...], "judge": [...]}``: the answers for each role, in order, the last one repeated."""
+        try:
+            script = json.loads(Path(path).read_text(encoding="utf-8"))
+            answers = {role: list(script[role]) for role in ("critic", "judge")}
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise ConfigError(f"[critic] lvlm = 'scripted:{path}': {error}; expected a JSON file with the lists critic and judge") from error
+
+        def reply(request: Request) -> str:
+            queue = answers[request.role]
+            if not queue:
+                raise LVLMUnavailable(f"scripted:{path} has no answer for the {request.role}")
+            return str(queue.pop(0) if len(queue) > 1 else queue[0])
+
+        return cls(reply, f"scripted:{path}")
+
+    def check(self) -> None:
+        """Always there."""
+
+    def body(self, request: Request) -> dict[str, Any]:
+        """The texts, and how many pictures came with them."""
+        return {
+            "role": request.role,
+            "texts": [part for part in request.parts if isinstance(part, str)],
+            "index": getattr(request.subject, "index", None),
+        }
+
+    def send(self, body: dict[str, Any], request: Request) -> str:
+        """The script's next answer."""
+        self.history.append(request)
+        return self._reply(request)
+
+    def parse(self, raw: str) -> Answer:
+        """The raw answer is the text."""
+        return Answer(raw)

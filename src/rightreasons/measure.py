@@ -1,0 +1,148 @@
+"""Measure a model and a run: the scores before and after, the critic's, and ``metrics.json``.
+
+The one module above the studies that may see groups and ground-truth masks; whatever needs a label that is missing is None.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from rightreasons import evaluate
+from rightreasons.attribute import attribute_images
+from rightreasons.data.loading import read_all, read_batches, some_images
+from rightreasons.data.task import Task
+from rightreasons.models import model_device
+from rightreasons.pipeline import Alignment, Run, draw_baselines, segment_settings
+from rightreasons.records import GroundTruth, GroupScore, Scores
+from rightreasons.seeds import seeded
+from rightreasons.segment import smooth_heatmaps
+
+# How many test images mu_align is measured on, and how many held-out images a segment is pasted onto.
+MU_ALIGN_IMAGES = 1000
+SWAP_HOSTS = 1000
+
+
+def score(
+    model: nn.Module,
+    test_set: Dataset,
+    *,
+    truth: GroundTruth | None = None,
+    train_truth: GroundTruth | None = None,
+    run: Run | None = None,
+) -> Scores:
+    """Accuracy and entropy of ``model`` on ``test_set``; group metrics with ``truth``; the label-free proofs, and mu_align, with a ``run``.
+
+    ``train_truth`` gives the group sizes for the weighted average. What is not given makes its metrics None.
+    """
+    predictions = evaluate.predict_labels(model, read_batches(test_set))
+    counts = dict(Counter(train_truth.groups)) if train_truth is not None else None
+    scores = evaluate.score_predictions(predictions, truth, counts)
+    if run is None:
+        return scores
+    proofs = _label_free_proofs(model, run)
+    return Scores(**{**vars(scores), **proofs, "mu_align": _mu_align(model, test_set, truth, run) if truth is not None else None})
+
+
+def score_run(model: nn.Module, task: Task, run: Run) -> Scores:
+    """``score`` on a task's test split, with whatever truth the task has."""
+    return score(model, task.splits["test"], truth=task.truth.get("test"), train_truth=task.truth.get("train"), run=run)
+
+
+def read_scores(stored: dict[str, Any]) -> Scores:
+    """Scores from metrics.json."""
+    return Scores(**{**stored, "groups": {name: GroupScore(**group) for name, group in stored["groups"].items()}})
+
+
+def critic_scores(run: Run, truth: GroundTruth | None) -> dict[str, Any]:
+    """Who judged, what it cost, and how often it was right where ground-truth masks tell."""
+    agreement = None
+    if truth is not None:
+        position = {index: row for row, index in enumerate(run.selection.indices.tolist())}
+        truths = []
+        for verdict in run.verdicts:
+            row = position[verdict.index]
+            effect = run.attribution.heatmaps[row].clamp_min(0)
+            truths.append(bool(evaluate.truly_spurious(run.segmentation.segments[row], effect, truth.mask(verdict.index))[verdict.segment]))
+        agreement = evaluate.verdict_agreement([verdict.value for verdict in run.verdicts], truths)
+    backend, _, model = run.lvlm_name.partition(":")
+    return {
+        "backend": backend,
+        "model": model,
+        "simulated": run.simulated,
+        "calls": run.calls,
+        "cached": run.cached,
+        "cost_usd": 0.0 if run.simulated else None,
+        "verdict_accuracy": agreement.accuracy if agreement else None,
+        "spurious_recall": agreement.spurious_recall if agreement else None,
+        "core_recall": agreement.core_recall if agreement else None,
+        "unsure": sum(verdict.value == "unsure" for verdict in run.verdicts),
+        "spurious": sum(verdict.value == "spurious" for verdict in run.verdicts),
+        "segments": len(run.verdicts),
+    }
+
+
+def build_metrics(
+    run: Run,
+    task: Task,
+    *,
+    before: Scores,
+    after: Scores | None = None,
+    alignment: Alignment | None = None,
+    reference: dict[str, Scores] | None = None,
+    seconds: dict[str, float],
+) -> dict[str, Any]:
+    """``metrics.json``: the contract for scripts."""
+    truth = task.truth.get("train")
+    spurious = truth.spurious if truth is not None else None
+    return {
+        "task": task.name,
+        "seed": run.config.run.seed,
+        "outcome": "shortcut found" if run.found else "no shortcut found",
+        "critic": critic_scores(run, truth),
+        "selection": {
+            "strategy": run.selection.strategy,
+            "size": len(run.selection),
+            "spurious_fraction": spurious[run.selection.indices].double().mean().item() if spurious is not None else None,
+        },
+        "completeness_error": run.attribution.completeness_error.nanmedian().item(),
+        "skipped_images": len(task.skipped),
+        "before": asdict(before),
+        "after": asdict(after) if after is not None else None,
+        "alignment": asdict(alignment) if alignment is not None else None,
+        "reference": {name: asdict(scores) for name, scores in (reference or {}).items()},
+        "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
+    }
+
+
+def heatmaps_of(model: nn.Module, images: Tensor, run: Run) -> Tensor:
+    """Heatmaps under ``model`` against the run's baselines, (image, height, width), on the CPU."""
+    device = model_device(model)
+    baselines = draw_baselines(run.train, run.config).to(device)
+    return attribute_images(model, images.to(device), baselines, chunk=run.config.attribute.chunk).heatmaps.cpu()
+
+
+def _label_free_proofs(model: nn.Module, run: Run) -> dict[str, float | None]:
+    if not run.found:
+        return {"spurious_share": 0.0, "swap_flip_rate": None}
+    images = read_all(run.train, run.selection.indices)
+    smooth, _ = segment_settings(run.model, run.config.segment)
+    heatmaps = smooth_heatmaps(heatmaps_of(model, images.images, run), smooth)
+    hosts = some_images(run.validation, SWAP_HOSTS, seeded(run.config.run.seed, "swap hosts"))
+    flips = evaluate.swap_flip_rate(model, hosts, images, run.masks, seeded(run.config.run.seed, "swap donors"))
+    return {"spurious_share": evaluate.spurious_share(heatmaps, run.masks), "swap_flip_rate": flips}
+
+
+def _mu_align(model: nn.Module, test_set: Dataset, truth: GroundTruth, run: Run) -> float | None:
+    masked = [index for index in range(len(truth.groups)) if truth.mask(index) is not None]
+    if not masked:
+        return None
+    chosen = torch.randperm(len(masked), generator=seeded(run.config.run.seed, "mu_align"))[:MU_ALIGN_IMAGES].tolist()
+    batch = read_all(test_set, [masked[i] for i in chosen])
+    masks = torch.stack([mask for index in batch.indices.tolist() if (mask := truth.mask(index)) is not None])
+    return evaluate.mu_align(heatmaps_of(model, batch.images, run), masks)[0]

@@ -1,0 +1,388 @@
+"""The method, stage by stage. Read this page first.
+
+    select_images -> attribute_images -> segment_heatmaps -> render_pictures -> critique_image -> judge_critique
+    -> build_masks -> align_model
+
+``find_shortcuts`` runs the first row, ``fix_shortcuts`` the second; ``measure`` scores before and after. Each stage's result
+is saved in the run folder when it is whole, and read from there the next time: the same call on the same folder goes on where it
+stopped. Nothing here sees groups or ground-truth masks: those are for ``measure`` alone.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset, Subset
+
+from rightreasons import evaluate
+from rightreasons.align import AlignmentSet, align_model, build_alignment_set
+from rightreasons.attribute import attribute_images
+from rightreasons.config import Config, SegmentConfig, match_descriptions, parse_config
+from rightreasons.critique import critique_image
+from rightreasons.data.loading import Batch, count_images, read_all, read_batches, some_images
+from rightreasons.judge import judge_critique, read_examples
+from rightreasons.lvlm import LVLM
+from rightreasons.lvlm.ledger import Ledger
+from rightreasons.mask import build_masks, mask_segments
+from rightreasons.models import best_device, check_model, load_checkpoint, model_device, save_checkpoint
+from rightreasons.progress import Advance, Reporter, Silent
+from rightreasons.records import Attribution, ClassDescription, Critique, Pictures, Segmentation, Selection, Subject, Verdict
+from rightreasons.render import render_pictures
+from rightreasons.runs import RunFolder, write_atomically
+from rightreasons.sample import select_images
+from rightreasons.seeds import seeded
+from rightreasons.segment import segment_heatmaps
+
+T = TypeVar("T")
+# Past this median completeness error a note says so; rounding stays far below it.
+WORST_COMPLETENESS_ERROR = 1e-2
+# "auto": what won in docs/log.md. A network with convolutions has noisy heatmaps, and one without has none to smooth.
+AUTO_SMOOTH = 0.025
+AUTO_PEAK_SHARE = 0.15
+
+
+@dataclass
+class Run:
+    """A run in memory: what it works on, and what ``find_shortcuts`` found."""
+
+    folder: RunFolder
+    config: Config
+    model: nn.Module
+    descriptions: tuple[ClassDescription, ...]
+    train: Dataset
+    validation: Dataset
+    lvlm_name: str
+    simulated: bool
+    selection: Selection
+    attribution: Attribution
+    segmentation: Segmentation
+    critiques: list[Critique]
+    verdicts: list[Verdict]
+    aligned: nn.Module | None = None
+    calls: int = 0
+    cached: int = 0
+
+    @property
+    def masks(self) -> Tensor:
+        """The corrective masks, (image, height, width), with a person's verdicts first."""
+        return build_masks(self.segmentation, self.selection, self.verdicts, kind=self.config.align.mask)
+
+    @property
+    def found(self) -> bool:
+        """Whether any segment was judged spurious."""
+        return bool(self.masks.any())
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """What ``fix_shortcuts`` did: "aligned", "nothing to change" or "original kept", and validation accuracy before and after."""
+
+    outcome: str
+    validation_before: float
+    validation_after: float
+
+
+def find_shortcuts(
+    model: nn.Module,
+    train_set: Dataset,
+    descriptions: Mapping[str, str | ClassDescription],
+    *,
+    lvlm: LVLM,
+    out: str | Path,
+    validation_set: Dataset | None = None,
+    settings: Mapping[str, object] | None = None,
+    retry_unknown: bool = False,
+    reporter: Reporter | None = None,
+) -> Run:
+    """Finds what ``model`` leans on in ``train_set``, and has every piece of it judged.
+
+    Args:
+        model: maps (batch, channel, height, width) to (batch, class) logits; it is moved to the best device, and not changed.
+        train_set: any map-style dataset of (image, label); labels count from 0.
+        descriptions: an expert's words for each class, in the order of the labels.
+        lvlm: the critic and judge, from ``open_lvlm``.
+        out: the run folder; the same call on it continues where it stopped.
+        validation_set: held-out images for the harm guard; by default a tenth of ``train_set`` is kept back from fine-tuning.
+        settings: tables of the configuration, such as ``{"sample": {"size": 50}}``.
+        retry_unknown: ask again what a crash left unanswered; it may have been paid for.
+        reporter: told of progress; silent by default.
+
+    Raises RightReasonsError before any long work where an input cannot be used.
+
+    """
+    words = {name: text if isinstance(text, ClassDescription) else ClassDescription(name, text) for name, text in descriptions.items()}
+    tables = {
+        "data": {"path": type(train_set).__name__},
+        "model": {"source": type(model).__name__},
+        "classes": {name: {"description": item.description, "irrelevant": item.irrelevant} for name, item in words.items()},
+        "critic": {"lvlm": lvlm.name},
+    }
+    config = parse_config({**tables, **(settings or {})}, source="settings")
+    ordered = match_descriptions(words, tuple(words))
+    if validation_set is None:
+        train_set, validation_set = _hold_out(train_set, config.run.seed)
+    check_model(model, read_all(train_set, range(min(2, count_images(train_set)))).images, tuple(words))
+    lvlm.check()
+    folder = RunFolder(Path(out))
+    manifest = f"{type(train_set).__name__} of {count_images(train_set)}, model {hash_weights(model)}"
+    folder.start(config, manifest=manifest, root=Path.cwd())
+    return find(config, folder, model, train_set, validation_set, ordered, lvlm, retry_unknown=retry_unknown, reporter=reporter or Silent())
+
+
+def find(
+    config: Config,
+    folder: RunFolder,
+    model: nn.Module,
+    train: Dataset,
+    validation: Dataset,
+    descriptions: tuple[ClassDescription, ...],
+    lvlm: LVLM,
+    *,
+    judge: LVLM | None = None,
+    examples: Path | None = None,
+    retry_unknown: bool = False,
+    reporter: Reporter,
+) -> Run:
+    """The stages of ``find_shortcuts``, on inputs that were checked and in a run folder that was started."""
+    few_shot = read_examples(examples, seeded(config.run.seed, "few-shot"))
+    model = model.to(best_device())
+    with folder.locked():
+        selection = folder.load_selection() or _select(model, train, len(descriptions), config, folder, reporter)
+        images = read_all(train, selection.indices)
+        attribution = folder.load_attribution() or _attribute(model, train, images, config, folder, reporter)
+        segmentation = folder.load_segmentation() or _segment(model, attribution, config, folder, reporter)
+        _report_outcomes(segmentation, attribution, reporter)
+        subjects = [
+            Subject(int(index), *parts)
+            for index, *parts in zip(selection.indices, segmentation.segments, attribution.heatmaps.clamp_min(0), strict=True)
+        ]
+        judged = [row for row in range(len(selection)) if segmentation.count(row)]
+        ledger = Ledger(folder.ledger, retry_unknown=retry_unknown)
+        try:
+            pictures = _render(images, segmentation, judged, folder, reporter)
+
+            def criticise(row: int) -> tuple[Critique, list[Verdict]]:
+                count = segmentation.count(row)
+                shares = segmentation.shares[row, :count].tolist()
+                label = int(selection.labels[row])
+                critique = critique_image(
+                    lambda request: ledger.ask(lvlm, request), pictures[row], subjects[row], label=label, descriptions=descriptions, shares=shares
+                )
+                judge_model = judge or lvlm
+                verdicts = judge_critique(
+                    lambda request: ledger.ask(judge_model, request), critique, segments=count, examples=few_shot, source=judge_model.name
+                )
+                return critique, verdicts
+
+            with reporter.stage("judge") as advance:
+                results = _map_in_order(criticise, judged, workers=lvlm.concurrency, advance=advance)
+            calls, cached = ledger.count("answered"), ledger.cached
+        finally:
+            ledger.close()
+        critiques, verdicts = [critique for critique, _ in results], [verdict for _, part in results for verdict in part]
+        folder.save_critiques(critiques)
+        folder.save_verdicts(verdicts)
+        verdicts = folder.load_verdicts() or []
+    run = Run(
+        folder, config, model, descriptions, train, validation, lvlm.name, lvlm.simulated, selection, attribution, segmentation, critiques, verdicts,
+        calls=calls, cached=cached,
+    )  # fmt: skip
+    if not run.found:
+        reporter.note("no shortcut found: no segment was judged spurious")
+    return run
+
+
+def fix_shortcuts(run: Run, *, reporter: Reporter | None = None) -> nn.Module:
+    """A copy of the run's model, fine-tuned until it no longer uses what was judged spurious.
+
+    The original comes back where nothing was judged spurious, or where validation accuracy would fall by more than
+    ``align.max_accuracy_drop``; ``fix`` says which.
+    """
+    fix(run, reporter=reporter or Silent())
+    assert run.aligned is not None  # fix sets it
+    return run.aligned
+
+
+def fix(run: Run, *, reporter: Reporter, out: Path | None = None) -> Alignment:
+    """Fine-tunes into ``run.aligned``, and saves it as aligned.safetensors with the outcome in alignment.json.
+
+    The same verdicts and settings are not worked on twice; other ones start afresh.
+    """
+    folder = RunFolder(out or run.folder.path)
+    folder.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    config, seed = run.config.align, run.config.run.seed
+    described = f"{config!r} {seed} {hash_weights(run.model)} {count_images(run.train)}".encode()
+    job = hashlib.sha256(described + run.masks.numpy().tobytes()).hexdigest()[:16]
+    aligned = copy.deepcopy(run.model)
+    with folder.locked():
+        finished = folder.load_alignment(job)
+        if finished is not None:
+            load_checkpoint(aligned, folder.path / "aligned.safetensors")
+            run.aligned = aligned
+            return Alignment(**finished)
+        folder.save_masks(run.masks)
+        before = _accuracy(run.model, run.validation)
+        result = Alignment("nothing to change", before, before)
+        checkpoint = folder.path / f"aligning-{job}.pt"
+        if run.found:
+            with reporter.stage("align") as advance:
+                align_model(aligned, run.train, _alignment_set(run), config=config, seed=seed, checkpoint=checkpoint, progress=advance)
+            result = Alignment("aligned", before, _accuracy(aligned, run.validation))
+            if before - result.validation_after > config.max_accuracy_drop:
+                aligned, result = copy.deepcopy(run.model), replace(result, outcome="original kept")
+                reporter.note(
+                    f"the original model is kept: validation accuracy would fall from {before:.3f} to {result.validation_after:.3f}, more than "
+                    f"[align] max_accuracy_drop = {config.max_accuracy_drop}. Look at the verdicts in report.html"
+                )
+        write_atomically(folder.path / "aligned.safetensors", lambda part: save_checkpoint(aligned, part))
+        folder.save_alignment(job, vars(result))
+        checkpoint.unlink(missing_ok=True)
+    run.aligned = aligned
+    return result
+
+
+def hash_weights(model: nn.Module) -> str:
+    """SHA-256 over names and values of a model's weights and buffers."""
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if value.ndim else repr(value.item()).encode())
+    return digest.hexdigest()
+
+
+def draw_baselines(train: Dataset, config: Config) -> Tensor:
+    """The seeded training images against which effects are measured, (baseline, channel, height, width)."""
+    return some_images(train, config.attribute.baselines, seeded(config.run.seed, "baselines")).images
+
+
+def segment_settings(model: nn.Module, config: SegmentConfig) -> tuple[float, float]:
+    """``smooth`` and ``peak_share``, with "auto" resolved by whether the network has convolutions."""
+    noisy = any(isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) for module in model.modules())
+    smooth = (AUTO_SMOOTH if noisy else 0.0) if config.smooth == "auto" else config.smooth
+    return smooth, AUTO_PEAK_SHARE if config.peak_share == "auto" else config.peak_share
+
+
+def _select(model: nn.Module, train: Dataset, classes: int, config: Config, folder: RunFolder, reporter: Reporter) -> Selection:
+    count, wanted = count_images(train), config.sample
+    if wanted.size > count:
+        reporter.note(f"[sample] size = {wanted.size} is more than the {count} training images: all of them are inspected")
+    size = min(wanted.size, count)
+    quota = wanted.per_class if isinstance(wanted.per_class, int) else math.ceil(size / classes) if wanted.per_class == "auto" else None
+    with reporter.stage("sample") as advance:
+        selection = select_images(
+            model,
+            _counted(read_batches(train), count, advance),
+            strategy=wanted.strategy,
+            size=size,
+            quota=quota,
+            classes=classes,
+            generator=seeded(config.run.seed, "sample"),
+        )
+    folder.save_selection(selection)
+    return selection
+
+
+def _attribute(model: nn.Module, train: Dataset, images: Batch, config: Config, folder: RunFolder, reporter: Reporter) -> Attribution:
+    device = model_device(model)
+    with reporter.stage("attribute") as advance:
+        attribution = attribute_images(
+            model,
+            images.images.to(device),
+            draw_baselines(train, config).to(device),
+            chunk=config.attribute.chunk,
+            progress=advance,
+        )
+    attribution = Attribution(*(getattr(attribution, name).cpu() for name in ("heatmaps", "targets", "completeness_error")))
+    folder.save_attribution(attribution)
+    return attribution
+
+
+def _segment(model: nn.Module, attribution: Attribution, config: Config, folder: RunFolder, reporter: Reporter) -> Segmentation:
+    smooth, peak_share = segment_settings(model, config.segment)
+    with reporter.stage("segment") as advance:
+        segmentation = segment_heatmaps(
+            attribution.heatmaps,
+            components=config.segment.components,
+            smooth=smooth,
+            peak_share=peak_share,
+            generator=seeded(config.run.seed, "segment"),
+            progress=advance,
+        )
+    folder.save_segmentation(segmentation)
+    return segmentation
+
+
+def _report_outcomes(segmentation: Segmentation, attribution: Attribution, reporter: Reporter) -> None:
+    for outcome in sorted(set(segmentation.outcomes) - {"segmented"}):
+        reporter.note(f"{segmentation.outcomes.count(outcome)} of {len(segmentation.outcomes)} heatmaps have no segments ({outcome}): left out")
+    worst = attribution.completeness_error.nanmedian().item()
+    if worst > WORST_COMPLETENESS_ERROR:
+        reporter.note(f"the heatmaps' completeness error is {worst:.1%} in the median: they explain the model only in part")
+
+
+def _render(images: Batch, segmentation: Segmentation, judged: Sequence[int], folder: RunFolder, reporter: Reporter) -> dict[int, Pictures]:
+    """The pictures of each image that has segments: of a segment, the pixels that carry its effect."""
+    folder.pictures.mkdir(exist_ok=True, mode=0o700)
+    shown = torch.where(segmentation.effect, segmentation.segments, -1)
+    pictures = {}
+    with reporter.stage("render") as advance:
+        for done, row in enumerate(judged, start=1):
+            pictures[row] = render_pictures(images.images[row], shown[row])
+            for kind, content in vars(pictures[row]).items():
+                path = folder.pictures / f"{int(images.indices[row]):06d}-{kind}.png"
+                if not path.exists():
+                    write_atomically(path, lambda part, content=content: part.write_bytes(content))
+            advance(done, len(judged))
+    return pictures
+
+
+def _map_in_order(function: Callable[[int], T], rows: Sequence[int], *, workers: int, advance: Advance) -> list[T]:
+    """The results in the order of ``rows``, whatever order they finish in. The first error stops what has not started yet."""
+    with ThreadPoolExecutor(workers) as pool:
+        futures = [pool.submit(function, row) for row in rows]
+        try:
+            results = []
+            for done, future in enumerate(futures, start=1):
+                results.append(future.result())
+                advance(done, len(rows))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return results
+
+
+def _alignment_set(run: Run) -> AlignmentSet:
+    last = {(verdict.index, verdict.segment): verdict.value for verdict in run.verdicts}
+    position = {index: row for row, index in enumerate(run.selection.indices.tolist())}
+    relevant = torch.zeros(len(run.selection), run.segmentation.shares.shape[1], dtype=torch.bool)
+    for (index, segment), value in last.items():
+        relevant[position[index], segment] = value == "relevant"
+    protected = mask_segments(run.segmentation, relevant, kind="effect")
+    return build_alignment_set(run.train, run.selection.indices, masks=run.masks, protected=protected, segments=run.segmentation.segments)
+
+
+def _accuracy(model: nn.Module, dataset: Dataset) -> float:
+    return evaluate.predict_labels(model, read_batches(dataset)).correct.double().mean().item()
+
+
+def _hold_out(dataset: Dataset, seed: int) -> tuple[Dataset, Dataset]:
+    order = torch.randperm(count_images(dataset), generator=seeded(seed, "hold out")).tolist()
+    cut = max(1, len(order) // 10)
+    return Subset(dataset, sorted(order[cut:])), Subset(dataset, sorted(order[:cut]))
+
+
+def _counted(batches: Iterable[Batch], count: int, advance: Advance) -> Iterator[Batch]:
+    done = 0
+    for batch in batches:
+        yield batch
+        done += len(batch)
+        advance(done, count)

@@ -1,0 +1,77 @@
+"""Progress for people, on standard error: a bar with the time left on a terminal, one line a stage elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
+
+Advance = Callable[[int, int], None]
+
+
+class Reporter(Protocol):
+    """Told of stages and notes."""
+
+    seconds: dict[str, float]
+
+    def stage(self, name: str) -> AbstractContextManager[Advance]:
+        """A context in which the stage runs; what it gives takes (done, total)."""
+        ...
+
+    def note(self, text: str) -> None:
+        """Something that a person should know."""
+        ...
+
+
+class Silent:
+    """Remembers how long each stage took and what was noted, and shows nothing."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.notes: list[str] = []
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[Advance]:
+        """Times a stage."""
+        start = time.perf_counter()
+        yield lambda done, total: None
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def note(self, text: str) -> None:
+        """Keeps the note."""
+        self.notes.append(text)
+
+
+class Terminal(Silent):
+    """Shows a bar per stage with the time left, or plain lines where standard error is not a terminal."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        super().__init__()
+        self._console = Console(stderr=True, highlight=False)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[Advance]:
+        """Times a stage and shows how far it is."""
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        columns = (
+            TextColumn("{task.description:<12}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self._console, transient=True, disable=not self._console.is_terminal) as bar:
+            task = bar.add_task(name, total=None)
+            with super().stage(name):
+                yield lambda done, total: bar.update(task, completed=done, total=total)
+        self._console.print(f"{name:<12} {self.seconds[name]:8.1f} s")
+
+    def note(self, text: str) -> None:
+        """Shows the note."""
+        super().note(text)
+        self._console.print(f"note: {text}", markup=False, soft_wrap=True)

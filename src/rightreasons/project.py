@@ -1,0 +1,148 @@
+"""From a configuration file to what a run works on: task, model and LVLM. Everything cheap is checked here, before long work."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from rightreasons.config import Config, parse_config, read_toml
+from rightreasons.data import open_data, task_defaults
+from rightreasons.data.loading import read_all
+from rightreasons.data.task import Task
+from rightreasons.errors import ConfigError
+from rightreasons.lvlm import LVLM, open_lvlm
+from rightreasons.models import best_device, build_model, check_model, load_checkpoint, save_checkpoint
+from rightreasons.pipeline import Run, find, hash_weights
+from rightreasons.progress import Reporter
+from rightreasons.records import ClassDescription
+from rightreasons.runs import RunFolder, write_atomically
+from rightreasons.training import Recipe, train_plainly
+
+
+@dataclass(frozen=True)
+class Project:
+    """A checked configuration: ``model`` fits the data and has its checkpoint's weights, or its first ones where it is still to be trained."""
+
+    config: Config
+    root: Path
+    task: Task
+    descriptions: tuple[ClassDescription, ...]
+    model: nn.Module
+
+    @property
+    def manifest(self) -> str:
+        """What identifies data and checkpoint."""
+        checkpoint = f", model {hash_weights(self.model)}" if self.config.model.checkpoint else ""
+        return f"{self.task.manifest}{checkpoint}"
+
+
+def open_project(tables: dict[str, Any], *, source: str, root: Path) -> Project:
+    """Reads and checks everything that a configuration names but the LVLM. Paths start from ``root``.
+
+    Raises RightReasonsError for whatever cannot be used.
+    """
+    path = tables.get("data", {}).get("path") if isinstance(tables.get("data"), dict) else None
+    config = parse_config(tables, source=source, defaults=task_defaults(path) if isinstance(path, str) else {})
+    task = open_data(config.data, root=root, seed=config.run.seed)
+    descriptions = config.descriptions(task.classes)
+    model = build_model(config.model.source, classes=len(task.classes), root=root, generator_seed=config.run.seed)
+    if config.model.checkpoint:
+        load_checkpoint(model, root / config.model.checkpoint)
+    check_model(model, read_all(task.splits["train"], range(2)).images, task.classes)
+    return Project(config, root, task, descriptions, model)
+
+
+def read_project(path: Path) -> Project:
+    """The project of a configuration file; its paths start from where the file lies."""
+    return open_project(read_toml(path), source=str(path), root=path.parent)
+
+
+def find_in_project(
+    project: Project, folder: RunFolder, *, reporter: Reporter, allow_remote: tuple[str, ...] = (), retry_unknown: bool = False
+) -> Run:
+    """``find`` for a project, training its model first where it has no checkpoint."""
+    critic = project.config.critic
+    lvlms = [_open(project, spec, allow_remote) for spec in (critic.lvlm, critic.judge or critic.lvlm)]
+    for lvlm in lvlms[: 2 if critic.judge else 1]:
+        lvlm.check()
+    folder.start(project.config, manifest=project.manifest, root=project.root)
+    model = trained_model(project, folder, reporter)
+    run = find(
+        project.config,
+        folder,
+        model,
+        project.task.splits["train"],
+        project.task.splits["validation"],
+        project.descriptions,
+        lvlms[0],
+        judge=lvlms[1],
+        examples=project.root / critic.examples if critic.examples else None,
+        retry_unknown=retry_unknown,
+        reporter=reporter,
+    )
+    for path, reason in project.task.skipped.items():
+        reporter.note(f"left out {path}: {reason}")
+    return run
+
+
+def load_run(folder: RunFolder) -> tuple[Project, Run]:
+    """A run that ``find`` has finished. Raises ConfigError where it has not."""
+    config = folder.config()
+    project = open_project(
+        config.model_dump(by_alias=True, exclude_none=True), source=str(folder.path / "config.toml"), root=Path(folder.environment()["root"])
+    )
+    selection, attribution, segmentation = folder.load_selection(), folder.load_attribution(), folder.load_segmentation()
+    critiques, verdicts = folder.load_critiques(), folder.load_verdicts()
+    if selection is None or attribution is None or segmentation is None or critiques is None or verdicts is None:
+        raise ConfigError(f"{folder.path} is not finished: run `rightreasons find` with the same --out again, and it goes on where it stopped")
+    model = copy.deepcopy(project.model)
+    if not config.model.checkpoint:
+        load_checkpoint(model, folder.path / "model.safetensors")
+    critic = (folder.load_metrics() or {}).get("critic", {})
+    run = Run(
+        folder, config, model.to(best_device()), project.descriptions, project.task.splits["train"], project.task.splits["validation"],
+        lvlm_name=f"{critic['backend']}:{critic['model']}" if critic else config.critic.lvlm,
+        simulated=config.critic.lvlm.startswith("simulated:"),
+        selection=selection, attribution=attribution, segmentation=segmentation, critiques=critiques, verdicts=verdicts,
+        calls=critic.get("calls", 0), cached=critic.get("cached", 0),
+    )  # fmt: skip
+    aligned = folder.path / "aligned.safetensors"
+    if aligned.exists():
+        run.aligned = copy.deepcopy(run.model)
+        load_checkpoint(run.aligned, aligned)
+    return project, run
+
+
+def trained_model(project: Project, folder: RunFolder, reporter: Reporter) -> nn.Module:
+    """The checkpoint's model, or one trained on the training split and kept as model.safetensors in the run folder."""
+    model = copy.deepcopy(project.model).to(best_device())
+    settings, kept = project.config.model, folder.path / "model.safetensors"
+    if settings.checkpoint:
+        return model
+    if kept.exists():
+        load_checkpoint(model, kept)
+        return model
+    partial = folder.path / "training.pt"
+    with folder.locked(), reporter.stage("train") as advance:
+        train_plainly(
+            model,
+            project.task.splits["train"],
+            recipe=Recipe(settings.epochs, settings.learning_rate),
+            batch_size=settings.batch_size,
+            seed=project.config.run.seed,
+            checkpoint=partial,
+            progress=advance,
+        )
+    write_atomically(kept, lambda part: save_checkpoint(model, part))
+    partial.unlink(missing_ok=True)
+    return model
+
+
+def _open(project: Project, spec: str, allow_remote: tuple[str, ...]) -> LVLM:
+    critic = project.config.critic
+    truth = project.task.truth.get("train")
+    return open_lvlm(spec, base_url=critic.base_url, allow_remote=allow_remote, truth=truth, seed=project.config.run.seed)

@@ -1,0 +1,16 @@
+"""The prompts, as text files beside this one; a change of a file changes every request's key."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from string import Template
+
+
+def fill_prompt(name: str, **values: str) -> str:
+    """The prompt ``name`` with its ``$placeholders`` filled; dollar signs in values stay as they are."""
+    return Template(read_prompt(f"{name}.txt")).substitute(values)
+
+
+def read_prompt(filename: str) -> str:
+    """A packaged prompt file as text."""
+    return files(__package__).joinpath(filename).read_text(encoding="utf-8")

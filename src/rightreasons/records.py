@@ -1,0 +1,160 @@
+"""The frozen records that pass between stages, and what their axes are called.
+
+Axes: image, channel, height, width, class_, baseline, segment. Images are float tensors in 0 to 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+Value = Literal["spurious", "relevant", "unsure"]
+Outcome = Literal["segmented", "no-positive-effect", "constant", "not-finite"]
+
+
+@dataclass(frozen=True)
+class ClassDescription:
+    """An expert's words on one class: what matters, what does not; either may be empty, not both."""
+
+    name: str
+    description: str = ""
+    irrelevant: str = ""
+
+
+@dataclass(frozen=True)
+class GroundTruth:
+    """What nobody has in practice: who carries the shortcut and where. For evaluate, the simulated critic and declared baselines alone.
+
+    ``groups`` names the group of each image, by dataset index; ``mask`` gives the shortcut's pixels of one image,
+    or None where it has no mask.
+    """
+
+    groups: Sequence[str]
+    mask: Callable[[int], Bool[Tensor, "height width"] | None]
+    spurious: Bool[Tensor, " image"] | None = None
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which training images to inspect: dataset indices, their labels and output entropies in nats, most wanted first."""
+
+    strategy: str
+    indices: Int[Tensor, " image"]
+    labels: Int[Tensor, " image"]
+    entropy: Float[Tensor, " image"]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """Signed effect of each pixel on the target logit, and how far each heatmap's sum is from the output difference."""
+
+    heatmaps: Float[Tensor, "image height width"]
+    targets: Int[Tensor, " image"]
+    completeness_error: Float[Tensor, " image"]
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """The positive effect of each heatmap, cut into segments 0, 1, ...
+
+    ``segments`` partitions the pixels of every image whose outcome is "segmented" (-1 everywhere in the others);
+    ``effect`` marks the pixels that carry a segment's effect: those above a share of the segment's peak;
+    ``shares`` is each segment's part of the positive effect (0 where the image has fewer segments).
+    """
+
+    segments: Int[Tensor, "image height width"]
+    effect: Bool[Tensor, "image height width"]
+    shares: Float[Tensor, "image segment"]
+    outcomes: tuple[Outcome, ...]
+
+    def count(self, image: int) -> int:
+        """How many segments an image has."""
+        return int((self.shares[image] > 0).sum())
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a picture shows, as tensors: for a simulated critic alone. Never part of a request's body or key."""
+
+    index: int
+    segments: Int[Tensor, "height width"]
+    positive_effect: Float[Tensor, "height width"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question to an LVLM: text and PNG pictures in order, and the JSON schema of the answer where one is wanted."""
+
+    role: Literal["critic", "judge"]
+    parts: tuple[str | bytes, ...]
+    schema: Mapping[str, object] | None = None
+    max_tokens: int = 2048
+    subject: Subject | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back, as text. ``problem`` says why there is none; ``cached`` that it had been answered before."""
+
+    text: str
+    problem: str | None = None
+    cached: bool = False
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What the critic sees of one image, as PNG bytes."""
+
+    clean: bytes
+    contours: bytes
+    map: bytes
+
+
+@dataclass(frozen=True)
+class Critique:
+    """The critic's reasoning on one image. ``text`` is empty where the critic gave no usable answer, and ``problem`` says why."""
+
+    index: int
+    text: str
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One segment judged. ``segment`` counts from 0; people and prompts see ``S1`` for 0."""
+
+    index: int
+    segment: int
+    value: Value
+    source: str
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class GroupScore:
+    """Accuracy over the images of one group, and how many there are."""
+
+    accuracy: float
+    count: int
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Every metric of docs/method.md, section 7; None where a label that it needs is missing."""
+
+    accuracy: float
+    mean_entropy: float
+    spurious_share: float | None = None
+    swap_flip_rate: float | None = None
+    worst_group_accuracy: float | None = None
+    average_group_accuracy: float | None = None
+    weighted_group_accuracy: float | None = None
+    mu_align: float | None = None
+    groups: Mapping[str, GroupScore] = field(default_factory=dict)

@@ -1,0 +1,142 @@
+"""The pictures that a critic is shown: the clean image, the image with outlined segments, and the segments alone.
+
+PNG, at least 512 pixels, enlarged without smoothing. Outlines are two to three pixels wide with a white edge and leave the image
+inside them free. Segments are called S1, S2, ...: bare digits would collide with MNIST, letters with X-ray tags.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from rightreasons.records import Pictures
+
+SIDE = 512
+MARGIN = 44
+FONT_SIZE = 22
+OUTLINE = 3
+EDGE = 2
+# Told apart by people with the common kinds of colour blindness (after Okabe and Ito 2008); prompts never name them.
+COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (213, 94, 0), (0, 114, 178), (204, 121, 167), (240, 228, 66), (148, 85, 211))
+_PAPER = (255, 255, 255)
+_EMPTY = (60, 60, 60)
+
+
+@dataclass(frozen=True)
+class _Label:
+    text: str
+    anchor: tuple[int, int]
+    inside: bool
+    colour: tuple[int, int, int]
+
+
+def render_pictures(image: Float[Tensor, "channel height width"], segments: Int[Tensor, "height width"]) -> Pictures:
+    """``segments`` counts from 0, with -1 where there is none. Images outside 0 to 1 are stretched to fit."""
+    factor = max(1, math.ceil(SIDE / min(segments.shape)))
+    clean = _enlarge(_to_bytes(image), factor)
+    labels = _enlarge(segments.numpy().astype(np.int16), factor)
+    tags = _place_labels(segments, factor)
+    outlined = _annotate(_draw_outlines(clean, labels), tags)
+    colours = np.array([*(COLOURS[i % len(COLOURS)] for i in range(int(segments.max()) + 1)), _EMPTY], dtype=np.uint8)
+    return Pictures(_png(Image.fromarray(clean)), _png(outlined), _png(_annotate(colours[labels], tags)))
+
+
+def _to_bytes(image: Float[Tensor, "channel height width"]) -> np.ndarray:
+    """(height, width, 3) in 0 to 255; one channel becomes grey, more than three show their first three."""
+    low, high = image.min(), image.max()
+    if low < 0 or high > 1:
+        image = (image - low) / (high - low).clamp_min(1e-12)
+    shown = image[:3] if image.shape[0] >= 3 else image[:1].expand(3, -1, -1)
+    return (shown * 255).round().byte().permute(1, 2, 0).contiguous().numpy()
+
+
+def _enlarge(pixels: np.ndarray, factor: int) -> np.ndarray:
+    return pixels.repeat(factor, 0).repeat(factor, 1)
+
+
+def _draw_outlines(clean: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Each segment's own rim in its colour, with white beside it on the inside and on pixels of no segment."""
+    picture = clean.copy()
+    distance = _distance_to_other(labels, OUTLINE + EDGE)
+    inside = labels >= 0
+    palette = np.array(COLOURS, dtype=np.uint8)
+    rim, edge = inside & (distance <= OUTLINE), (inside & (distance > OUTLINE) & (distance <= OUTLINE + EDGE)) | (~inside & (distance <= EDGE))
+    picture[edge] = _PAPER
+    picture[rim] = palette[labels[rim] % len(COLOURS)]
+    return picture
+
+
+def _distance_to_other(labels: np.ndarray, reach: int) -> np.ndarray:
+    """How many pixels, along rows or columns, to the nearest pixel of another label; reach + 1 where it is farther."""
+    distance = np.full(labels.shape, reach + 1, dtype=np.int16)
+    for step in range(reach, 0, -1):
+        for axis in (0, 1):
+            ahead = tuple(slice(step, None) if a == axis else slice(None) for a in (0, 1))
+            behind = tuple(slice(None, -step) if a == axis else slice(None) for a in (0, 1))
+            differs = labels[ahead] != labels[behind]
+            distance[ahead][differs] = step
+            distance[behind][differs] = step
+    return distance
+
+
+def _place_labels(segments: Int[Tensor, "height width"], factor: int) -> list[_Label]:
+    """At the point of each segment that is farthest from its border; outside, with a line to it, where the label would not fit."""
+    tags = []
+    for segment in range(int(segments.max()) + 1):
+        mask = segments == segment
+        if not mask.any():
+            continue
+        depth = _depth(mask)
+        row, column = divmod(int(depth.argmax()), mask.shape[1])
+        room = (2 * float(depth.max()) - 1) * factor
+        anchor = (round((column + 0.5) * factor), round((row + 0.5) * factor))
+        tags.append(_Label(f"S{segment + 1}", anchor, room >= 2.2 * FONT_SIZE, COLOURS[segment % len(COLOURS)]))
+    return tags
+
+
+def _depth(mask: Tensor) -> Float[Tensor, "height width"]:
+    """How often a mask can be eroded by one pixel before a pixel of it is gone."""
+    left = F.pad(mask.float(), (1, 1, 1, 1))[None, None]
+    depth = torch.zeros_like(left)
+    while left.any():
+        depth += left
+        left = -F.max_pool2d(-left, 3, 1, 1)
+    return depth[0, 0, 1:-1, 1:-1]
+
+
+def _annotate(pixels: np.ndarray, tags: list[_Label]) -> Image.Image:
+    """The picture in a white margin, with its labels; those that do not fit stand in the margin beside it."""
+    height, width = pixels.shape[:2]
+    sheet = Image.new("RGB", (width + 2 * MARGIN, height + 2 * MARGIN), _PAPER)
+    sheet.paste(Image.fromarray(pixels), (MARGIN, MARGIN))
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(FONT_SIZE)
+    taken: dict[bool, list[float]] = {True: [], False: []}
+    for tag in sorted(tags, key=lambda tag: tag.anchor[1]):
+        x, y = tag.anchor[0] + MARGIN, tag.anchor[1] + MARGIN
+        if not tag.inside:
+            left = tag.anchor[0] < width / 2
+            row = max([y, *(used + FONT_SIZE + 4 for used in taken[left])])
+            row = min(row, height + 2 * MARGIN - FONT_SIZE)
+            taken[left].append(row)
+            spot = (MARGIN / 2 if left else width + 1.5 * MARGIN, row)
+            draw.line([spot, (x, y)], fill=_PAPER, width=4)
+            draw.line([spot, (x, y)], fill=(0, 0, 0), width=2)
+            x, y = spot
+        draw.text((x, y), tag.text, fill=(0, 0, 0), font=font, anchor="mm", stroke_width=3, stroke_fill=_PAPER)
+    return sheet
+
+
+def _png(image: Image.Image) -> bytes:
+    """Encoded anew from pixels alone, so that no metadata can come along."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()

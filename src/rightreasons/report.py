@@ -1,0 +1,142 @@
+"""report.html: one self-contained page. For each inspected image the picture, heatmaps, segments, critique and verdicts; scores on top."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import jinja2
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from rightreasons.critique import describe_positions
+from rightreasons.pipeline import Run
+from rightreasons.runs import RunFolder, write_text
+
+# Above this the page would be too heavy to open; the run folder has the rest.
+MOST_CARDS = 200
+_COLUMNS = (
+    ("accuracy", "Accuracy", "of all test images"),
+    ("worst_group_accuracy", "Worst group", "accuracy of the group that fares worst"),
+    ("average_group_accuracy", "Average group", "mean over groups"),
+    ("weighted_group_accuracy", "Weighted average", "groups weighted as in training"),
+    ("mu_align", "mu_align", "share of the attribution outside the shortcut; 1 is best"),
+    ("spurious_share", "Spurious share", "of the positive effect, on segments judged spurious; 0 is best"),
+    ("swap_flip_rate", "Swap flip rate", "how often pasting such a segment in changes the answer; 0 is best"),
+    ("mean_entropy", "Mean entropy", "of the output, in nats"),
+)
+
+
+@dataclass(frozen=True)
+class _SegmentRow:
+    name: str
+    position: str
+    share: float
+    verdict: str
+    source: str
+    problem: str | None
+    words: str
+
+
+@dataclass(frozen=True)
+class _Card:
+    index: int
+    label: str
+    predicted: str
+    clean: str
+    contours: str
+    before: str
+    after: str | None
+    critique: str
+    problem: str | None
+    rows: list[_SegmentRow]
+
+
+def write_report(run: Run, metrics: dict[str, Any], images: Tensor, after: Float[Tensor, "image height width"] | None, folder: RunFolder) -> None:
+    """Writes report.html. ``images`` are the inspected ones; ``after`` their heatmaps under the aligned model, once there is one."""
+    environment = jinja2.Environment(loader=jinja2.PackageLoader("rightreasons", "."), autoescape=True, undefined=jinja2.StrictUndefined)
+    cards = [_card(run, row, images[row], None if after is None else after[row]) for row in _most_telling(run)[:MOST_CARDS]]
+    page = environment.get_template("report.html.jinja").render(
+        metrics=metrics,
+        columns=[column for column in _COLUMNS if any(_scores(metrics, name).get(column[0]) is not None for name in _models(metrics))],
+        models=[(name, _scores(metrics, name)) for name in _models(metrics)],
+        cards=cards,
+        inspected=len(run.selection),
+        descriptions=run.descriptions,
+        outcomes={outcome: run.segmentation.outcomes.count(outcome) for outcome in sorted(set(run.segmentation.outcomes))},
+    )
+    write_text(folder.path / "report.html", page)
+
+
+def _models(metrics: dict[str, Any]) -> list[str]:
+    return ["before", *(["after"] if metrics["after"] else []), *metrics["reference"]]
+
+
+def _scores(metrics: dict[str, Any], name: str) -> dict[str, Any]:
+    return metrics[name] if name in ("before", "after") else metrics["reference"][name]
+
+
+def _most_telling(run: Run) -> list[int]:
+    """Rows with segments, those with the most spurious effect first."""
+    masks = run.masks
+    positive = run.attribution.heatmaps.clamp_min(0)
+    share = (positive * masks).sum((1, 2)) / positive.sum((1, 2)).clamp_min(1e-12)
+    return [row for row in share.argsort(descending=True, stable=True).tolist() if run.segmentation.count(row)]
+
+
+def _card(run: Run, row: int, image: Tensor, after: Tensor | None) -> _Card:
+    index = int(run.selection.indices[row])
+    critique = next(critique for critique in run.critiques if critique.index == index)
+    verdicts = {verdict.segment: verdict for verdict in sorted((v for v in run.verdicts if v.index == index), key=lambda v: v.source == "human")}
+    paragraphs = _paragraphs(critique.text)
+    positions = describe_positions(torch.where(run.segmentation.effect[row], run.segmentation.segments[row], -1))
+    rows = [
+        _SegmentRow(
+            f"S{segment + 1}",
+            positions[segment] if segment < len(positions) else "",
+            float(run.segmentation.shares[row, segment]),
+            verdicts[segment].value,
+            verdicts[segment].source,
+            verdicts[segment].problem,
+            paragraphs.get(f"S{segment + 1}", ""),
+        )
+        for segment in range(run.segmentation.count(row))
+    ]
+    scale = run.attribution.heatmaps[row].abs().max().clamp_min(1e-12)
+    return _Card(
+        index,
+        run.descriptions[int(run.selection.labels[row])].name,
+        run.descriptions[int(run.attribution.targets[row])].name,
+        _data_url((run.folder.pictures / f"{index:06d}-clean.png").read_bytes()),
+        _data_url((run.folder.pictures / f"{index:06d}-contours.png").read_bytes()),
+        _heatmap_url(run.attribution.heatmaps[row] / scale),
+        None if after is None else _heatmap_url(after / scale),
+        critique.text,
+        critique.problem,
+        rows,
+    )
+
+
+def _paragraphs(critique: str) -> dict[str, str]:
+    """The critique's words on each segment: the last paragraph that starts with its ID."""
+    return {name: words.strip() for name, words in re.findall(r"^\W*(S\d+)\W+(.*(?:\n(?!\W*S\d+\b|\s*\n).*)*)", critique, re.MULTILINE)}
+
+
+def _heatmap_url(heatmap: Float[Tensor, "height width"]) -> str:
+    """Red where the effect is positive, blue where it is negative, white where there is none; 1 is the scale's end."""
+    strength = heatmap.clamp(-1, 1).numpy()
+    fade = 1 - np.abs(strength)
+    pixels = np.stack([np.where(strength > 0, 1, fade), fade, np.where(strength < 0, 1, fade)], -1)
+    buffer = io.BytesIO()
+    Image.fromarray((pixels * 255).astype(np.uint8)).save(buffer, "PNG")
+    return _data_url(buffer.getvalue())
+
+
+def _data_url(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"

@@ -1,0 +1,212 @@
+"""A run folder: every stage's result, written whole or not at all, and read back in place of being made again."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import platform
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from rightreasons.config import Config, describe_difference, read_config
+from rightreasons.errors import ConfigError
+from rightreasons.models import best_device
+from rightreasons.records import Attribution, Critique, Outcome, Segmentation, Selection, Verdict
+
+_OUTCOMES: tuple[Outcome, ...] = ("segmented", "no-positive-effect", "constant", "not-finite")
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """``write`` fills a temporary name beside ``path``, which then takes its place: a reader sees the old file or the new one."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    write(part)
+    with part.open("rb") as written:
+        os.fsync(written.fileno())
+    part.replace(path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """A text file, written atomically."""
+    write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+class RunFolder:
+    """The files of one run, by stage. ``None`` from a ``load_*`` means that the stage has not finished yet."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def pictures(self) -> Path:
+        """What the critic saw, one PNG a picture."""
+        return self.path / "pictures"
+
+    @property
+    def ledger(self) -> Path:
+        """Every attempt at an LVLM request."""
+        return self.path / "lvlm.sqlite"
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Raises ConfigError where another process is working on this folder."""
+        with (self.path / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ConfigError(f"another process is working on {self.path}: wait for it, or choose another --out") from error
+            yield
+
+    def start(self, config: Config, *, manifest: str, root: Path) -> None:
+        """Make the folder, or go on in one that was made with an equal configuration. ``manifest`` identifies data and model.
+
+        Raises ConfigError where it was made with another configuration, or from other data, or is somebody else's folder.
+        """
+        if not (self.path / "config.toml").exists():
+            # A kill while the folder was being made leaves these behind, and nothing else.
+            foreign = (
+                [path for path in self.path.iterdir() if path.name != "environment.json" and not path.name.startswith(".")]
+                if self.path.is_dir()
+                else []
+            )
+            if foreign:
+                raise ConfigError(f"{self.path} is not empty and not a run folder: choose another --out")
+            try:
+                self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+            except OSError as error:
+                raise ConfigError(f"cannot make the run folder {self.path}: {error.strerror}") from error
+            environment = {
+                "rightreasons": version("rightreasons"),
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "device": str(best_device()),
+                "seed": config.run.seed,
+                "data": manifest,
+                "root": str(root.resolve()),
+            }
+            write_text(self.path / "environment.json", json.dumps(environment, indent=2) + "\n")
+            write_text(self.path / "config.toml", config.to_toml())
+            return
+        difference = describe_difference(self.config(), config)
+        if difference:
+            raise ConfigError(f"{self.path} was made with another configuration: {difference}. Choose another --out, or delete that folder")
+        if self.environment()["data"] != manifest:
+            raise ConfigError(
+                f"{self.path} was made from other data or another checkpoint: files changed since. Choose another --out, or delete that folder"
+            )
+
+    def environment(self) -> dict[str, Any]:
+        """environment.json: versions, device, seed, what data, and the folder that paths in the configuration start from."""
+        return json.loads((self.path / "environment.json").read_text(encoding="utf-8"))
+
+    def config(self) -> Config:
+        """The resolved configuration. Raises ConfigError where this is not a run folder."""
+        if not (self.path / "config.toml").exists():
+            raise ConfigError(f"{self.path} is not a run folder (it has no config.toml): make one with `rightreasons find CONFIG --out {self.path}`")
+        return read_config(self.path / "config.toml")
+
+    def save_selection(self, selection: Selection) -> None:
+        """selection.json."""
+        columns = {"indices": selection.indices, "labels": selection.labels, "entropy": selection.entropy}
+        write_text(
+            self.path / "selection.json", json.dumps({"strategy": selection.strategy} | {key: value.tolist() for key, value in columns.items()})
+        )
+
+    def load_selection(self) -> Selection | None:
+        """selection.json, read back."""
+        stored = self._read_json("selection.json")
+        if stored is None:
+            return None
+        return Selection(stored["strategy"], torch.tensor(stored["indices"]), torch.tensor(stored["labels"]), torch.tensor(stored["entropy"]))
+
+    def save_attribution(self, attribution: Attribution, name: str = "heatmaps") -> None:
+        """heatmaps.safetensors."""
+        self._save_tensors(name, asdict(attribution))
+
+    def load_attribution(self, name: str = "heatmaps") -> Attribution | None:
+        """heatmaps.safetensors, read back."""
+        tensors = self._load_tensors(name)
+        return None if tensors is None else Attribution(**tensors)
+
+    def save_segmentation(self, segmentation: Segmentation) -> None:
+        """segments.safetensors."""
+        outcomes = torch.tensor([_OUTCOMES.index(outcome) for outcome in segmentation.outcomes], dtype=torch.uint8)
+        tensors = {
+            "segments": segmentation.segments.to(torch.int8),
+            "effect": segmentation.effect,
+            "shares": segmentation.shares,
+            "outcomes": outcomes,
+        }
+        self._save_tensors("segments", tensors)
+
+    def load_segmentation(self) -> Segmentation | None:
+        """segments.safetensors, read back."""
+        tensors = self._load_tensors("segments")
+        if tensors is None:
+            return None
+        outcomes = tuple(_OUTCOMES[code] for code in tensors["outcomes"].tolist())
+        return Segmentation(tensors["segments"].long(), tensors["effect"], tensors["shares"], outcomes)
+
+    def save_critiques(self, critiques: list[Critique]) -> None:
+        """critiques.jsonl, one line an image."""
+        write_text(self.path / "critiques.jsonl", "".join(json.dumps(asdict(critique), ensure_ascii=False) + "\n" for critique in critiques))
+
+    def load_critiques(self) -> list[Critique] | None:
+        """critiques.jsonl, read back."""
+        lines = self._read_lines("critiques.jsonl")
+        return None if lines is None else [Critique(**line) for line in lines]
+
+    def save_verdicts(self, verdicts: list[Verdict]) -> None:
+        """verdicts.jsonl, one line a segment. A person's verdicts are kept, behind the new ones."""
+        human = [verdict for verdict in self.load_verdicts() or [] if verdict.source == "human"]
+        write_text(self.path / "verdicts.jsonl", "".join(json.dumps(asdict(verdict), ensure_ascii=False) + "\n" for verdict in [*verdicts, *human]))
+
+    def load_verdicts(self) -> list[Verdict] | None:
+        """verdicts.jsonl, read back, in the order in which verdicts were given."""
+        lines = self._read_lines("verdicts.jsonl")
+        return None if lines is None else [Verdict(**line) for line in lines]
+
+    def save_masks(self, masks: Tensor) -> None:
+        """masks.safetensors."""
+        self._save_tensors("masks", {"masks": masks})
+
+    def save_alignment(self, job: str, result: dict[str, Any]) -> None:
+        """alignment.json: what fine-tuning came to, and for which verdicts and settings."""
+        write_text(self.path / "alignment.json", json.dumps({"job": job, "result": result}, indent=2) + "\n")
+
+    def load_alignment(self, job: str) -> dict[str, Any] | None:
+        """alignment.json, read back where it is of this ``job``."""
+        stored = self._read_json("alignment.json")
+        return stored["result"] if stored is not None and stored["job"] == job else None
+
+    def load_metrics(self) -> dict[str, Any] | None:
+        """metrics.json, read back."""
+        return self._read_json("metrics.json")
+
+    def save_metrics(self, metrics: dict[str, Any]) -> None:
+        """metrics.json."""
+        write_text(self.path / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+
+    def _save_tensors(self, name: str, tensors: dict[str, Tensor]) -> None:
+        contiguous = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+        write_atomically(self.path / f"{name}.safetensors", lambda part: safetensors.torch.save_file(contiguous, part))
+
+    def _load_tensors(self, name: str) -> dict[str, Tensor] | None:
+        path = self.path / f"{name}.safetensors"
+        return safetensors.torch.load_file(path) if path.exists() else None
+
+    def _read_json(self, name: str) -> dict[str, Any] | None:
+        path = self.path / name
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    def _read_lines(self, name: str) -> list[dict[str, Any]] | None:
+        path = self.path / name
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()] if path.exists() else None
