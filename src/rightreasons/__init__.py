@@ -7,11 +7,31 @@
 ``pipeline`` has the stages in order and is the page to read first.
 """
 
-from rightreasons.errors import RightReasonsError
-from rightreasons.lvlm import open_lvlm
-from rightreasons.measure import score
-from rightreasons.pipeline import Run, find_shortcuts, fix_shortcuts
-from rightreasons.records import ClassDescription, GroundTruth, Scores, Verdict
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rightreasons.errors import RightReasonsError
+    from rightreasons.lvlm import open_lvlm
+    from rightreasons.measure import score
+    from rightreasons.pipeline import Run, find_shortcuts, fix_shortcuts
+    from rightreasons.records import ClassDescription, GroundTruth, Scores, Verdict
+
+# Imported when asked for: the command line starts without torch, and can set what torch reads as it loads.
+_HOMES = {
+    "ClassDescription": "records",
+    "GroundTruth": "records",
+    "RightReasonsError": "errors",
+    "Run": "pipeline",
+    "Scores": "records",
+    "Verdict": "records",
+    "find_shortcuts": "pipeline",
+    "fix_shortcuts": "pipeline",
+    "open_lvlm": "lvlm",
+    "score": "measure",
+}
 
 __all__ = [
     "ClassDescription",
@@ -25,3 +45,9 @@ __all__ = [
     "open_lvlm",
     "score",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'rightreasons' has no attribute {name!r}")
+    return getattr(import_module(f"rightreasons.{_HOMES[name]}"), name)

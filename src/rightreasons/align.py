@@ -3,8 +3,8 @@
 Terms (docs/method.md, section 6):
 
 - ``swap``     pastes spurious segments onto ordinary training images, labels kept: the shortcut stops predicting anything.
-- ``penalty``  on the effect of spurious pixels. ``effect`` is finite: how much the logits move when a spurious segment is pasted in,
-               as a share of their variance. ``jacobian`` and ``log_prob_sum`` (the published loss) are gradients inside the mask.
+- ``penalty``  on the effect of spurious pixels. ``effect`` is finite: how far the logits move when a spurious segment is pasted in,
+               against their standard deviation. ``jacobian`` and ``log_prob_sum`` (the published loss) are gradients inside the mask.
 
 Alignment samples fill a fixed share of every batch, drawn with replacement. Gradients of gradients are taken on them alone, and
 only where a gradient penalty is chosen. BatchNorm statistics stay as they are.
@@ -32,8 +32,12 @@ from rightreasons.training import Recipe, train_model
 
 # Of the ordinary images of a batch, those that get a segment pasted in.
 PASTED_SHARE = 0.5
-# The effect penalty is a share of the logits' variance, so one weight does for all models and scales.
-EFFECT_WEIGHT = 10.0
+# Of the pasted segments, those that keep their own pixels.
+OWN_PIXELS_SHARE = 0.5
+# The effect penalty is measured in standard deviations of the logits, so one weight does for all models and scales.
+EFFECT_WEIGHT = 1.0
+# Keeps the root differentiable where a swap changes nothing.
+SMALLEST_EFFECT = 1e-6
 
 
 @dataclass(frozen=True)
@@ -132,6 +136,7 @@ class AlignLoss:
         self.weight = cross_entropy / penalty if penalty > 0 else 1.0
 
     def __call__(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        """The loss of one batch."""
         cross_entropy, penalty = self.terms(batch, generator)
         return cross_entropy + self.weight * penalty
 
@@ -149,7 +154,8 @@ class AlignLoss:
         logits = self.model(torch.cat([images, others]).to(device))
         cross_entropy = F.cross_entropy(logits[: len(images)], batch.labels.to(device))
         if wants_effect:
-            return cross_entropy, effect_penalty(logits[:pasted_count], logits[len(images) :])
+            first, second = logits[:pasted_count], logits[len(images) :]
+            return cross_entropy, effect_penalty(second, first) if self.swaps else effect_penalty(first, second)
         if self.penalty in _GRADIENT_PENALTIES:
             rows = -1 - batch.indices[ordinary:]
             masks = self.alignment.masks[rows].to(device)
@@ -171,21 +177,38 @@ def paste_segments(
     relevant: Bool[Tensor, "image height width"],
     generator: torch.Generator,
 ) -> Float[Tensor, "image channel height width"]:
-    """Each image with one spurious segment of a random alignment image in its place, but never over ``relevant`` pixels."""
+    """Each image with one spurious segment of a random alignment image in its place, but never over ``relevant`` pixels.
+
+    Half of the pasted segments keep their own pixels. The other half get pixels of alignment images from anywhere: a model that ignored
+    the shortcuts it has seen, and no others, would still read a new one in that place.
+    """
     if len(images) == 0:
         return images
     chosen = torch.randint(len(alignment.segments), (len(images),), generator=generator)
     where = alignment.segments[chosen] & ~relevant
-    return torch.where(where[:, None], alignment.batch.images[alignment.owners[chosen]], images)
+    own = alignment.batch.images[alignment.owners[chosen]]
+    shuffled = _shuffled_pixels(alignment.batch.images, len(images), generator)
+    keeps = torch.rand(len(images), generator=generator) < OWN_PIXELS_SHARE
+    return torch.where(where[:, None], torch.where(keeps[:, None, None, None], own, shuffled), images)
+
+
+def _shuffled_pixels(images: Float[Tensor, "image channel height width"], count: int, generator: torch.Generator) -> Tensor:
+    """Pictures whose every pixel comes from a random place of a random image, all channels together."""
+    total, channels, height, width = images.shape
+    rows = torch.randint(total, (count, height * width), generator=generator)
+    places = torch.randint(height * width, (count, height * width), generator=generator)
+    return images.flatten(2)[rows, :, places].transpose(1, 2).reshape(count, channels, height, width)
 
 
 def effect_penalty(before: Float[Tensor, "image class_"], after: Float[Tensor, "image class_"]) -> Tensor:
-    """E |f(x) - f(x')|^2 / (2 Var f), x' being x with a spurious segment exchanged (eq. 10).
+    """E |f(x) - f(x')| / (sqrt(2) sigma), x' being x with a spurious segment exchanged and sigma^2 the variance of f (eq. 10).
 
-    The total Sobol index of those pixels in Jansen's form (1999): 0 where the model does not use them, 1 where it uses nothing else.
+    The square inside the mean would be the total Sobol index of those pixels (Jansen 1999): 0 where the model does not use them, near 1 where it
+    uses nothing else. The root keeps pulling as the effect gets small, and so takes it to zero, as a lasso does.
     """
-    variance = torch.cat([before, after]).detach().var(0, correction=0).sum()
-    return (before - after).square().sum(1).mean() / (2 * variance.clamp_min(1e-12))
+    variance = before.detach().var(0, correction=0).sum().clamp_min(SMALLEST_EFFECT)
+    index = (before - after).square().sum(1) / (2 * variance)
+    return (index + SMALLEST_EFFECT).sqrt().mean()
 
 
 def jacobian_penalty(

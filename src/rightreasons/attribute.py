@@ -256,7 +256,7 @@ class _Rescale(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:  # noqa: ANN401
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:  # noqa: ANN401  # pyright: ignore[reportIncompatibleMethodOverride] -- torch declares *grad_outputs
         z, out = ctx.saved_tensors
         delta_in = z - ctx.call.baseline_in[ctx.tape.baseline]
         delta_out = out - ctx.call.baseline_out[ctx.tape.baseline]
@@ -282,7 +282,7 @@ class _RescaleMaxPool(torch.autograd.Function):
         return out.clone()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:  # noqa: ANN401
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:  # noqa: ANN401  # pyright: ignore[reportIncompatibleMethodOverride] -- torch declares *grad_outputs
         z, out, argmax = ctx.saved_tensors
         call, index = ctx.call, ctx.tape.baseline
         delta_out = out - call.baseline_out[index]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import statistics
 import tomllib
@@ -12,12 +13,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from rightreasons.baselines import Bench, Method, fine_tune_only, ground_truth_masks, ours, without_shortcut
 from rightreasons.config import merge_tables
 from rightreasons.errors import ConfigError
-from rightreasons.measure import critic_scores, score_run
+from rightreasons.measure import critic_scores, score_run, spurious_fraction
 from rightreasons.pipeline import Run
 from rightreasons.progress import Reporter
 from rightreasons.project import Project, find_in_project, open_project
@@ -44,22 +43,21 @@ _METHODS = {
     "ground-truth-masks": _Entry(ground_truth_masks.train, "masks"),
     "without-shortcut": _Entry(without_shortcut.train, "none"),
 }
-# Those whose result depends on what the critic said.
-_JUDGED = ("ours", "ours-published-loss")
 
 
 @dataclass(frozen=True)
 class Study:
-    """A table's methods, and the configuration that all of them share."""
+    """A table's rows, and the configuration that all of them share. An arm is ours with some settings changed."""
 
     name: str
     methods: tuple[str, ...]
+    arms: dict[str, dict[str, Any]]
     tables: dict[str, Any]
     root: Path
 
 
 def open_study(name: str, *, critic: str | None = None) -> Study:
-    """A packaged study by name, or one from a TOML file with ``methods`` and a table ``[config]``; ``critic`` replaces its LVLM."""
+    """A packaged study by name, or one from a TOML file with ``methods``, ``[config]`` and ``[arms]``; ``critic`` replaces its LVLM."""
     path = Path(name)
     packaged = sorted(entry.name.removesuffix(".toml") for entry in files("rightreasons.studies").iterdir() if entry.name.endswith(".toml"))
     if path.suffix == ".toml" and path.exists():
@@ -68,20 +66,22 @@ def open_study(name: str, *, critic: str | None = None) -> Study:
         text, root, short = files("rightreasons.studies").joinpath(f"{name}.toml").read_text(encoding="utf-8"), Path.cwd(), name
     else:
         raise ConfigError(f"no study {name!r}; there are {', '.join(packaged)}, or a TOML file")
-    tables = tomllib.loads(text)
-    config = merge_tables(tables["config"], {"critic": {"lvlm": critic}} if critic else {})
-    return Study(short, _known_methods(tables["methods"]), config, root)
+    stored = tomllib.loads(text)
+    tables = merge_tables(stored["config"], {"critic": {"lvlm": critic}} if critic else {})
+    return Study(short, _known(stored["methods"], _METHODS), stored.get("arms", {}), tables, root)
 
 
 def run_study(study: Study, *, seeds: Iterable[int], methods: Sequence[str] | None, out: Path, reporter: Reporter) -> dict[str, Any]:
-    """The study's table, as design of ``bench --json`` has it. Only what is not finished yet is run."""
-    chosen = study.methods if methods is None else _known_methods(methods)
+    """The study's table. Only what is not finished yet is run."""
+    rows = (*study.methods, *study.arms)
+    chosen = rows if methods is None else _known(methods, rows)
     seeds = list(seeds)
     out.mkdir(parents=True, exist_ok=True)
     for seed in seeds:
-        missing = [method for method in chosen if not _result_path(study, out, method, seed).exists()]
-        if missing:
-            _run_seed(study, missing, seed, out, reporter)
+        for method in chosen:
+            if not _result_path(study, out, method, seed).exists():
+                reporter.note(f"{study.name}, seed {seed}: {method}")
+                _run_one(study, method, seed, out, reporter)
     return {"study": study.name, "rows": [_row(study, method, seeds, out) for method in chosen]}
 
 
@@ -108,26 +108,36 @@ def print_table(table: dict[str, Any]) -> None:
     Console().print(grid)
 
 
-def _run_seed(study: Study, methods: Sequence[str], seed: int, out: Path, reporter: Reporter) -> None:
-    project = open_project(merge_tables(study.tables, {"run": {"seed": seed}}), source=study.name, root=study.root)
-    folder = out / f"{study.name}-work" / f"{_slug(study)}-{seed}"
+def _run_one(study: Study, method: str, seed: int, out: Path, reporter: Reporter) -> None:
+    changes = dict(study.arms.get(method, {}))
+    align = changes.pop("align", {})
+    tables = merge_tables(merge_tables(study.tables, changes), {"run": {"seed": seed}})
+    project = open_project(tables, source=study.name, root=study.root)
+    # Rows that inspect the same images with the same critic share one run folder.
+    shared = hashlib.sha256(json.dumps(tables, sort_keys=True).encode()).hexdigest()[:8]
+    folder = out / f"{study.name}-work" / f"{seed}-{shared}"
     run = find_in_project(project, RunFolder(folder), reporter=reporter)
     critic = critic_scores(run, project.task.truth.get("train"))
-    for method in methods:
-        reporter.note(f"{study.name}, seed {seed}: {method}")
-        entry = _METHODS[method]
-        model: nn.Module = entry.train(Bench(project, run, folder / "methods", reporter))
-        result = {
-            "study": study.name,
-            "method": method,
-            "seed": seed,
-            "critic": _critic_words(critic) if method in _JUDGED else "none",
-            "labels_used": entry.labels_used,
-            "selection": entry.selection,
-            "critic_scores": critic if method in _JUDGED else None,
-            "metrics": {key: getattr(score_run(model, project.task, run), key) for key in METRICS},
-        }
-        write_text(_result_path(study, out, method, seed), json.dumps(result, indent=2) + "\n")
+    entry = _METHODS[method] if method in _METHODS else _Entry(lambda bench: ours.fine_tune(bench, method, **align), "none")
+    model = entry.train(Bench(project, run, folder / "methods", reporter))
+    scores = score_run(model, project.task, run)
+    judged = _depends_on_critic(method)
+    result = {
+        "study": study.name,
+        "method": method,
+        "seed": seed,
+        "critic": _critic_words(critic) if judged else "none",
+        "labels_used": entry.labels_used,
+        "selection": entry.selection,
+        "critic_scores": critic if judged else None,
+        "spurious_fraction": spurious_fraction(run, project.task),
+        "metrics": {key: getattr(scores, key) for key in METRICS},
+    }
+    write_text(_result_path(study, out, method, seed), json.dumps(result, indent=2) + "\n")
+
+
+def _depends_on_critic(method: str) -> bool:
+    return method not in _METHODS or method.startswith("ours")
 
 
 def _critic_words(critic: dict[str, Any]) -> str:
@@ -152,7 +162,7 @@ def _summary(values: list[float | None]) -> dict[str, Any] | None:
 
 def _result_path(study: Study, out: Path, method: str, seed: int) -> Path:
     # Only what the critic had a say in depends on the critic.
-    suffix = f"-{_slug(study)}" if method in _JUDGED else ""
+    suffix = f"-{_slug(study)}" if _depends_on_critic(method) else ""
     return out / f"{study.name}-{method}{suffix}-{seed}.json"
 
 
@@ -160,8 +170,8 @@ def _slug(study: Study) -> str:
     return "".join(letter if letter.isalnum() or letter in ".=" else "_" for letter in study.tables["critic"]["lvlm"]).strip("_")
 
 
-def _known_methods(names: Sequence[str]) -> tuple[str, ...]:
-    unknown = [name for name in names if name not in _METHODS]
+def _known(names: Sequence[str], valid: Iterable[str]) -> tuple[str, ...]:
+    unknown = [name for name in names if name not in valid]
     if unknown:
-        raise ConfigError(f"no method {unknown[0]!r}; there are {', '.join(_METHODS)}")
+        raise ConfigError(f"no method {unknown[0]!r}; there are {', '.join(valid)}")
     return tuple(names)

@@ -76,9 +76,7 @@ def demo(out: Out = None, as_json: AsJson = False) -> None:
     metrics = _finish(project, run, reporter, alignment=alignment, reference=reference)
     _show(metrics, folder, as_json)
     if not as_json:
-        typer.echo(
-            'The critic was simulated from ground-truth masks; for a real one set `[critic] lvlm = "openai:MODEL"` and `base_url` (see examples/folder.toml).'
-        )
+        typer.echo("The critic was simulated from ground-truth masks; for a real one set [critic] lvlm = 'openai:MODEL' and base_url (see README).")
 
 
 @_command("rightreasons find examples/folder.toml --out runs/parts")

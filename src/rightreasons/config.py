@@ -27,8 +27,8 @@ class DataConfig(_Table):
     """Where the images are: a folder, or a built-in task."""
 
     path: str
-    size: int | None = Field(None, ge=8, description="side in pixels that every image is resized to")
-    mode: Literal["grey", "rgb"] | None = Field(None, description="what every image is converted to")
+    size: int | None = Field(default=None, ge=8, description="side in pixels that every image is resized to")
+    mode: Literal["grey", "rgb"] | None = Field(default=None, description="what every image is converted to")
 
 
 class ModelConfig(_Table):
@@ -36,9 +36,9 @@ class ModelConfig(_Table):
 
     source: str
     checkpoint: str | None = None
-    epochs: int = Field(10, ge=1)
-    learning_rate: float = Field(1e-3, gt=0)
-    batch_size: int = Field(64, ge=2)
+    epochs: int = Field(default=10, ge=1)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    batch_size: int = Field(default=64, ge=2)
 
 
 class ClassConfig(_Table):
@@ -58,15 +58,15 @@ class SampleConfig(_Table):
     """Which training images are inspected."""
 
     strategy: Literal["low-entropy", "random", "high-entropy"] = "low-entropy"
-    size: int = Field(100, ge=1)
+    size: int = Field(default=100, ge=1)
     per_class: Annotated[int, Field(ge=1)] | Literal["auto", "off"] = "auto"
 
 
 class AttributeConfig(_Table):
     """DeepLIFT SHAP."""
 
-    baselines: int = Field(10, ge=1)
-    chunk: int = Field(32, ge=1, description="images attributed at once: the bound on memory")
+    baselines: int = Field(default=10, ge=1)
+    chunk: int = Field(default=32, ge=1, description="images attributed at once: the bound on memory")
 
 
 class SegmentConfig(_Table):
@@ -81,10 +81,10 @@ class CriticConfig(_Table):
     """The vision-language model that criticises and judges."""
 
     lvlm: str
-    judge: str | None = Field(None, description="another model for the judge; default: the same")
+    judge: str | None = Field(default=None, description="another model for the judge; default: the same")
     base_url: str = "http://127.0.0.1:8000/v1"
     votes: Literal[1] = 1
-    examples: str | None = Field(None, description="a file of critique -> verdict pairs for the judge; default: the packaged one")
+    examples: str | None = Field(default=None, description="a file of critique -> verdict pairs for the judge; default: the packaged one")
 
 
 class AlignConfig(_Table):
@@ -92,20 +92,20 @@ class AlignConfig(_Table):
 
     term: Literal["auto", "swap", "penalty", "swap+penalty", "none"] = "auto"
     penalty: Literal["effect", "jacobian", "log_prob_sum"] = "effect"
-    lambda_: Annotated[float, Field(gt=0)] | Auto = Field("auto", alias="lambda")
-    gamma: float = Field(0.0, ge=0)
+    lambda_: Annotated[float, Field(gt=0)] | Auto = Field(default="auto", alias="lambda")
+    gamma: float = Field(default=0.0, ge=0)
     mask: Literal["effect", "segment"] = "effect"
-    epochs: int = Field(5, ge=1)
-    learning_rate: float = Field(1e-3, gt=0)
-    batch_size: int = Field(64, ge=4)
+    epochs: int = Field(default=5, ge=1)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    batch_size: int = Field(default=64, ge=4)
     ratio: Share = 0.25
-    max_accuracy_drop: float = Field(0.15, ge=0, le=1, description="of validation accuracy; past it the original model is kept")
+    max_accuracy_drop: float = Field(default=0.15, ge=0, le=1, description="of validation accuracy; past it the original model is kept")
 
 
 class RunConfig(_Table):
     """What makes a run repeatable."""
 
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
 
 
 class Config(_Table):

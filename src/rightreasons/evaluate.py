@@ -66,7 +66,8 @@ def score_predictions(predictions: Predictions, truth: GroundTruth | None, train
     accuracy, entropy = predictions.correct.double().mean().item(), predictions.entropy.double().mean().item()
     if truth is None:
         return Scores(accuracy, entropy)
-    groups = group_scores(predictions.correct, [truth.groups[index] for index in predictions.indices.tolist()])
+    names = [truth.groups[int(index)] for index in predictions.indices]
+    groups = group_scores(predictions.correct, names)
     averages = average_groups(groups, train_counts)
     return Scores(
         accuracy,

@@ -86,11 +86,12 @@ def parse_verdicts(text: str, ids: Sequence[str]) -> dict[str, Value]:
     if unknown or missing:
         detail = f"segments that do not exist: {', '.join(unknown)}" if unknown else f"no verdict for {', '.join(missing)}"
         raise MalformedVerdicts(f"{detail}; expected {', '.join(ids)}")
-    verdicts = {key: value.strip().lower() if isinstance(value, str) else value for key, value in pairs}
-    wrong = [f"{key}: {value!r}" for key, value in verdicts.items() if value not in VALUES]
+    spelled: dict[str, Value] = {value: value for value in VALUES}
+    said = {key: str(value).strip().lower() for key, value in pairs}
+    wrong = [f"{key}: {value!r}" for key, value in said.items() if value not in spelled]
     if wrong:
         raise MalformedVerdicts(f"not a verdict: {', '.join(wrong)[:120]}; expected {', '.join(VALUES)}")
-    return verdicts
+    return {key: spelled[value] for key, value in said.items()}
 
 
 def read_examples(path: Path | None, generator: torch.Generator) -> tuple[Example, ...]:

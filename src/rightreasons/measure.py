@@ -87,6 +87,12 @@ def critic_scores(run: Run, truth: GroundTruth | None) -> dict[str, Any]:
     }
 
 
+def spurious_fraction(run: Run, task: Task) -> float | None:
+    """The share of the inspected images that carry the shortcut, where the task knows."""
+    truth = task.truth.get("train")
+    return None if truth is None or truth.spurious is None else truth.spurious[run.selection.indices].double().mean().item()
+
+
 def build_metrics(
     run: Run,
     task: Task,
@@ -98,17 +104,15 @@ def build_metrics(
     seconds: dict[str, float],
 ) -> dict[str, Any]:
     """``metrics.json``: the contract for scripts."""
-    truth = task.truth.get("train")
-    spurious = truth.spurious if truth is not None else None
     return {
         "task": task.name,
         "seed": run.config.run.seed,
         "outcome": "shortcut found" if run.found else "no shortcut found",
-        "critic": critic_scores(run, truth),
+        "critic": critic_scores(run, task.truth.get("train")),
         "selection": {
             "strategy": run.selection.strategy,
             "size": len(run.selection),
-            "spurious_fraction": spurious[run.selection.indices].double().mean().item() if spurious is not None else None,
+            "spurious_fraction": spurious_fraction(run, task),
         },
         "completeness_error": run.attribution.completeness_error.nanmedian().item(),
         "skipped_images": len(task.skipped),

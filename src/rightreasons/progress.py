@@ -67,9 +67,10 @@ class Terminal(Silent):
         )
         with Progress(*columns, console=self._console, transient=True, disable=not self._console.is_terminal) as bar:
             task = bar.add_task(name, total=None)
+            earlier = self.seconds.get(name, 0.0)
             with super().stage(name):
                 yield lambda done, total: bar.update(task, completed=done, total=total)
-        self._console.print(f"{name:<12} {self.seconds[name]:8.1f} s")
+        self._console.print(f"{name:<12} {self.seconds[name] - earlier:8.1f} s")
 
     def note(self, text: str) -> None:
         """Shows the note."""

@@ -29,6 +29,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """``write`` fills a temporary name beside ``path``, which then takes its place: a reader sees the old file or the new one."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     write(part)
+    part.chmod(0o600)
     with part.open("rb") as written:
         os.fsync(written.fileno())
     part.replace(path)

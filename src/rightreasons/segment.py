@@ -54,7 +54,7 @@ def segment_heatmaps(
     or with a NaN gets no segments, and its outcome says which.
     """
     smoothed = smooth_heatmaps(heatmaps, smooth)
-    outcomes = tuple(_outcome(heatmap) for heatmap in smoothed)
+    outcomes: tuple[Outcome, ...] = tuple(_outcome(heatmap) for heatmap in smoothed)
     size = max(AUTO_COMPONENTS) if components == "auto" else int(components)
     segments = torch.full(heatmaps.shape, -1, dtype=torch.int64)
     effect = torch.zeros(heatmaps.shape, dtype=torch.bool)

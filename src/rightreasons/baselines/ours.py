@@ -7,6 +7,7 @@ from dataclasses import replace
 from torch import nn
 
 from rightreasons.baselines import Bench
+from rightreasons.config import AlignConfig
 from rightreasons.pipeline import fix
 
 # The published loss has one weight per task; docs/log.md has the sweep that chose this one.
@@ -20,12 +21,13 @@ def train(bench: Bench) -> nn.Module:
 
 def train_published(bench: Bench) -> nn.Module:
     """``fix`` with the right-reasons penalty of the paper alone."""
-    return fine_tune(bench, "ours-published-loss", term="penalty", penalty="log_prob_sum", lambda_=PUBLISHED_LAMBDA)
+    return fine_tune(bench, "ours-published-loss", term="penalty", penalty="log_prob_sum", **{"lambda": PUBLISHED_LAMBDA})
 
 
 def fine_tune(bench: Bench, name: str, **changes: object) -> nn.Module:
     """``fix`` with some alignment settings changed, and without the harm guard, which would hide a failure."""
-    align = bench.run.config.align.model_copy(update={"max_accuracy_drop": 1.0, **changes})
+    settings = bench.run.config.align.model_dump(by_alias=True) | {"max_accuracy_drop": 1.0} | changes
+    align = AlignConfig.model_validate(settings)
     run = replace(bench.run, config=bench.run.config.model_copy(update={"align": align}), aligned=None)
     fix(run, reporter=bench.reporter, out=bench.folder / name)
     assert run.aligned is not None  # fix sets it

@@ -65,7 +65,7 @@ def defaults(variant: tuple[str, ...]) -> dict[str, Any]:
         },
         "sample": {"size": 150 if packaged else 500},
         "critic": {"lvlm": "simulated:"},
-        "align": {"epochs": 20 if packaged else 12, "batch_size": 64 if packaged else 256},
+        "align": {"epochs": 30 if packaged else 10, "learning_rate": 5e-3, "batch_size": 64 if packaged else 256},
     }
 
 

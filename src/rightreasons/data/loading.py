@@ -35,7 +35,8 @@ def read_batches(dataset: Dataset, *, indices: Sequence[int] | Tensor | None = N
     read_any = False
     for start in range(0, len(wanted), batch_size):
         part = torch.as_tensor(wanted[start : start + batch_size], dtype=torch.int64)
-        batch = dataset.read(part) if hasattr(dataset, "read") else _read_items(dataset, part)
+        read = getattr(dataset, "read", None)
+        batch = read(part) if read is not None else _read_items(dataset, part)
         if len(batch):
             read_any = True
             yield batch

@@ -13,4 +13,4 @@ def fill_prompt(name: str, **values: str) -> str:
 
 def read_prompt(filename: str) -> str:
     """A packaged prompt file as text."""
-    return files(__package__).joinpath(filename).read_text(encoding="utf-8")
+    return files("rightreasons.prompts").joinpath(filename).read_text(encoding="utf-8")
