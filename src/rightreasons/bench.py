@@ -24,6 +24,7 @@ from rightreasons.records import Scores
 from rightreasons.runs import RunFolder, write_text
 
 METRICS = tuple(field.name for field in dataclasses.fields(Scores) if field.name != "groups")
+SHOWN = {"accuracy": "accuracy", "worst_group_accuracy": "worst group", "mu_align": "mu_align", "swap_flip_rate": "swap flips"}
 
 
 @dataclass(frozen=True)
@@ -92,20 +93,27 @@ def reference_scores(project: Project, run: Run, folder: Path, reporter: Reporte
 
 
 def print_table(table: dict[str, Any]) -> None:
-    """The rows for people: mean and standard deviation over seeds."""
+    """The rows for people: the telling metrics, as mean and, over several seeds, standard deviation."""
     from rich.console import Console
     from rich.table import Table
 
-    shown = [key for key in METRICS if any(row["metrics"].get(key) for row in table["rows"])]
-    grid = Table(title=f"{table['study']}, {max((row['seeds'] for row in table['rows']), default=0)} seed(s)", title_justify="left")
-    for title in ("method", "critic", "labels used", *shown):
-        grid.add_column(title.replace("_", " "))
+    critics = sorted({row["critic"] for row in table["rows"]} - {"none"})
+    grid = Table(title=f"{table['study']}; critic: {', '.join(critics) or 'none'}", title_justify="left")
+    grid.add_column("method", no_wrap=True)
+    grid.add_column("labels used", no_wrap=True)
+    grid.add_column("seeds", justify="right")
+    for title in SHOWN.values():
+        grid.add_column(title, justify="right")
     for row in table["rows"]:
-        cells = [row["metrics"].get(key) for key in shown]
-        grid.add_row(
-            row["method"], row["critic"], row["labels_used"], *("-" if cell is None else f"{cell['mean']:.3f} ± {cell['std']:.3f}" for cell in cells)
-        )
+        cells = [_cell(row["metrics"][key], row["seeds"]) for key in SHOWN]
+        grid.add_row(row["method"], row["labels_used"], str(row["seeds"]), *cells)
     Console().print(grid)
+
+
+def _cell(summary: dict[str, Any] | None, seeds: int) -> str:
+    if summary is None:
+        return "-"
+    return f"{summary['mean']:.3f}" + (f" ±{summary['std']:.3f}" if seeds > 1 else "")
 
 
 def _run_one(study: Study, method: str, seed: int, out: Path, reporter: Reporter) -> None:

@@ -336,11 +336,13 @@ def _render(images: Batch, segmentation: Segmentation, judged: Sequence[int], fo
     pictures = {}
     with reporter.stage("render") as advance:
         for done, row in enumerate(judged, start=1):
-            pictures[row] = render_pictures(images.images[row], shown[row])
-            for kind, content in vars(pictures[row]).items():
-                path = folder.pictures / f"{int(images.indices[row]):06d}-{kind}.png"
-                if not path.exists():
-                    write_atomically(path, lambda part, content=content: part.write_bytes(content))
+            paths = {kind: folder.pictures / f"{int(images.indices[row]):06d}-{kind}.png" for kind in ("clean", "contours", "map")}
+            if all(path.exists() for path in paths.values()):
+                pictures[row] = Pictures(**{kind: path.read_bytes() for kind, path in paths.items()})
+            else:
+                pictures[row] = render_pictures(images.images[row], shown[row])
+                for kind, path in paths.items():
+                    write_atomically(path, lambda part, kind=kind: part.write_bytes(getattr(pictures[row], kind)))
             advance(done, len(judged))
     return pictures
 
