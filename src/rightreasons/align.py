@@ -2,7 +2,8 @@
 
 Terms (docs/method.md, section 6):
 
-- ``swap``     pastes spurious segments onto ordinary training images, labels kept: the shortcut stops predicting anything.
+- ``swap``     exchanges spurious pixels between images, labels kept: ordinary images get an alignment image's spurious segments pasted in,
+               alignment images get an ordinary image's pixels there. Neither the shortcut nor its absence predicts a class any more.
 - ``penalty``  on the effect of spurious pixels. ``effect`` is finite: how far the logits move when a spurious segment is pasted in,
                against their standard deviation. ``jacobian`` and ``log_prob_sum`` (the published loss) are gradients inside the mask.
 
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from rightreasons.config import AlignConfig
-from rightreasons.data.loading import Batch, count_images, read_all, read_batches
+from rightreasons.data.loading import Batch, count_images, read_batches
 from rightreasons.models import model_device
 from rightreasons.progress import Advance
 from rightreasons.seeds import seeded
@@ -32,8 +33,8 @@ from rightreasons.training import Recipe, train_model
 
 # Of the ordinary images of a batch, those that get a segment pasted in.
 PASTED_SHARE = 0.5
-# Of the pasted segments, those that keep their own pixels.
-OWN_PIXELS_SHARE = 0.5
+# Of the alignment samples, those whose spurious pixels are exchanged for another image's.
+ERASED_SHARE = 0.5
 # The effect penalty is measured in standard deviations of the logits, so one weight does for all models and scales.
 EFFECT_WEIGHT = 1.0
 # Keeps the root differentiable where a swap changes nothing.
@@ -47,8 +48,11 @@ class AlignmentSet:
     batch: Batch
     masks: Bool[Tensor, "image height width"]
     protected: Bool[Tensor, "image height width"]
-    segments: Bool[Tensor, "segment height width"]
-    owners: Int[Tensor, " segment"]
+
+    @property
+    def donors(self) -> Int[Tensor, " donor"]:
+        """The rows with something spurious to paste."""
+        return self.masks.any(2).any(1).nonzero()[:, 0]
 
 
 def align_model(
@@ -96,24 +100,6 @@ def align_model(
     )
 
 
-def build_alignment_set(
-    dataset: Dataset,
-    indices: Int[Tensor, " image"],
-    *,
-    masks: Bool[Tensor, "image height width"],
-    protected: Bool[Tensor, "image height width"],
-    segments: Int[Tensor, "image height width"],
-) -> AlignmentSet:
-    """The inspected images with their masks; each spurious segment becomes one that can be pasted elsewhere."""
-    pieces, owners = [], []
-    for row in range(len(indices)):
-        for segment in segments[row][masks[row]].unique().tolist():
-            pieces.append(masks[row] & (segments[row] == segment))
-            owners.append(row)
-    stacked = torch.stack(pieces) if pieces else masks[:0]
-    return AlignmentSet(read_all(dataset, indices), masks, protected, stacked, torch.tensor(owners, dtype=torch.int64))
-
-
 class AlignLoss:
     """Cross-entropy with the alignment terms, for batches whose alignment samples have negative indices."""
 
@@ -144,10 +130,12 @@ class AlignLoss:
         """Cross-entropy and penalty of one batch, before weighting."""
         device = model_device(self.model)
         ordinary = int((batch.indices >= 0).sum())
-        pasted_count = round(PASTED_SHARE * ordinary) if len(self.alignment.segments) else 0
+        pasted_count = round(PASTED_SHARE * ordinary) if len(self.alignment.donors) else 0
         clean = batch.images[:pasted_count]
         pasted = paste_segments(clean, self.alignment, self._relevant(batch.indices[:pasted_count]), generator)
-        images = torch.cat([pasted, batch.images[pasted_count:]]) if self.swaps else batch.images
+        images = batch.images
+        if self.swaps:
+            images = torch.cat([pasted, batch.images[pasted_count:ordinary], self._erase(batch, ordinary, generator)])
         wants_effect = self.penalty == "effect" and pasted_count > 0
         # The other half of each pair goes through the model in the same pass.
         others = (clean if self.swaps else pasted) if wants_effect else clean[:0]
@@ -161,6 +149,14 @@ class AlignLoss:
             masks = self.alignment.masks[rows].to(device)
             return cross_entropy, _GRADIENT_PENALTIES[self.penalty](self.model, batch.images[ordinary:].to(device), masks, generator)
         return cross_entropy, torch.zeros_like(cross_entropy)
+
+    def _erase(self, batch: Batch, ordinary: int, generator: torch.Generator) -> Float[Tensor, "image channel height width"]:
+        """The alignment samples, half of them with ordinary images' pixels in place of what is spurious: their class without its shortcut."""
+        samples = batch.images[ordinary:]
+        others = batch.images[:ordinary][torch.randint(ordinary, (len(samples),), generator=generator)]
+        erased = torch.rand(len(samples), generator=generator) < ERASED_SHARE
+        masks = self.alignment.masks[-1 - batch.indices[ordinary:]] & erased[:, None, None]
+        return torch.where(masks[:, None], others, samples)
 
     def _relevant(self, indices: Tensor) -> Bool[Tensor, "image height width"]:
         """Which pixels of ordinary images are known to be relevant, because the images were inspected."""
@@ -177,36 +173,22 @@ def paste_segments(
     relevant: Bool[Tensor, "image height width"],
     generator: torch.Generator,
 ) -> Float[Tensor, "image channel height width"]:
-    """Each image with one spurious segment of a random alignment image in its place, but never over ``relevant`` pixels.
-
-    Half of the pasted segments keep their own pixels. The other half get pixels of alignment images from anywhere: a model that ignored
-    the shortcuts it has seen, and no others, would still read a new one in that place.
-    """
+    """Each image with the spurious segments of a random alignment image in their place, but never over ``relevant`` pixels."""
     if len(images) == 0:
         return images
-    chosen = torch.randint(len(alignment.segments), (len(images),), generator=generator)
-    where = alignment.segments[chosen] & ~relevant
-    own = alignment.batch.images[alignment.owners[chosen]]
-    shuffled = _shuffled_pixels(alignment.batch.images, len(images), generator)
-    keeps = torch.rand(len(images), generator=generator) < OWN_PIXELS_SHARE
-    return torch.where(where[:, None], torch.where(keeps[:, None, None, None], own, shuffled), images)
-
-
-def _shuffled_pixels(images: Float[Tensor, "image channel height width"], count: int, generator: torch.Generator) -> Tensor:
-    """Pictures whose every pixel comes from a random place of a random image, all channels together."""
-    total, channels, height, width = images.shape
-    rows = torch.randint(total, (count, height * width), generator=generator)
-    places = torch.randint(height * width, (count, height * width), generator=generator)
-    return images.flatten(2)[rows, :, places].transpose(1, 2).reshape(count, channels, height, width)
+    chosen = alignment.donors[torch.randint(len(alignment.donors), (len(images),), generator=generator)]
+    where = alignment.masks[chosen] & ~relevant
+    return torch.where(where[:, None], alignment.batch.images[chosen], images)
 
 
 def effect_penalty(before: Float[Tensor, "image class_"], after: Float[Tensor, "image class_"]) -> Tensor:
-    """E |f(x) - f(x')| / (sqrt(2) sigma), x' being x with a spurious segment exchanged and sigma^2 the variance of f (eq. 10).
+    """E |f(x) - f(x')| / (sqrt(2) sigma), x' being x with spurious segments exchanged and sigma^2 the variance of f (eq. 10).
 
     The square inside the mean would be the total Sobol index of those pixels (Jansen 1999): 0 where the model does not use them, near 1 where it
-    uses nothing else. The root keeps pulling as the effect gets small, and so takes it to zero, as a lasso does.
+    uses nothing else. The root keeps pulling as the effect gets small, and so takes it to zero, as a lasso does. Sigma has a gradient too: a
+    model cannot lower the ratio by making all its outputs small.
     """
-    variance = before.detach().var(0, correction=0).sum().clamp_min(SMALLEST_EFFECT)
+    variance = before.var(0, correction=0).sum().clamp_min(SMALLEST_EFFECT)
     index = (before - after).square().sum(1) / (2 * variance)
     return (index + SMALLEST_EFFECT).sqrt().mean()
 

@@ -213,7 +213,7 @@ def _show(metrics: dict[str, Any], folder: Any, as_json: bool) -> None:  # noqa:
     )
     table.add_column("", no_wrap=True)
     for name in columns:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", overflow="fold")
     for key in ("accuracy", "worst_group_accuracy", "average_group_accuracy", "mu_align", "spurious_share", "swap_flip_rate"):
         values = [scores[key] for scores in columns.values()]
         if any(value is not None for value in values):

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
 from rightreasons import evaluate
-from rightreasons.align import AlignmentSet, align_model, build_alignment_set
+from rightreasons.align import AlignmentSet, align_model
 from rightreasons.attribute import attribute_images
 from rightreasons.config import Config, SegmentConfig, match_descriptions, parse_config
 from rightreasons.critique import critique_image
@@ -37,7 +37,7 @@ from rightreasons.models import best_device, check_model, load_checkpoint, model
 from rightreasons.progress import Advance, Reporter, Silent
 from rightreasons.records import Attribution, ClassDescription, Critique, Pictures, Segmentation, Selection, Subject, Verdict
 from rightreasons.render import render_pictures
-from rightreasons.runs import RunFolder, write_atomically
+from rightreasons.runs import RunFolder, write_atomically, write_bytes
 from rightreasons.sample import select_images
 from rightreasons.seeds import seeded
 from rightreasons.segment import segment_heatmaps
@@ -340,9 +340,9 @@ def _render(images: Batch, segmentation: Segmentation, judged: Sequence[int], fo
             if all(path.exists() for path in paths.values()):
                 pictures[row] = Pictures(**{kind: path.read_bytes() for kind, path in paths.items()})
             else:
-                pictures[row] = render_pictures(images.images[row], shown[row])
+                pictures[row] = drawn = render_pictures(images.images[row], shown[row])
                 for kind, path in paths.items():
-                    write_atomically(path, lambda part, kind=kind: part.write_bytes(getattr(pictures[row], kind)))
+                    write_bytes(path, getattr(drawn, kind))
             advance(done, len(judged))
     return pictures
 
@@ -369,7 +369,7 @@ def _alignment_set(run: Run) -> AlignmentSet:
     for (index, segment), value in last.items():
         relevant[position[index], segment] = value == "relevant"
     protected = mask_segments(run.segmentation, relevant, kind="effect")
-    return build_alignment_set(run.train, run.selection.indices, masks=run.masks, protected=protected, segments=run.segmentation.segments)
+    return AlignmentSet(read_all(run.train, run.selection.indices), run.masks, protected)
 
 
 def _accuracy(model: nn.Module, dataset: Dataset) -> float:

@@ -35,9 +35,14 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     part.replace(path)
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """A file, written atomically."""
+    write_atomically(path, lambda part: part.write_bytes(content))
+
+
 def write_text(path: Path, text: str) -> None:
-    """A text file, written atomically."""
-    write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
+    """A text file in UTF-8, written atomically."""
+    write_bytes(path, text.encode())
 
 
 class RunFolder:

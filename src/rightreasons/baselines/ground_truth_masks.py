@@ -7,8 +7,9 @@ import copy
 import torch
 from torch import nn
 
-from rightreasons.align import align_model, build_alignment_set
+from rightreasons.align import AlignmentSet, align_model
 from rightreasons.baselines import Bench
+from rightreasons.data.loading import read_all
 
 
 def train(bench: Bench) -> nn.Module:
@@ -18,7 +19,7 @@ def train(bench: Bench) -> nn.Module:
     found = [truth.mask(index) for index in run.selection.indices.tolist()]
     empty = torch.zeros(run.attribution.heatmaps.shape[1:], dtype=torch.bool)
     masks = torch.stack([empty if mask is None else mask for mask in found])
-    alignment = build_alignment_set(run.train, run.selection.indices, masks=masks, protected=torch.zeros_like(masks), segments=masks.long() - 1)
+    alignment = AlignmentSet(read_all(run.train, run.selection.indices), masks, torch.zeros_like(masks))
     model = copy.deepcopy(run.model)
     with bench.reporter.stage("align") as advance:
         align_model(model, run.train, alignment, config=run.config.align, seed=run.config.run.seed, progress=advance)

@@ -16,6 +16,11 @@ class LVLM(Protocol):
     simulated: bool
     concurrency: int
 
+    @property
+    def address(self) -> dict[str, Any] | None:
+        """How a courier in a process of its own opens the same backend: arguments of ``open_lvlm``. None where nothing leaves this process."""
+        ...
+
     def check(self) -> None:
         """Is it there? Free, and asked before any long work. Raises LVLMUnavailable, LVLMRejected or LVLMProtocolError."""
         ...
@@ -24,8 +29,8 @@ class LVLM(Protocol):
         """The request as it is sent, pictures as data URLs. Also what identifies it in the ledger."""
         ...
 
-    def send(self, body: dict[str, Any], request: Request) -> str:
-        """The raw answer. Raises LVLMBusy where asking again may help, another LVLMError where it will not."""
+    def send(self, body: dict[str, Any], request: Request | None) -> str:
+        """The raw answer; a courier has the body alone. Raises LVLMBusy where asking again may help, another LVLMError where it will not."""
         ...
 
     def parse(self, raw: str) -> Answer:

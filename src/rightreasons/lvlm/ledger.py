@@ -1,7 +1,7 @@
 """The ledger: every attempt at a request is written down before it is sent, every answer before it is read, and none is asked for twice.
 
-pending -> answered, or pending -> failed. What a crash leaves pending becomes unknown: it may have been paid for, so it is not sent
-again unless somebody says so.
+pending -> answered, or pending -> failed. Requests to a server go through a courier, which outlives a kill of the command; what is left
+pending even so becomes unknown: it may have been paid for, so it is not sent again unless somebody says so.
 """
 
 from __future__ import annotations
@@ -13,15 +13,19 @@ import random
 import sqlite3
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rightreasons.errors import LVLMBusy, LVLMError, LVLMTimeout
+from rightreasons.errors import LVLMBusy, LVLMError, LVLMTimeout, LVLMUnavailable
 from rightreasons.lvlm import LVLM
+from rightreasons.lvlm.courier import Courier, wait_for_courier
 from rightreasons.records import Answer, Request
 
 ADAPTER_VERSION = 1
 MOST_ATTEMPTS = 5
+# Seconds to wait for the courier of an earlier command: a little longer than a request may take.
+LONGEST_WAIT = 200.0
 _TABLE = """
 CREATE TABLE IF NOT EXISTS attempts (
     id INTEGER PRIMARY KEY, key TEXT NOT NULL, state TEXT NOT NULL CHECK (state IN ('pending', 'answered', 'failed', 'unknown')),
@@ -36,11 +40,15 @@ class Ledger:
 
     def __init__(self, path: Path, *, retry_unknown: bool = False, first_wait: float = 1.0) -> None:
         path.touch(mode=0o600)
-        self._connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+        self._connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=60)
         self._lock = threading.Lock()
         self._first_wait = first_wait
         self._jitter = random.Random(os.getpid())  # spreads out waiting; no result depends on it
+        self._couriers: dict[str, Courier] = {}
+        self._flights: dict[str, threading.Lock] = {}
+        self._path, self._closing = path, False
         self.sent = self.cached = 0
+        wait_for_courier(path, LONGEST_WAIT)
         self._connection.execute("PRAGMA journal_mode = WAL")
         self._connection.execute("PRAGMA synchronous = FULL")
         self._connection.executescript(_TABLE)
@@ -49,7 +57,10 @@ class Ledger:
             self._connection.execute("UPDATE attempts SET state = 'failed' WHERE state = 'unknown'")
 
     def close(self) -> None:
-        """Write everything out and let go of the file."""
+        """Wait for what is under way, write everything out and let go of the file."""
+        self._closing = True
+        for courier in self._couriers.values():
+            courier.close()
         self._connection.close()
 
     def count(self, state: str) -> int:
@@ -62,25 +73,46 @@ class Ledger:
         body = lvlm.body(request)
         described = canonical({"adapter": ADAPTER_VERSION, "backend": lvlm.name, "body": _without_pictures(body)})
         key = hashlib.sha256(described.encode()).hexdigest()
-        stored = self._find(key)
-        if stored is not None:
-            return stored if stored.problem else _as_cached(lvlm.parse(stored.text))
+        with self._lock:
+            flight = self._flights.setdefault(key, threading.Lock())
+        # One flight per key: whoever asks the same meanwhile waits for this answer.
+        with flight:
+            stored = self._find(key)
+            if stored is not None:
+                return stored if stored.problem else replace(lvlm.parse(stored.text), cached=True)
+            return lvlm.parse(self._send(lvlm, key, described, body, request))
+
+    def _send(self, lvlm: LVLM, key: str, described: str, body: dict[str, Any], request: Request) -> str:
+        """The raw answer, after as many attempts as the kind of error allows."""
         timeouts = 0
         for attempt in range(1, MOST_ATTEMPTS + 1):
+            if self._closing:
+                raise LVLMUnavailable("the run is stopping")
             row = self._begin(key, request.role, lvlm.name, described)
             try:
-                raw = lvlm.send(body, request)
+                return self._deliver(lvlm, row, body, request)
             except LVLMError as error:
-                self._end(row, "failed", error=str(error))
                 timeouts += isinstance(error, LVLMTimeout)
                 # A timeout may have been paid for, so it is tried again once only.
                 if not isinstance(error, LVLMBusy) or attempt == MOST_ATTEMPTS or timeouts > 1:
                     raise
                 time.sleep(error.wait if error.wait is not None else self._first_wait * 2 ** (attempt - 1) * self._jitter.uniform(0.5, 1))
-            else:
-                self._end(row, "answered", raw=raw)
-                return lvlm.parse(raw)
         raise AssertionError("the last attempt returns or raises")
+
+    def _deliver(self, lvlm: LVLM, row: int, body: dict[str, Any], request: Request) -> str:
+        """The raw answer, written down before it is given back."""
+        if lvlm.address is not None:
+            with self._lock:
+                name = canonical(lvlm.address)
+                courier = self._couriers[name] = self._couriers.get(name) or Courier(self._path, lvlm.address)
+            return courier.send(row, body)
+        try:
+            raw = lvlm.send(body, request)
+        except LVLMError as error:
+            self._end(row, "failed", error=str(error))
+            raise
+        self._end(row, "answered", raw=raw)
+        return raw
 
     def _find(self, key: str) -> Answer | None:
         with self._lock:
@@ -124,7 +156,3 @@ def _without_pictures(value: Any) -> Any:  # noqa: ANN401 -- any JSON value
     if isinstance(value, str) and value.startswith("data:image/"):
         return {"sha256": hashlib.sha256(value.encode()).hexdigest(), "length": len(value)}
     return value
-
-
-def _as_cached(answer: Answer) -> Answer:
-    return Answer(answer.text, answer.problem, cached=True)

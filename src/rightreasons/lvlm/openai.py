@@ -39,6 +39,7 @@ class OpenAICompatible:
                 f"allow it with --allow-remote {host}, or use a server on 127.0.0.1"
             )
         self.name = f"openai:{model}"
+        self.address: dict[str, Any] | None = {"spec": self.name, "base_url": base_url, "allow_remote": list(allow_remote)}
         self._model, self._base_url = model, base_url
         self._without: set[str] = set()
         # A redirect, or a proxy from the environment, would carry pictures to a host that nobody allowed.
@@ -76,7 +77,7 @@ class OpenAICompatible:
             body["response_format"] = {"type": "json_schema", "json_schema": {"name": "verdicts", "strict": True, "schema": dict(request.schema)}}
         return body
 
-    def send(self, body: dict[str, Any], request: Request) -> str:
+    def send(self, body: dict[str, Any], request: Request | None) -> str:
         """One POST, without the SDK's own retries. A parameter that the server names in a 400 is left out from then on."""
         import openai
 

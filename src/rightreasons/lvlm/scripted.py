@@ -16,6 +16,7 @@ class Scripted:
 
     simulated = True
     concurrency = 1
+    address = None
 
     def __init__(self, reply: Callable[[Request], str], name: str = "scripted:") -> None:
         self.name, self._reply = name, reply
@@ -49,8 +50,9 @@ class Scripted:
             "index": getattr(request.subject, "index", None),
         }
 
-    def send(self, body: dict[str, Any], request: Request) -> str:
+    def send(self, body: dict[str, Any], request: Request | None) -> str:
         """The script's next answer."""
+        assert request is not None  # a script is never handed to a courier
         self.history.append(request)
         return self._reply(request)
 

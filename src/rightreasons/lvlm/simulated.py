@@ -25,6 +25,7 @@ class Simulated:
 
     simulated = True
     concurrency = 1
+    address = None
 
     def __init__(self, truth: GroundTruth, options: str = "", *, seed: int = 0) -> None:
         self.sensitivity, self.specificity = _parse_rates(options)
@@ -39,9 +40,10 @@ class Simulated:
         index = None if request.subject is None else request.subject.index
         return {"texts": [part for part in request.parts if isinstance(part, str)], "image": index, "seed": self._seed}
 
-    def send(self, body: dict[str, Any], request: Request) -> str:
+    def send(self, body: dict[str, Any], request: Request | None) -> str:
         """A critique from the masks, or verdicts from a critique's text."""
-        return self._criticise(request.subject) if request.subject is not None else _judge("\n".join(body["texts"]))
+        subject = request.subject if request is not None else None
+        return self._criticise(subject) if subject is not None else _judge("\n".join(body["texts"]))
 
     def parse(self, raw: str) -> Answer:
         """The raw answer is the text."""

@@ -1,0 +1,169 @@
+"""The one training loop: resuming, what it minimises, and that it keeps to its own randomness."""
+
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from rightreasons.data.loading import read_batches
+from rightreasons.training import Recipe, train_model, train_plainly
+
+
+class Killed(Exception):
+    pass
+
+
+def assert_same_weights(one: nn.Module, other: nn.Module):
+    for (name, a), b in zip(one.state_dict().items(), other.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+
+
+@pytest.fixture
+def model(build_seeded):
+    """Dropout and batch norm: randomness and statistics must be resumed too."""
+    return build_seeded(
+        lambda: nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(0.3), nn.Linear(16, 3)),
+    )
+
+
+def train(model, dataset, epochs=6, seed=0, **options):
+    train_plainly(model, dataset, recipe=Recipe(epochs, 1e-2), batch_size=5, seed=seed, **options)
+    return model
+
+
+@pytest.mark.parametrize("killed_after", [1, 3, 6])
+def test_resumed_training_equals_one_go_bit_for_bit(model, tiny_dataset, tmp_path, killed_after):
+    def kill(done, total):
+        if done == killed_after:
+            raise Killed
+
+    whole = train(copy.deepcopy(model), tiny_dataset)
+    with pytest.raises(Killed):
+        train(copy.deepcopy(model), tiny_dataset, checkpoint=tmp_path / "part.pt", progress=kill)
+    torch.rand(7)  # another process, another global state
+    resumed = train(copy.deepcopy(model), tiny_dataset, checkpoint=tmp_path / "part.pt")
+    assert_same_weights(whole, resumed)
+
+
+def test_a_kill_within_an_epoch_loses_that_epoch_alone(model, tiny_dataset, tmp_path):
+    class Dies(type(tiny_dataset)):
+        reads = 0
+
+        def __getitem__(self, index):
+            Dies.reads += 1
+            if Dies.reads == 60:  # in the third epoch of 24
+                raise Killed
+            return super().__getitem__(index)
+
+    whole = train(copy.deepcopy(model), tiny_dataset)
+    with pytest.raises(Killed):
+        train(copy.deepcopy(model), Dies(tiny_dataset.images, tiny_dataset.labels), checkpoint=tmp_path / "part.pt")
+    done = []
+    resumed = train(copy.deepcopy(model), tiny_dataset, checkpoint=tmp_path / "part.pt", progress=lambda epoch, total: done.append(epoch))
+    assert done == [3, 4, 5, 6]
+    assert_same_weights(whole, resumed)
+
+
+def test_the_seed_alone_decides_and_global_state_is_left_alone(model, tiny_dataset):
+    torch.manual_seed(1)
+    one = train(copy.deepcopy(model), tiny_dataset, epochs=2)
+    torch.manual_seed(2)
+    state = torch.get_rng_state()
+    other = train(copy.deepcopy(model), tiny_dataset, epochs=2)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert_same_weights(one, other)
+    assert not torch.equal(train(copy.deepcopy(model), tiny_dataset, epochs=2, seed=1)[5].weight, one[5].weight)
+
+
+def test_the_loss_falls_and_the_model_comes_back_in_eval_mode(tiny_mlp, tiny_dataset):
+    def loss():
+        return F.cross_entropy(tiny_mlp(tiny_dataset.images), tiny_dataset.labels).item()
+
+    before = loss()
+    train(tiny_mlp, tiny_dataset, epochs=40)
+    assert loss() < 0.5 * before
+    assert not any(module.training for module in tiny_mlp.modules())
+
+
+def test_every_image_is_seen_once_an_epoch(tiny_mlp, tiny_dataset):
+    seen = []
+    tiny_mlp.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    train(tiny_mlp, tiny_dataset, epochs=2)
+    assert [len(images) for images in seen] == [5, 5, 5, 5, 4] * 2
+    for epoch in (torch.cat(seen[:5]), torch.cat(seen[5:])):
+        assert torch.equal(epoch.sum((1, 2, 3)).sort().values, tiny_dataset.images.sum((1, 2, 3)).sort().values)
+    assert not torch.equal(seen[0], seen[5])
+
+
+def steps(model, dataset, *, gamma=0.0, extra=lambda: 0.0, **options):
+    def loss(batch, generator):
+        return F.cross_entropy(model(batch.images), batch.labels) + extra()
+
+    train_model(
+        model,
+        batches=lambda generator: read_batches(dataset, batch_size=8),
+        steps_per_epoch=3,
+        loss=loss,
+        recipe=Recipe(4, 1e-2, gamma),
+        seed=0,
+        **options,
+    )
+    return model
+
+
+def test_gamma_is_the_weight_of_the_squared_norm(tiny_mlp, tiny_dataset):
+    """L = CE + gamma ||theta||^2, whose gradient is 2 gamma theta."""
+    by_option, explicit, without = (copy.deepcopy(tiny_mlp).double() for _ in range(3))
+    tiny_dataset.images = tiny_dataset.images.double()
+
+    class Double(type(tiny_dataset)):
+        def read(self, indices):
+            from rightreasons.data.loading import Batch
+
+            return Batch(indices, self.images[indices], self.labels[indices])
+
+    data = Double(tiny_dataset.images, tiny_dataset.labels)
+    steps(by_option, data, gamma=0.05)
+    steps(explicit, data, extra=lambda: 0.05 * sum(parameter.square().sum() for parameter in explicit.parameters()))
+    steps(without, data)
+    for a, b, c in zip(by_option.parameters(), explicit.parameters(), without.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-8, rtol=1e-6)
+        assert not torch.allclose(a, c, atol=1e-4)
+
+
+def test_the_learning_rate_falls_along_a_half_cosine(tiny_dataset):
+    """Adam moves by the rate itself where the gradient never changes."""
+
+    class Ramp(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.at = nn.Parameter(torch.zeros((), dtype=torch.float64))
+
+    ramp, path = Ramp(), [0.0]
+
+    def loss(batch, generator):
+        path.append(ramp.at.item())
+        return ramp.at * 1.0
+
+    train_model(
+        ramp,
+        batches=lambda generator: read_batches(tiny_dataset, batch_size=8),
+        steps_per_epoch=3,
+        loss=loss,
+        recipe=Recipe(2, 0.1),
+        seed=0,
+    )
+    moves = [a - b for a, b in zip(path[1:], [*path[2:], ramp.at.item()], strict=True)]
+    assert moves == pytest.approx([0.1 * (1 + math.cos(math.pi * step / 6)) / 2 for step in range(6)], rel=1e-5)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_frozen_statistics(model, tiny_dataset, frozen):
+    before = copy.deepcopy(model)
+    steps(model, tiny_dataset, freeze_statistics=frozen)
+    assert torch.equal(model[1].running_mean, before[1].running_mean) == frozen
+    assert torch.equal(model[1].running_var, before[1].running_var) == frozen
+    assert not torch.equal(model[1].weight, before[1].weight)  # its scale still learns
