@@ -1,8 +1,9 @@
 """What every test shares: shapes are checked wherever the package runs, and everything is seeded."""
+# ruff: noqa: E402 -- what is set here must be set before torch and the package are imported
 
 import os
 
-os.environ["OMP_WAIT_POLICY"] = "passive"  # before torch is imported: the machine may be shared
+os.environ["OMP_WAIT_POLICY"] = "passive"  # the machine may be shared
 
 from jaxtyping import install_import_hook
 

@@ -156,23 +156,35 @@ def test_a_gradient_penalty_can_be_minimised(smooth_net, masked_images, penalty)
 
 
 def test_the_effect_penalty_by_hand(generator):
-    """Eq. 10: mean |f(x) - f(x')| / (sqrt(2) sigma), up to what keeps the root differentiable."""
+    """Eq. 10: mean |f(x) - f(x')| / (sqrt(2) sigma), sigma over the batch, up to what keeps the root differentiable."""
     before, after = torch.randn(2, 6, 3, generator=generator, dtype=torch.float64)
     after[2] = before[2]
+    batch = torch.cat([before, after, torch.randn(4, 3, generator=generator, dtype=torch.float64)])
     variance = 0.0
     for k in range(3):
-        mean = sum(before[n, k].item() for n in range(6)) / 6
-        variance += sum((before[n, k].item() - mean) ** 2 for n in range(6)) / 6
+        mean = sum(batch[n, k].item() for n in range(16)) / 16
+        variance += sum((batch[n, k].item() - mean) ** 2 for n in range(16)) / 16
     total = sum(math.sqrt(sum((before[n, k] - after[n, k]).item() ** 2 for k in range(3)) / (2 * variance)) for n in range(6))
-    assert effect_penalty(before, after).item() == pytest.approx(total / 6, abs=2e-3)
+    assert effect_penalty(before, after, batch).item() == pytest.approx(total / 6, abs=2e-3)
 
 
-def test_the_effect_penalty_has_no_unit_and_a_gradient_everywhere(generator):
+def test_the_effect_penalty_has_no_unit_no_direction_and_a_gradient_everywhere(generator):
     before, after = torch.randn(2, 6, 3, generator=generator)
-    assert effect_penalty(before * 1000, after * 1000).item() == pytest.approx(effect_penalty(before, after).item(), rel=1e-2)
+    value = effect_penalty(before, after, before).item()
+    assert effect_penalty(before * 1000, after * 1000, before * 1000).item() == pytest.approx(value, rel=1e-2)
+    assert effect_penalty(after, before, before).item() == pytest.approx(value, rel=1e-6)
     leaf = before.clone().requires_grad_()
-    effect_penalty(leaf, before).backward()
+    effect_penalty(leaf, before, leaf).backward()
     assert leaf.grad.isfinite().all()
+
+
+def test_smaller_outputs_do_not_meet_the_effect_penalty(generator):
+    """Its derivative by the scale of all outputs is zero, and by the effect's own is not."""
+    before, change = torch.randn(2, 6, 3, generator=generator, dtype=torch.float64)
+    for power, bounds in ((1, (-1e-3, 1e-3)), (2, (0.1, 10))):
+        scale = torch.ones((), dtype=torch.float64, requires_grad=True)
+        effect_penalty(scale * before, scale * before + scale**power * change, scale * before).backward()
+        assert bounds[0] < scale.grad.item() < bounds[1]
 
 
 # What goes into a batch

@@ -86,6 +86,8 @@ def align_model(
     loss = AlignLoss(model, alignment, config)
     if config.lambda_ == "auto" and loss.needs_calibration:
         generator = seeded(seed, "lambda")
+        # In train mode the look-ahead would move BatchNorm's statistics, and draw dropout from global state.
+        model.eval()
         loss.calibrate(next(mixed(generator)), generator)
     train_model(
         model,
@@ -142,8 +144,7 @@ class AlignLoss:
         logits = self.model(torch.cat([images, others]).to(device))
         cross_entropy = F.cross_entropy(logits[: len(images)], batch.labels.to(device))
         if wants_effect:
-            first, second = logits[:pasted_count], logits[len(images) :]
-            return cross_entropy, effect_penalty(second, first) if self.swaps else effect_penalty(first, second)
+            return cross_entropy, effect_penalty(logits[:pasted_count], logits[len(images) :], logits)
         if self.penalty in _GRADIENT_PENALTIES:
             rows = -1 - batch.indices[ordinary:]
             masks = self.alignment.masks[rows].to(device)
@@ -181,14 +182,16 @@ def paste_segments(
     return torch.where(where[:, None], alignment.batch.images[chosen], images)
 
 
-def effect_penalty(before: Float[Tensor, "image class_"], after: Float[Tensor, "image class_"]) -> Tensor:
+def effect_penalty(
+    before: Float[Tensor, "image class_"], after: Float[Tensor, "image class_"], all_logits: Float[Tensor, "any_image class_"]
+) -> Tensor:
     """E |f(x) - f(x')| / (sqrt(2) sigma), x' being x with spurious segments exchanged and sigma^2 the variance of f (eq. 10).
 
     The square inside the mean would be the total Sobol index of those pixels (Jansen 1999): 0 where the model does not use them, near 1 where it
-    uses nothing else. The root keeps pulling as the effect gets small, and so takes it to zero, as a lasso does. Sigma has a gradient too: a
-    model cannot lower the ratio by making all its outputs small.
+    uses nothing else. The root keeps pulling as the effect gets small, and so takes it to zero, as a lasso does. Sigma, over all logits of the
+    batch, has a gradient too: a model cannot lower the ratio by making its outputs small.
     """
-    variance = before.var(0, correction=0).sum().clamp_min(SMALLEST_EFFECT)
+    variance = all_logits.var(0, correction=0).sum().clamp_min(SMALLEST_EFFECT)
     index = (before - after).square().sum(1) / (2 * variance)
     return (index + SMALLEST_EFFECT).sqrt().mean()
 

@@ -28,18 +28,20 @@ from rightreasons.records import Attribution
 SMALLEST_DIFFERENCE = 1e-8
 
 # By the name under which torch calls them; an underscore at the end marks the in-place form.
-ELEMENTWISE = frozenset({"relu", "threshold"})
+ELEMENTWISE = frozenset({"relu", "threshold", "_threshold"})
 MAX_POOLS = frozenset({"max_pool2d", "_max_pool2d", "max_pool2d_with_indices"})
 # Affine in the image, so that the plain gradient is exact. Batch norm is affine because the model is in eval mode.
 AFFINE = frozenset(
-    "conv1d conv2d conv3d conv_transpose2d linear interpolate batch_norm dropout dropout2d feature_dropout alpha_dropout "
+    "interpolate dropout dropout2d feature_dropout alpha_dropout "
     "avg_pool2d _avg_pool2d adaptive_avg_pool2d adaptive_avg_pool1d mean sum add sub rsub neg add_ sub_ "
     "__add__ __radd__ __iadd__ __sub__ __rsub__ __isub__ __neg__ flatten view view_as reshape permute transpose squeeze unsqueeze "
     "contiguous clone detach to float double type expand expand_as chunk split unbind cat concat stack pad __getitem__ "
     "narrow select index_select movedim swapaxes flip roll unfold identity".split()
 )
 # Affine when the other operand does not depend on the image.
-SCALINGS = frozenset("mul mul_ div div_ true_divide __mul__ __rmul__ __imul__ __truediv__ __itruediv__ matmul mm __matmul__ addmm".split())
+SCALINGS = frozenset("mul mul_ __mul__ __rmul__ __imul__ matmul mm __matmul__ addmm conv1d conv2d conv3d conv_transpose2d linear batch_norm".split())
+# Affine where what is divided by does not depend on the image.
+QUOTIENTS = frozenset("div div_ true_divide __truediv__ __itruediv__".split())
 
 
 def attribute_images(
@@ -62,9 +64,9 @@ def attribute_images(
         raise ModelError("attribution needs at least one baseline image, and got none")
     heatmaps, chosen, errors = [], [], []
     with _ready(model):
-        tape = _Tape()
+        tape = _Tape(rows=len(baselines))
         with torch.no_grad(), _Record(tape):
-            baseline_logits = model(baselines)
+            baseline_logits = model(baselines.clone())  # a model may work in place
         for start in range(0, len(images), chunk):
             part = images[start : start + chunk]
             wanted = None if targets is None else targets[start : start + chunk]
@@ -85,16 +87,16 @@ def _attribute_chunk(
     targets: Int[Tensor, " image"] | None,
     tape: _Tape,
 ) -> Attribution:
-    tape.rewind()
+    tape.rewind(len(images))
     leaf = images.detach().clone().requires_grad_()
     # In-place activations may not touch a leaf, so the model gets a copy of its values.
     with torch.enable_grad():
         inner = leaf.clone()
         with _Replay(tape):
             logits = model(inner)
+        wanted = logits.argmax(1) if targets is None else targets.to(logits.device)
+        score = logits.gather(1, wanted[:, None]).sum()
     tape.check_finished()
-    wanted = logits.argmax(1) if targets is None else targets.to(logits.device)
-    score = logits.gather(1, wanted[:, None]).sum()
     effect = torch.zeros_like(images)
     for index, baseline in enumerate(baselines):
         tape.baseline = index
@@ -140,11 +142,20 @@ class _Tape:
     calls: list[_Call] = field(default_factory=list)
     position: int = 0
     baseline: int = 0
+    rows: int = 0
 
-    def rewind(self) -> None:
-        self.position = 0
+    def rewind(self, rows: int) -> None:
+        self.position, self.rows = 0, rows
+
+    def check_rows(self, name: str, shape: torch.Size) -> None:
+        if not shape or shape[0] != self.rows:
+            raise UnsupportedLayer(
+                f"{name} was called on a tensor of shape {tuple(shape)} for {self.rows} images; "
+                "attribution needs a model that keeps the batch as the first axis"
+            )
 
     def advance(self, name: str, shape: torch.Size) -> _Call:
+        self.check_rows(name, shape)
         call = self.calls[self.position] if self.position < len(self.calls) else None
         if call is None or call.name != name or call.baseline_in.shape[1:] != shape[1:]:
             raise UnsupportedLayer(
@@ -167,16 +178,19 @@ class _Record(TorchFunctionMode):
         self.tape = tape
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:  # noqa: ANN401 -- torch's own signature
-        kwargs = kwargs or {}
+        args, kwargs = _input_first(args, kwargs)
         name = _plain_name(func)
         if name in ELEMENTWISE:
+            self.tape.check_rows(name, args[0].shape)
             before = args[0].clone()
             out = func(*args, **kwargs)
             self.tape.calls.append(_Call(name, before, out.clone()))
             return out
         if name in MAX_POOLS:
+            self.tape.check_rows(name, args[0].shape)
             out, argmax = _max_pool(args, kwargs)
-            self.tape.calls.append(_Call(name, args[0], out, argmax))
+            # Copies: what follows may work in place.
+            self.tape.calls.append(_Call(name, args[0].clone(), out.clone(), argmax))
             return (out, argmax) if _asks_indices(func, kwargs) else out
         return func(*args, **kwargs)
 
@@ -189,7 +203,7 @@ class _Replay(TorchFunctionMode):
         self.tape = tape
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:  # noqa: ANN401 -- torch's own signature
-        kwargs = kwargs or {}
+        args, kwargs = _input_first(args, kwargs)
         name = _plain_name(func)
         if name in ELEMENTWISE:
             source = args[0]
@@ -202,12 +216,26 @@ class _Replay(TorchFunctionMode):
             out = _RescaleMaxPool.apply(args[0], out, argmax, call, self.tape)
             return (out, argmax) if _asks_indices(func, kwargs) else out
         result = func(*args, **kwargs)
-        if name not in AFFINE and _depends_on_image(result) and not (name in SCALINGS and _count_dependent(args, kwargs) == 1):
+        if _depends_on_image(result) and not _is_affine(name, args, kwargs):
             raise UnsupportedLayer(
                 f"the rescale rule does not cover {name!r}, which this model calls on the way from image to logits; "
                 f"covered are {', '.join(sorted(ELEMENTWISE))}, max_pool2d and affine layers"
             )
         return result
+
+
+def _is_affine(name: str, args: tuple, kwargs: dict) -> bool:
+    if name == "batch_norm" and (kwargs.get("training") or args[5:6] == (True,)):  # batch statistics: not affine, and images leak into one another
+        return False
+    if name in QUOTIENTS:
+        return _count_dependent(args[1:], kwargs) == 0
+    return name in AFFINE or (name in SCALINGS and _count_dependent(args, kwargs) == 1)
+
+
+def _input_first(args: tuple, kwargs: dict | None) -> tuple[tuple, dict]:
+    """``torch.relu(input=x)`` as ``torch.relu(x)``."""
+    kwargs = dict(kwargs or {})
+    return ((kwargs.pop("input"), *args), kwargs) if not args and "input" in kwargs else (args, kwargs)
 
 
 def _plain_name(func: Callable) -> str:

@@ -146,7 +146,7 @@ def truly_spurious(
 ) -> Bool[Tensor, " segment"]:
     """The truth of a verdict: more than half of a segment's positive effect lies in the ground-truth mask."""
     count = int(segments.max()) + 1
-    if mask is None:
+    if mask is None or count == 0:
         return torch.zeros(count, dtype=torch.bool)
     effect = torch.stack([(positive_effect * (segments == segment)).sum() for segment in range(count)])
     inside = torch.stack([(positive_effect * (segments == segment) * mask).sum() for segment in range(count)])

@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 Advance = Callable[[int, int], None]
 
 
+@runtime_checkable
 class Reporter(Protocol):
     """Told of stages and notes."""
 

@@ -98,5 +98,5 @@ def _fill(buckets: list[_Candidates], size: int, quota: int, strategy: str) -> S
         order = torch.arange(len(bucket))
         first = first.joined(bucket.where(order < quota))
         rest = rest.joined(bucket.where(order >= quota))
-    _, indices, labels, entropy = first.joined(rest.lowest(size - len(first))).lowest(size).columns
+    _, indices, labels, entropy = first.joined(rest.lowest(max(0, size - len(first)))).lowest(size).columns
     return Selection(strategy, indices, labels, entropy)

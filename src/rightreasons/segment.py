@@ -53,8 +53,12 @@ def segment_heatmaps(
     ``components`` is their greatest number, or "auto" to choose by BIC. A heatmap without a positive pixel, with equal pixels
     or with a NaN gets no segments, and its outcome says which.
     """
+    heatmaps = heatmaps.float()
     smoothed = smooth_heatmaps(heatmaps, smooth)
-    outcomes: tuple[Outcome, ...] = tuple(_outcome(heatmap) for heatmap in smoothed)
+    # Borders darken under the Gaussian, so a constant map is one before it.
+    outcomes: tuple[Outcome, ...] = tuple(
+        "constant" if _outcome(raw) == "constant" else _outcome(soft) for raw, soft in zip(heatmaps, smoothed, strict=True)
+    )
     size = max(AUTO_COMPONENTS) if components == "auto" else int(components)
     segments = torch.full(heatmaps.shape, -1, dtype=torch.int64)
     effect = torch.zeros(heatmaps.shape, dtype=torch.bool)
@@ -94,7 +98,7 @@ def fit_mixture(
     iterations: int = 100,
     tolerance: float = 1e-5,
 ) -> Mixture:
-    """EM from given means, for all images at once, until no component's share moves by more than ``tolerance``.
+    """EM from given means, for all images at once, until no component's share or mean moves by more than ``tolerance``.
 
     ``weights`` sum to one per image. Component covariances start isotropic: the data's mean variance, divided by their number.
     """
@@ -113,7 +117,9 @@ def fit_mixture(
         moments = features.T @ (share[:, :, None] * (joint - density).exp())
         moved = (moments[:, 0] - shares[active]).abs().amax(1)
         objective[active] = (share * density[:, :, 0]).sum(1)
+        earlier = means[active]
         shares[active], means[active], covariances[active] = _maximise(moments, smallest_variance)
+        moved = torch.maximum(moved, (means[active] - earlier).abs().amax((1, 2)))
         # An image that has settled drops out, so that its result does not depend on the others in the batch.
         active = active[moved >= tolerance]
         if len(active) == 0:

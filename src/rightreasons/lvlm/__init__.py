@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from rightreasons.errors import ConfigError, LVLMUnavailable
 from rightreasons.records import Answer, GroundTruth, Request
 
 
+@runtime_checkable
 class LVLM(Protocol):
     """A model that answers requests. ``send`` is the only call that costs anything."""
 

@@ -130,7 +130,7 @@ def _serve() -> None:
                 print(json.dumps({"row": job["row"], **word}), flush=True)
 
     with _lock_file(ledger).open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        fcntl.flock(lock, fcntl.LOCK_SH)  # several couriers may serve one ledger; whoever waits for them asks for it alone
         with ThreadPoolExecutor(MOST_UNDER_WAY) as pool:
             for line in sys.stdin:
                 pool.submit(carry, json.loads(line))

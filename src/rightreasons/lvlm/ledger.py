@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rightreasons.errors import LVLMBusy, LVLMError, LVLMTimeout, LVLMUnavailable
+from rightreasons.errors import LVLMBusy, LVLMError, LVLMProtocolError, LVLMTimeout, LVLMUnavailable
 from rightreasons.lvlm import LVLM
 from rightreasons.lvlm.courier import Courier, wait_for_courier
 from rightreasons.records import Answer, Request
@@ -71,7 +71,8 @@ class Ledger:
     def ask(self, lvlm: LVLM, request: Request) -> Answer:
         """The answer to ``request``, sent only where there is none yet. Raises LVLMError where asking again will not help."""
         body = lvlm.body(request)
-        described = canonical({"adapter": ADAPTER_VERSION, "backend": lvlm.name, "body": _without_pictures(body)})
+        server = lvlm.address["base_url"] if lvlm.address is not None else None
+        described = canonical({"adapter": ADAPTER_VERSION, "backend": lvlm.name, "server": server, "body": _without_pictures(body)})
         key = hashlib.sha256(described.encode()).hexdigest()
         with self._lock:
             flight = self._flights.setdefault(key, threading.Lock())
@@ -80,23 +81,29 @@ class Ledger:
             stored = self._find(key)
             if stored is not None:
                 return stored if stored.problem else replace(lvlm.parse(stored.text), cached=True)
-            return lvlm.parse(self._send(lvlm, key, described, body, request))
+            return self._send(lvlm, key, described, body, request)
 
-    def _send(self, lvlm: LVLM, key: str, described: str, body: dict[str, Any], request: Request) -> str:
-        """The raw answer, after as many attempts as the kind of error allows."""
+    def _send(self, lvlm: LVLM, key: str, described: str, body: dict[str, Any], request: Request) -> Answer:
+        """The answer, after as many attempts as the kind of error allows."""
         timeouts = 0
         for attempt in range(1, MOST_ATTEMPTS + 1):
             if self._closing:
                 raise LVLMUnavailable("the run is stopping")
             row = self._begin(key, request.role, lvlm.name, described)
             try:
-                return self._deliver(lvlm, row, body, request)
+                raw = self._deliver(lvlm, row, body, request)
             except LVLMError as error:
                 timeouts += isinstance(error, LVLMTimeout)
                 # A timeout may have been paid for, so it is tried again once only.
                 if not isinstance(error, LVLMBusy) or attempt == MOST_ATTEMPTS or timeouts > 1:
                     raise
                 time.sleep(error.wait if error.wait is not None else self._first_wait * 2 ** (attempt - 1) * self._jitter.uniform(0.5, 1))
+                continue
+            try:
+                return lvlm.parse(raw)
+            except LVLMProtocolError as error:  # not from a model at all: kept to be looked at, and no answer
+                self._end(row, "failed", raw=raw, error=str(error))
+                raise
         raise AssertionError("the last attempt returns or raises")
 
     def _deliver(self, lvlm: LVLM, row: int, body: dict[str, Any], request: Request) -> str:

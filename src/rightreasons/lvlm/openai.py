@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import importlib.util
 import ipaddress
 import json
 import os
@@ -25,10 +26,8 @@ class OpenAICompatible:
     concurrency = 4
 
     def __init__(self, model: str, *, base_url: str, allow_remote: tuple[str, ...] = (), timeout: float = TIMEOUT_SECONDS) -> None:
-        try:
-            import openai
-        except ImportError as error:
-            raise MissingExtra("openai", "openai") from error
+        if importlib.util.find_spec("openai") is None:
+            raise MissingExtra("openai", "openai")
         host = urlsplit(base_url).hostname
         if host is None or urlsplit(base_url).scheme not in ("http", "https"):
             raise ConfigError(f"[critic] base_url = {base_url!r} is not an address such as http://127.0.0.1:8000/v1")
@@ -42,17 +41,16 @@ class OpenAICompatible:
         self.address: dict[str, Any] | None = {"spec": self.name, "base_url": base_url, "allow_remote": list(allow_remote)}
         self._model, self._base_url = model, base_url
         self._without: set[str] = set()
-        # A redirect, or a proxy from the environment, would carry pictures to a host that nobody allowed.
-        http = openai.DefaultHttpxClient(follow_redirects=False, trust_env=remote)
-        key = os.environ.get("OPENAI_API_KEY") or "none"
-        self._client = openai.OpenAI(api_key=key, base_url=base_url, max_retries=0, timeout=timeout, http_client=http)
+        self._remote, self._timeout = remote, timeout
+        self._open: openai.OpenAI | None = None
 
     def check(self) -> None:
         """Asks for the list of models, which is free. A server without such a list is taken as being there."""
         import openai
 
         try:
-            self._client.with_options(timeout=10).models.list()
+            with self._connect(timeout=10) as client:
+                client.models.list()
         except openai.APIConnectionError as error:
             raise LVLMUnavailable(
                 f"no LVLM server answers at {self._base_url} ({error.__cause__ or error}): start it, or correct [critic] base_url"
@@ -81,9 +79,10 @@ class OpenAICompatible:
         """One POST, without the SDK's own retries. A parameter that the server names in a 400 is left out from then on."""
         import openai
 
+        self._open = self._open or self._connect(timeout=self._timeout)
         allowed = {key: value for key, value in body.items() if key not in self._without}
         try:
-            return self._client.chat.completions.with_raw_response.create(**allowed).text
+            return self._open.chat.completions.with_raw_response.create(**allowed).text
         except openai.BadRequestError as error:
             named = next((key for key in ("response_format", "max_completion_tokens") if key in allowed and key in str(error)), None)
             if named is None:
@@ -91,7 +90,7 @@ class OpenAICompatible:
             self._without.add(named)
             raise LVLMBusy(f"the server does not take {named!r}; asking again without it", wait=0.0) from error
         except openai.APITimeoutError as error:
-            raise LVLMTimeout(f"{self._base_url} gave no answer within {self._client.timeout} seconds") from error
+            raise LVLMTimeout(f"{self._base_url} gave no answer within {self._timeout:g} seconds") from error
         except openai.APIConnectionError as error:
             raise LVLMBusy(f"{self._base_url} dropped the connection: {error.__cause__ or error}") from error
         except (openai.RateLimitError, openai.InternalServerError, openai.ConflictError) as error:
@@ -114,6 +113,20 @@ class OpenAICompatible:
         if not isinstance(text, str) or not text.strip():
             return Answer("", problem=f"empty answer (finish reason {choice.get('finish_reason')!r})")
         return Answer(text)
+
+    def close(self) -> None:
+        """Ends the connection."""
+        if self._open is not None:
+            self._open.close()
+            self._open = None
+
+    def _connect(self, timeout: float) -> openai.OpenAI:
+        import openai
+
+        # A redirect, or a proxy from the environment, would carry pictures to a host that nobody allowed.
+        http = openai.DefaultHttpxClient(follow_redirects=False, trust_env=self._remote)
+        key = os.environ.get("OPENAI_API_KEY") or "none"
+        return openai.OpenAI(api_key=key, base_url=self._base_url, max_retries=0, timeout=timeout, http_client=http)
 
     def _explain(self, error: openai.APIStatusError) -> str:
         hint = {401: "set OPENAI_API_KEY", 403: "this key may not use this model", 404: f"is {self._model!r} the name of a model there?"}

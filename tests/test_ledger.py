@@ -1,0 +1,178 @@
+"""Nothing is paid for twice: the ledger, the OpenAI backend and the courier, against a real server on loopback."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from rightreasons.errors import LVLMBusy, LVLMProtocolError, LVLMRejected, LVLMUnavailable
+from rightreasons.lvlm import open_lvlm
+from rightreasons.lvlm.ledger import Ledger
+from rightreasons.lvlm.scripted import Scripted
+from rightreasons.records import Request
+from tests.openai_stub import OpenAIStub, completion
+
+JUDGE = Request("judge", ('<critique>\nS1: over the plate\n</critique> "S1"',), schema={"type": "object"})
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    ledger = Ledger(tmp_path / "lvlm.sqlite", first_wait=0.01)
+    yield ledger
+    ledger.close()
+
+
+def rows(ledger_path):
+    with sqlite3.connect(ledger_path) as connection:
+        found = connection.execute("SELECT state, raw, error, request FROM attempts ORDER BY id").fetchall()
+    connection.close()
+    return found
+
+
+def reply(status, value, **headers):
+    return status, {"content-type": "application/json", **headers}, json.dumps(value).encode()
+
+
+def error(status, message, **headers):
+    return reply(status, {"error": {"message": message}}, **headers)
+
+
+def test_ledger_asks_once(ledger, tmp_path):
+    lvlm = Scripted(lambda request: "said")
+    assert ledger.ask(lvlm, JUDGE).text == "said"
+    assert ledger.ask(lvlm, JUDGE).cached and len(lvlm.history) == 1
+    assert (tmp_path / "lvlm.sqlite").stat().st_mode & 0o777 == 0o600
+
+
+def test_ledger_commits_before_it_parses(ledger, tmp_path):
+    class Unreadable(Scripted):
+        def parse(self, raw):
+            raise RuntimeError("a bug in parsing")
+
+    with pytest.raises(RuntimeError, match="a bug in parsing"):
+        ledger.ask(Unreadable(lambda request: "paid for"), JUDGE)
+    assert [(state, raw) for state, raw, *_ in rows(tmp_path / "lvlm.sqlite")] == [("answered", "paid for")]
+
+
+def test_ledger_parses_again_for_nothing(ledger):
+    class Better(Scripted):
+        def parse(self, raw):
+            return super().parse(raw.upper())
+
+    ledger.ask(Scripted(lambda request: "said"), JUDGE)
+    assert ledger.ask(Better(lambda request: pytest.fail("asked again")), JUDGE).text == "SAID"
+
+
+def test_ledger_has_one_flight_per_question(ledger):
+    def slow(request):
+        threading.Event().wait(0.1)
+        return "said"
+
+    lvlm = Scripted(slow)
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda _: ledger.ask(lvlm, JUDGE).text, range(4)))
+    assert answers == ["said"] * 4 and len(lvlm.history) == 1
+
+
+def test_ledger_key_is_what_is_asked_and_of_whom(ledger, tmp_path):
+    with OpenAIStub() as first, OpenAIStub() as second:
+        for stub in (first, second):
+            ledger.ask(open_lvlm("openai:a", base_url=stub.base_url), JUDGE)
+        ledger.ask(open_lvlm("openai:b", base_url=first.base_url), JUDGE)
+        ledger.ask(open_lvlm("openai:a", base_url=first.base_url), Request("judge", (JUDGE.parts[0] + " ",)))
+        ledger.ask(open_lvlm("openai:a", base_url=first.base_url), JUDGE)
+        assert (first.requests, second.requests) == (3, 1)
+
+
+def test_ledger_holds_no_picture_and_no_key(ledger, tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
+    with OpenAIStub(misbehave=lambda number, body: reply(200, completion("S1: fine"))) as stub:
+        ledger.ask(open_lvlm("openai:a", base_url=stub.base_url), Request("critic", ("look", b"\x89PNG-bytes")))
+        assert stub.headers[0]["authorization"] == "Bearer sk-very-secret"
+    content = (tmp_path / "lvlm.sqlite").read_bytes() + (tmp_path / "lvlm.sqlite-wal").read_bytes()
+    assert b"sk-very-secret" not in content and b"base64" not in content
+    assert json.loads(rows(tmp_path / "lvlm.sqlite")[0][3])["body"]["messages"][0]["content"][1]["image_url"]["url"]["sha256"]
+
+
+@pytest.mark.parametrize(
+    ("first", "attempts"),
+    [
+        (error(429, "slow down", **{"retry-after": "0.01"}), 2),
+        (error(500, "oh"), 2),
+        (error(503, "oh"), 2),
+        (error(400, "unknown parameter: response_format"), 2),
+    ],
+)
+def test_ledger_sees_every_attempt(ledger, tmp_path, first, attempts):
+    with OpenAIStub(misbehave=lambda number, body: first if number == 1 else None) as stub:
+        answer = ledger.ask(open_lvlm("openai:a", base_url=stub.base_url), JUDGE)
+        assert json.loads(answer.text) == {"S1": "spurious"} and stub.requests == attempts
+    assert [state for state, *_ in rows(tmp_path / "lvlm.sqlite")] == ["failed"] * (attempts - 1) + ["answered"]
+
+
+def test_ledger_gives_up_after_five(ledger, tmp_path):
+    with OpenAIStub(misbehave=lambda number, body: error(500, "oh")) as stub:
+        with pytest.raises(LVLMBusy, match="500"):
+            ledger.ask(open_lvlm("openai:a", base_url=stub.base_url), JUDGE)
+        assert stub.requests == 5
+    assert [state for state, *_ in rows(tmp_path / "lvlm.sqlite")] == ["failed"] * 5
+
+
+@pytest.mark.parametrize(("status", "hint"), [(401, "OPENAI_API_KEY"), (404, "name of a model"), (400, "resumed")])
+def test_ledger_stops_where_asking_again_will_not_help(ledger, status, hint):
+    with OpenAIStub(misbehave=lambda number, body: error(status, "no")) as stub:
+        with pytest.raises(LVLMRejected, match=hint):
+            ledger.ask(open_lvlm("openai:a", base_url=stub.base_url), JUDGE)
+        assert stub.requests == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [(completion("", refusal="I will not"), "refused: I will not"), (completion(""), "empty answer"), (completion(None), "empty answer")],
+)
+def test_ledger_records_what_is_no_answer(ledger, value, problem):
+    with OpenAIStub(misbehave=lambda number, body: reply(200, value)) as stub:
+        answer = ledger.ask(open_lvlm("openai:a", base_url=stub.base_url), JUDGE)
+        assert answer.problem.startswith(problem)
+
+
+def test_ledger_does_not_take_another_protocol_for_an_answer(ledger, tmp_path):
+    with OpenAIStub(misbehave=lambda number, body: reply(200, {"hello": 1})) as stub:
+        for _ in range(2):
+            with pytest.raises(LVLMProtocolError, match="base_url"):
+                ledger.ask(open_lvlm("openai:a", base_url=stub.base_url), JUDGE)
+    assert [(state, json.loads(raw)) for state, raw, *_ in rows(tmp_path / "lvlm.sqlite")] == [("failed", {"hello": 1})] * 2
+
+
+def test_ledger_does_not_follow_a_redirect(ledger):
+    with OpenAIStub() as elsewhere:
+        redirect = (307, {"location": f"{elsewhere.base_url}/chat/completions"}, b"")
+        with OpenAIStub(misbehave=lambda number, body: redirect) as stub, pytest.raises(LVLMRejected):
+            ledger.ask(open_lvlm("openai:a", base_url=stub.base_url), JUDGE)
+        assert elsewhere.requests == 0
+
+
+def test_ledger_leaves_unknown_what_a_crash_left_pending(tmp_path):
+    path = tmp_path / "lvlm.sqlite"
+    ledger = Ledger(path)
+    lvlm = Scripted(lambda request: "said")
+    ledger.ask(lvlm, JUDGE)
+    ledger._connection.execute("UPDATE attempts SET state = 'pending', raw = NULL")
+    ledger.close()
+    ledger = Ledger(path)
+    assert ledger.ask(lvlm, JUDGE).problem.startswith("unknown") and len(lvlm.history) == 1
+    ledger.close()
+    ledger = Ledger(path, retry_unknown=True)
+    assert ledger.ask(lvlm, JUDGE).text == "said" and len(lvlm.history) == 2
+    ledger.close()
+
+
+@pytest.mark.parametrize("host", ["api.openai.com", "10.0.0.7", "127.0.0.1.evil.example", "localhost.evil.example"])
+def test_a_remote_host_needs_leave(host):
+    with pytest.raises(LVLMUnavailable, match=f"--allow-remote {host}"):
+        open_lvlm("openai:a", base_url=f"https://{host}/v1")
+    assert open_lvlm("openai:a", base_url=f"https://{host}/v1", allow_remote=(host,)).name == "openai:a"
