@@ -218,7 +218,8 @@ def _show(metrics: dict[str, Any], folder: Any, as_json: bool) -> None:  # noqa:
         values = [scores[key] for scores in columns.values()]
         if any(value is not None for value in values):
             table.add_row(key, *("-" if value is None else f"{value:.3f}" for value in values))
-    Console().print(table)
+    # Where there is no terminal to ask for its width, a file has room.
+    Console(width=None if sys.stdout.isatty() else 110).print(table)
     if metrics["alignment"]:
         typer.echo(f"fine-tuning: {metrics['alignment']['outcome']}")
     typer.echo(f"report: {folder.path / 'report.html'}")

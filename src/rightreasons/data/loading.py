@@ -74,7 +74,7 @@ def collate(items: Sequence[tuple[int, Tensor, int]]) -> Batch:
     if len(shapes) > 1:
         raise DataError(f"images of one shape are needed, and a batch has {sorted(shapes)}: resize them in the dataset")
     indices, images, labels = zip(*items, strict=True)
-    return Batch(torch.tensor(indices), torch.stack(images), torch.tensor([int(label) for label in labels]))
+    return Batch(torch.tensor(indices), torch.stack(images), torch.tensor(labels))
 
 
 def _read_items(dataset: Dataset, indices: Tensor) -> Batch:
@@ -84,5 +84,5 @@ def _read_items(dataset: Dataset, indices: Tensor) -> Batch:
             image, label = dataset[index]
         except UnreadableImage:
             continue
-        items.append((index, torch.as_tensor(image, dtype=torch.float32), label))
+        items.append((index, torch.as_tensor(image, dtype=torch.float32), int(label)))
     return collate(items)
