@@ -20,7 +20,7 @@ Auto = Literal["auto"]
 class _Table(BaseModel):
     """A TOML table: frozen, no unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
 
 
 class DataConfig(_Table):
@@ -189,8 +189,10 @@ def describe_difference(old: Config, new: Config) -> str | None:
 
 
 def _explain(problem: Any) -> str:  # noqa: ANN401 -- pydantic's ErrorDetails
-    # Branches of a union ("int", "literal['auto']") are pydantic's, not keys of the file.
-    keys = [str(part) for part in problem["loc"] if not str(part).startswith(("literal", "constrained", "int", "float", "function"))]
+    # Branches of a union ("int", "literal['auto']") are pydantic's, not keys of the file; the name of a class is the file's, whatever it is.
+    branches = ("literal[", "constrained-", "function-")
+    parts = [str(part) for part in problem["loc"]]
+    keys = [part for i, part in enumerate(parts) if parts[:i] == ["classes"] or not (part in ("int", "float", "str") or part.startswith(branches))]
     key = ".".join(keys)
     if problem["type"] == "extra_forbidden":
         valid = _valid_keys(keys[:-1])
@@ -219,15 +221,20 @@ def _flatten(tables: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _to_toml(tables: dict[str, Any], prefix: str = "") -> str:
     # JSON's strings, numbers and booleans are TOML's as well.
-    plain = "".join(f"{_key(key)} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in tables.items() if not isinstance(value, dict))
+    plain = "".join(f"{_key(key)} = {_literal(value)}\n" for key, value in tables.items() if not isinstance(value, dict))
     head = f"[{prefix}]\n{plain}\n" if prefix and plain else plain
     return head + "".join(
         _to_toml(value, f"{prefix}.{_key(key)}" if prefix else _key(key)) for key, value in tables.items() if isinstance(value, dict)
     )
 
 
+def _literal(value: object) -> str:
+    # TOML wants this one control character escaped, and JSON does not.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
 def _key(name: str) -> str:
-    return name if name.replace("-", "").replace("_", "").isalnum() and name.isascii() else json.dumps(name, ensure_ascii=False)
+    return name if name.replace("-", "").replace("_", "").isalnum() and name.isascii() and name else _literal(name)
 
 
 def _quoted(names: tuple[str, ...] | list[str]) -> str:

@@ -77,7 +77,7 @@ def parse_verdicts(text: str, ids: Sequence[str]) -> dict[str, Value]:
         raise MalformedVerdicts(f"no JSON object in {text[:80]!r}")
     try:
         pairs = json.loads(found.group(), strict=False, object_pairs_hook=_Pairs)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise MalformedVerdicts(f"not JSON: {error}") from error
     keys = [key for key, _ in pairs]
     if len(set(keys)) < len(keys):

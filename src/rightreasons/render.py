@@ -119,20 +119,34 @@ def _annotate(pixels: np.ndarray, tags: list[_Label]) -> Image.Image:
     sheet.paste(Image.fromarray(pixels), (MARGIN, MARGIN))
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(FONT_SIZE)
-    taken: dict[bool, list[float]] = {True: [], False: []}
-    for tag in sorted(tags, key=lambda tag: tag.anchor[1]):
-        x, y = tag.anchor[0] + MARGIN, tag.anchor[1] + MARGIN
-        if not tag.inside:
-            left = tag.anchor[0] < width / 2
-            row = max([y, *(used + FONT_SIZE + 4 for used in taken[left])])
-            row = min(row, height + 2 * MARGIN - FONT_SIZE)
-            taken[left].append(row)
-            spot = (MARGIN / 2 if left else width + 1.5 * MARGIN, row)
-            draw.line([spot, (x, y)], fill=_PAPER, width=4)
-            draw.line([spot, (x, y)], fill=(0, 0, 0), width=2)
-            x, y = spot
-        draw.text((x, y), tag.text, fill=(0, 0, 0), font=font, anchor="mm", stroke_width=3, stroke_fill=_PAPER)
+    for left in (True, False):
+        beside = [tag for tag in sorted(tags, key=lambda tag: tag.anchor[1]) if not tag.inside and (tag.anchor[0] < width / 2) == left]
+        for tag, row in zip(beside, _spread([float(tag.anchor[1] + MARGIN) for tag in beside], sheet.height), strict=True):
+            spot, end = (MARGIN / 2 if left else width + 1.5 * MARGIN, row), (tag.anchor[0] + MARGIN, tag.anchor[1] + MARGIN)
+            draw.line([spot, end], fill=_PAPER, width=4)
+            draw.line([spot, end], fill=(0, 0, 0), width=2)
+            _write(draw, spot, tag.text, font)
+    for tag in tags:
+        if tag.inside:
+            _write(draw, (float(tag.anchor[0] + MARGIN), float(tag.anchor[1] + MARGIN)), tag.text, font)
     return sheet
+
+
+def _spread(rows: list[float], height: int) -> list[float]:
+    """Heights for labels in a margin: near the rows that they belong to, a line apart, and on the sheet."""
+    step = FONT_SIZE + 4
+    placed: list[float] = []
+    for row in rows:
+        placed.append(max(row, placed[-1] + step) if placed else max(row, step / 2))
+    limit = height - step / 2
+    for i in reversed(range(len(placed))):
+        placed[i] = min(placed[i], limit)
+        limit = placed[i] - step
+    return placed
+
+
+def _write(draw: ImageDraw.ImageDraw, spot: tuple[float, float], text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> None:
+    draw.text(spot, text, fill=(0, 0, 0), font=font, anchor="mm", stroke_width=3, stroke_fill=_PAPER)
 
 
 def _png(image: Image.Image) -> bytes:

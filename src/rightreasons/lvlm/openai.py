@@ -6,6 +6,7 @@ import base64
 import importlib.util
 import ipaddress
 import json
+import math
 import os
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -49,8 +50,8 @@ class OpenAICompatible:
         import openai
 
         try:
-            with self._connect(timeout=10) as client:
-                client.models.list()
+            with self._connect(timeout=10.0) as client:
+                listed = client.models.with_raw_response.list().text
         except openai.APIConnectionError as error:
             raise LVLMUnavailable(
                 f"no LVLM server answers at {self._base_url} ({error.__cause__ or error}): start it, or correct [critic] base_url"
@@ -59,8 +60,12 @@ class OpenAICompatible:
             raise LVLMRejected(f"{self._base_url} refuses the key (status {error.status_code}): set OPENAI_API_KEY") from error
         except openai.APIStatusError:
             return
-        except (openai.APIError, ValueError, TypeError, AttributeError) as error:
-            raise LVLMProtocolError(f"{self._base_url} answers, but not as an OpenAI-compatible server does: {error}") from error
+        try:
+            is_object = isinstance(json.loads(listed), dict)
+        except ValueError:
+            is_object = False
+        if not is_object:
+            raise LVLMProtocolError(f"{self._base_url} answers, but not as an OpenAI-compatible server does; its answer starts {listed[:80]!r}")
 
     def body(self, request: Request) -> dict[str, Any]:
         """A chat completion with one message from the user."""
@@ -93,16 +98,16 @@ class OpenAICompatible:
             raise LVLMTimeout(f"{self._base_url} gave no answer within {self._timeout:g} seconds") from error
         except openai.APIConnectionError as error:
             raise LVLMBusy(f"{self._base_url} dropped the connection: {error.__cause__ or error}") from error
-        except (openai.RateLimitError, openai.InternalServerError, openai.ConflictError) as error:
-            raise LVLMBusy(self._explain(error), wait=_retry_after(error)) from error
         except openai.APIStatusError as error:
+            if error.status_code in (408, 409, 429) or error.status_code >= 500:
+                raise LVLMBusy(self._explain(error), wait=_retry_after(error)) from error
             raise LVLMRejected(self._explain(error)) from error
 
     def parse(self, raw: str) -> Answer:
         """The first choice's content. Raises LVLMProtocolError where there are no choices at all."""
         try:
             choice = json.loads(raw)["choices"][0]
-            message = choice["message"]
+            message = dict(choice["message"])
         except (ValueError, LookupError, TypeError) as error:
             raise LVLMProtocolError(
                 f"{self._base_url} answers, but not as an OpenAI-compatible server does; its answer starts {raw[:120]!r}: check [critic] base_url"
@@ -130,7 +135,8 @@ class OpenAICompatible:
 
     def _explain(self, error: openai.APIStatusError) -> str:
         hint = {401: "set OPENAI_API_KEY", 403: "this key may not use this model", 404: f"is {self._model!r} the name of a model there?"}
-        return f"{self._base_url} answers {error.status_code}: {str(error.message)[:300]} ({hint.get(error.status_code, 'the run can be resumed')})"
+        said = str(error.message).replace(os.environ.get("OPENAI_API_KEY") or "\0", "***")[:300]
+        return f"{self._base_url} answers {error.status_code}: {said} ({hint.get(error.status_code, 'the run can be resumed')})"
 
 
 def _is_loopback(host: str) -> bool:
@@ -142,6 +148,7 @@ def _is_loopback(host: str) -> bool:
 
 def _retry_after(error: openai.APIStatusError) -> float | None:
     try:
-        return min(60.0, float(error.response.headers["retry-after"]))
+        seconds = float(error.response.headers["retry-after"])
     except (KeyError, ValueError):
         return None
+    return min(60.0, max(0.0, seconds)) if not math.isnan(seconds) else None
