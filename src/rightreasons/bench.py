@@ -67,7 +67,12 @@ def open_study(name: str, *, critic: str | None = None) -> Study:
         text, root, short = files("rightreasons.studies").joinpath(f"{name}.toml").read_text(encoding="utf-8"), Path.cwd(), name
     else:
         raise ConfigError(f"no study {name!r}; there are {', '.join(packaged)}, or a TOML file")
-    stored = tomllib.loads(text)
+    try:
+        stored = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{name} is not valid TOML: {error}") from error
+    if not isinstance(stored.get("methods"), list) or not isinstance(stored.get("config"), dict):
+        raise ConfigError(f"{name} is not a study: it needs a list methods, and a table [config] with the configuration that they share")
     tables = merge_tables(stored["config"], {"critic": {"lvlm": critic}} if critic else {})
     return Study(short, _known(stored["methods"], _METHODS), stored.get("arms", {}), tables, root)
 

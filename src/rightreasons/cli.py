@@ -197,6 +197,8 @@ def _finish(
     images = read_all(run.train, run.selection.indices).images
     write_report(run, metrics, images, heatmaps_of(run.aligned, images, run) if run.aligned is not None else None, folder)
     folder.save_metrics(metrics)
+    for path, reason in project.task.skipped.items():
+        reporter.note(f"left out {path}: {reason}")
     return metrics
 
 

@@ -29,6 +29,7 @@ from rightreasons.attribute import attribute_images
 from rightreasons.config import Config, SegmentConfig, match_descriptions, parse_config
 from rightreasons.critique import critique_image
 from rightreasons.data.loading import Batch, count_images, read_all, read_batches, some_images
+from rightreasons.errors import DataError
 from rightreasons.judge import judge_critique, read_examples
 from rightreasons.lvlm import LVLM
 from rightreasons.lvlm.ledger import Ledger
@@ -130,7 +131,7 @@ def find_shortcuts(
     ordered = match_descriptions(words, tuple(words))
     if validation_set is None:
         train_set, validation_set = _hold_out(train_set, config.run.seed)
-    check_model(model, read_all(train_set, range(min(2, count_images(train_set)))).images, tuple(words))
+    check_model(model, next(read_batches(train_set, batch_size=2)).images, tuple(words))
     lvlm.check()
     folder = RunFolder(Path(out))
     manifest = f"{type(train_set).__name__} of {count_images(train_set)}, model {hash_weights(model)}"
@@ -280,7 +281,7 @@ def _select(model: nn.Module, train: Dataset, classes: int, config: Config, fold
     with reporter.stage("sample") as advance:
         selection = select_images(
             model,
-            _counted(read_batches(train), count, advance),
+            _checked(read_batches(train), count, classes, advance),
             strategy=wanted.strategy,
             size=size,
             quota=quota,
@@ -382,9 +383,14 @@ def _hold_out(dataset: Dataset, seed: int) -> tuple[Dataset, Dataset]:
     return Subset(dataset, sorted(order[cut:])), Subset(dataset, sorted(order[:cut]))
 
 
-def _counted(batches: Iterable[Batch], count: int, advance: Advance) -> Iterator[Batch]:
+def _checked(batches: Iterable[Batch], count: int, classes: int, advance: Advance) -> Iterator[Batch]:
+    """The batches, with word of progress. Raises DataError for a label that no class has."""
     done = 0
     for batch in batches:
+        wrong = ((batch.labels < 0) | (batch.labels >= classes)).nonzero()[:, 0]
+        if len(wrong):
+            index, label = int(batch.indices[wrong[0]]), int(batch.labels[wrong[0]])
+            raise DataError(f"image {index} has the label {label}, and {classes} classes are described: labels count from 0 to {classes - 1}")
         yield batch
         done += len(batch)
         advance(done, count)

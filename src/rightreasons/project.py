@@ -11,15 +11,17 @@ from torch import nn
 
 from rightreasons.config import Config, parse_config, read_toml
 from rightreasons.data import open_data, task_defaults
-from rightreasons.data.loading import read_all
+from rightreasons.data.loading import read_batches
 from rightreasons.data.task import Task
 from rightreasons.errors import ConfigError
+from rightreasons.judge import read_examples
 from rightreasons.lvlm import LVLM, open_lvlm
 from rightreasons.models import best_device, build_model, check_model, load_checkpoint, save_checkpoint
 from rightreasons.pipeline import Run, find, hash_weights
 from rightreasons.progress import Reporter
 from rightreasons.records import ClassDescription
 from rightreasons.runs import RunFolder, write_atomically
+from rightreasons.seeds import seeded
 from rightreasons.training import Recipe, train_plainly
 
 
@@ -52,7 +54,7 @@ def open_project(tables: dict[str, Any], *, source: str, root: Path) -> Project:
     model = build_model(config.model.source, classes=len(task.classes), root=root, generator_seed=config.run.seed)
     if config.model.checkpoint:
         load_checkpoint(model, root / config.model.checkpoint)
-    check_model(model, read_all(task.splits["train"], range(2)).images, task.classes)
+    check_model(model, next(read_batches(task.splits["train"], batch_size=2)).images, task.classes)
     return Project(config, root, task, descriptions, model)
 
 
@@ -69,6 +71,8 @@ def find_in_project(
     lvlms = [_open(project, spec, allow_remote) for spec in (critic.lvlm, critic.judge or critic.lvlm)]
     for lvlm in lvlms[: 2 if critic.judge else 1]:
         lvlm.check()
+    examples = project.root / critic.examples if critic.examples else None
+    read_examples(examples, seeded(project.config.run.seed, "few-shot"))
     folder.start(project.config, manifest=project.manifest, root=project.root)
     model = trained_model(project, folder, reporter)
     run = find(
@@ -80,12 +84,10 @@ def find_in_project(
         project.descriptions,
         lvlms[0],
         judge=lvlms[1],
-        examples=project.root / critic.examples if critic.examples else None,
+        examples=examples,
         retry_unknown=retry_unknown,
         reporter=reporter,
     )
-    for path, reason in project.task.skipped.items():
-        reporter.note(f"left out {path}: {reason}")
     return run
 
 
@@ -106,7 +108,7 @@ def load_run(folder: RunFolder) -> tuple[Project, Run]:
     run = Run(
         folder, config, model.to(best_device()), project.descriptions, project.task.splits["train"], project.task.splits["validation"],
         lvlm_name=f"{critic['backend']}:{critic['model']}" if critic else config.critic.lvlm,
-        simulated=config.critic.lvlm.startswith("simulated:"),
+        simulated=critic.get("simulated", config.critic.lvlm.startswith("simulated:")),
         selection=selection, attribution=attribution, segmentation=segmentation, critiques=critiques, verdicts=verdicts,
         calls=critic.get("calls", 0), cached=critic.get("cached", 0),
     )  # fmt: skip

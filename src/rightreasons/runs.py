@@ -215,4 +215,4 @@ class RunFolder:
 
     def _read_lines(self, name: str) -> list[dict[str, Any]] | None:
         path = self.path / name
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()] if path.exists() else None
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()] if path.exists() else None

@@ -24,7 +24,11 @@ def open_data(config: DataConfig, *, root: Path, seed: int) -> Task:
     if name in _TASKS:
         return _TASKS[name].open_task(tuple(variant), seed=seed)
     folder = root / config.path
-    if not folder.is_dir():
+    try:
+        is_folder = folder.is_dir()
+    except OSError as error:
+        raise DataError(f"[data] path = {config.path[:80]!r}: {error.strerror}") from error
+    if not is_folder:
         what = "is a file" if folder.exists() else "does not exist"
         raise DataError(f"[data] path = {config.path!r}: {folder} {what}; a folder of images or a built-in task is needed ({', '.join(_TASKS)})")
     return open_class_folder(folder, size=config.size, mode=config.mode, seed=seed)

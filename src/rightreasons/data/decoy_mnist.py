@@ -179,7 +179,10 @@ def _read_idx(folder: Path, name: str, count: int) -> Tensor:
     path = _idx_file(folder, name)
     assert path is not None  # _has_digits looked
     content = path.read_bytes()
-    content = gzip.decompress(content) if path.suffix == ".gz" else content
+    try:
+        content = gzip.decompress(content) if path.suffix == ".gz" else content
+    except (OSError, EOFError) as error:
+        raise DataError(f"{path} is not a whole gzip file ({error}): fetch it again") from error
     shape = [int.from_bytes(content[4 + 4 * i : 8 + 4 * i], "big") for i in range(content[3])] if content[:3] == b"\0\0\x08" else []
     header = 4 + 4 * len(shape)
     if not shape or shape[0] != count or len(content) - header != int(torch.tensor(shape).prod()):

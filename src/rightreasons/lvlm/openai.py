@@ -29,8 +29,12 @@ class OpenAICompatible:
     def __init__(self, model: str, *, base_url: str, allow_remote: tuple[str, ...] = (), timeout: float = TIMEOUT_SECONDS) -> None:
         if importlib.util.find_spec("openai") is None:
             raise MissingExtra("openai", "openai")
-        host = urlsplit(base_url).hostname
-        if host is None or urlsplit(base_url).scheme not in ("http", "https"):
+        try:
+            address = urlsplit(base_url)
+            host = address.hostname if address.scheme in ("http", "https") and (address.port is None or address.port) else None
+        except ValueError:
+            host = None
+        if host is None:
             raise ConfigError(f"[critic] base_url = {base_url!r} is not an address such as http://127.0.0.1:8000/v1")
         remote = not _is_loopback(host)
         if remote and host not in allow_remote:

@@ -1,0 +1,131 @@
+"""TOML in, complete and validated; TOML out, and equal when it is read back."""
+
+from __future__ import annotations
+
+import tomllib
+
+import pytest
+
+from rightreasons.config import Config, describe_difference, parse_config, read_config
+from rightreasons.data import task_defaults
+from rightreasons.errors import ConfigError
+
+WORDS = [
+    "plain",
+    "two words",
+    "dotted.name",
+    'with "quotes"',
+    "it's",
+    "back\\slash",
+    "Läsion 損傷 🩺",
+    "tab\tand\nnew line",
+    "# no comment",
+    "[table]",
+    "=",
+    "",
+    "-",
+    "1.5",
+    "true",
+    "$label {x} %s",
+    "\u007f\u0000\u001b",
+]
+
+
+def tables(**more):
+    return {
+        "data": {"path": "images"},
+        "model": {"source": "torchvision:resnet18"},
+        "classes": {"a": {"description": "x"}, "b": {"irrelevant": "y"}},
+        "critic": {"lvlm": "openai:m"},
+        **more,
+    }
+
+
+def parse(**more) -> Config:
+    return parse_config(tables(**more), source="test.toml")
+
+
+def test_defaults_are_those_of_the_documentation():
+    config = parse()
+    assert (config.sample.strategy, config.sample.size, config.sample.per_class) == ("low-entropy", 100, "auto")
+    assert (config.segment.components, config.segment.smooth) == (5, "auto")
+    assert (config.critic.votes, config.critic.base_url, config.critic.judge) == (1, "http://127.0.0.1:8000/v1", None)
+    assert (config.align.term, config.align.epochs, config.align.ratio) == ("auto", 5, 0.25) and config.run.seed == 0
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_written_and_read_back_it_is_equal(tmp_path, word):
+    config = parse(
+        data={"path": f"images/{word}"},
+        classes={word: {"description": word or "x", "irrelevant": word}, "another": {"irrelevant": word + "."}},
+        align={"lambda": 0.5, "ratio": 0.125, "gamma": 1e-7},
+        segment={"components": "auto", "smooth": 0.02},
+        sample={"per_class": 3},
+    )
+    path = tmp_path / "config.toml"
+    path.write_text(config.to_toml(), encoding="utf-8")
+    assert read_config(path) == config
+    assert read_config(path).to_toml() == config.to_toml()
+
+
+@pytest.mark.parametrize("task", ["decoy-mnist", "decoy-mnist:packaged"])
+def test_a_built_in_task_brings_what_is_missing_and_is_overruled(task):
+    config = parse_config({"data": {"path": task}, "sample": {"size": 7}}, source="test", defaults=task_defaults(task))
+    assert config.sample.size == 7 and len(config.classes) == 10 and config.critic.lvlm == "simulated:"
+    assert parse_config(tomllib.loads(config.to_toml()), source="test", defaults=task_defaults(task)) == config
+
+
+def test_the_written_form_has_every_key(tmp_path):
+    stored = tomllib.loads(parse().to_toml())
+    assert set(stored) == {"data", "model", "classes", "sample", "attribute", "segment", "critic", "align", "run"}
+    assert stored["align"]["lambda"] == "auto" and "lambda_" not in stored["align"]
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ({"sample": {"sizes": 3}}, ["unknown key 'sample.sizes'", "did you mean 'size'", "strategy, size, per_class"]),
+        ({"samples": {}}, ["unknown key 'samples'", "did you mean 'sample'"]),
+        ({"align": {"lamda": 3}}, ["unknown key 'align.lamda'", "did you mean 'lambda'"]),
+        ({"zzz": 1}, ["unknown key 'zzz'", "valid here: data, model"]),
+        ({"sample": {"size": -3}}, ["sample.size = -3", "greater than or equal to 1"]),
+        ({"sample": {"strategy": "entropy"}}, ["sample.strategy = 'entropy'", "low-entropy", "random", "high-entropy"]),
+        ({"align": {"ratio": 1.0}}, ["align.ratio = 1.0", "less than 1"]),
+        ({"align": {"lambda": "big"}}, ["align.lambda = 'big'", "auto"]),
+        ({"segment": {"components": 0}}, ["segment.components = 0", "auto"]),
+        ({"critic": {}}, ["'critic.lvlm' is missing"]),
+        ({"critic": {"lvlm": "openai:m", "votes": 3}}, ["critic.votes = 3"]),
+        ({"run": {"seed": -1}}, ["run.seed = -1"]),
+        ({"data": {"path": "x", "mode": "cmyk"}}, ["data.mode = 'cmyk'", "grey", "rgb"]),
+        ({"classes": {"a": {"description": "  "}}}, ["classes.a", "neither"]),
+        ({"classes": {"integer": {"descr": "x"}}}, ["classes.integer.descr"]),
+        ({"model": 3}, ["model = 3"]),
+        ({"align": {"learning_rate": float("nan")}}, ["align.learning_rate"]),
+        ({"align": {"gamma": float("inf")}}, ["align.gamma"]),
+    ],
+)
+def test_errors_name_file_key_value_and_what_was_expected(more, expected):
+    with pytest.raises(ConfigError) as error:
+        parse(**more)
+    for words in ("test.toml", *expected):
+        assert words in str(error.value), str(error.value)
+
+
+def test_several_mistakes_are_told_at_once():
+    with pytest.raises(ConfigError) as error:
+        parse(sample={"size": 0}, run={"sed": 1})
+    assert "sample.size" in str(error.value) and "run.sed" in str(error.value)
+
+
+def test_descriptions_come_in_the_order_of_the_classes():
+    assert [words.name for words in parse().descriptions(("b", "a"))] == ["b", "a"]
+    with pytest.raises(ConfigError, match=r"no description for class 'my c'.*\[classes\.\"my c\"\]"):
+        parse().descriptions(("a", "b", "my c"))
+    with pytest.raises(ConfigError, match="'b'.*the classes are 'a'"):
+        parse().descriptions(("a",))
+
+
+def test_the_difference_between_two_configurations_is_one_key_in_words():
+    assert describe_difference(parse(), parse()) is None
+    assert describe_difference(parse(), parse(align={"lambda": 2.0})) == "align.lambda was 'auto' and is now 2.0"
+    assert "classes.a.description was 'x'" in describe_difference(parse(), parse(classes={"a": {"description": "z"}, "b": {"irrelevant": "y"}}))
