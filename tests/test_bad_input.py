@@ -122,15 +122,6 @@ def test_a_configuration_in_a_process_of_its_own(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every folder")
-def test_a_folder_that_may_not_be_read(parts):
-    image(parts, "").chmod(0)
-    try:
-        refused(parts, "images")
-    finally:
-        image(parts, "").chmod(0o700)
-
-
 def test_a_class_without_images(parts):
     shutil.rmtree(image(parts, "nut"))
     image(parts, "nut").mkdir()
