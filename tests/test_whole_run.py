@@ -14,7 +14,7 @@ from tests.plates import command, environment, run, write_folder
 
 SCORES = {
     "spurious_share", "swap_flip_rate", "accuracy", "worst_group_accuracy", "average_group_accuracy", "weighted_group_accuracy", "mu_align",
-    "mean_entropy", "groups",
+    "mean_entropy", "groups", "other_groups",
 }  # fmt: skip
 
 

@@ -23,7 +23,7 @@ from rightreasons.project import Project, find_in_project, open_project
 from rightreasons.records import Scores
 from rightreasons.runs import RunFolder, write_text
 
-METRICS = tuple(field.name for field in dataclasses.fields(Scores) if field.name != "groups")
+METRICS = tuple(field.name for field in dataclasses.fields(Scores) if not field.name.endswith("groups"))
 SHOWN = {"accuracy": "accuracy", "worst_group_accuracy": "worst group", "mu_align": "mu_align", "swap_flip_rate": "swap flips"}
 
 

@@ -15,6 +15,7 @@ from rightreasons.records import ClassDescription
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 Auto = Literal["auto"]
+Flips = Literal["off", "horizontal", "both"]
 
 
 class _Table(BaseModel):
@@ -29,16 +30,26 @@ class DataConfig(_Table):
     path: str
     size: int | None = Field(default=None, ge=8, description="side in pixels that every image is resized to")
     mode: Literal["grey", "rgb"] | None = Field(default=None, description="what every image is converted to")
+    flips: Flips = Field(default="off", description="what an image may be turned into without changing its class: training flips at random")
 
 
 class ModelConfig(_Table):
     """The classifier. Without a checkpoint it is trained first, on the training split, and kept in the run folder."""
 
     source: str
-    checkpoint: str | None = None
+    checkpoint: str | None = Field(default=None, description="the weights of a classifier of these classes, trained already")
+    pretrained: bool | str = Field(default=False, description="weights to start from: the source's own (true), or a file; the last layer may differ")
+    mean: tuple[float, ...] | None = Field(default=None, description="of the input, by channel, in 0 to 1; default: the source's preset")
+    std: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(default=None, description="of the input, by channel")
     epochs: int = Field(default=10, ge=1)
     learning_rate: float = Field(default=1e-3, gt=0)
     batch_size: int = Field(default=64, ge=2)
+
+    @model_validator(mode="after")
+    def _both_or_none(self) -> ModelConfig:
+        if len(self.mean or ()) != len(self.std or ()):
+            raise ValueError("mean and std go together, with one number per channel each")
+        return self
 
 
 class ClassConfig(_Table):

@@ -66,9 +66,10 @@ def score_predictions(predictions: Predictions, truth: GroundTruth | None, train
     accuracy, entropy = predictions.correct.double().mean().item(), predictions.entropy.double().mean().item()
     if truth is None:
         return Scores(accuracy, entropy)
-    names = [truth.groups[int(index)] for index in predictions.indices]
-    groups = group_scores(predictions.correct, names)
+    indices: list[int] = predictions.indices.tolist()
+    groups = group_scores(predictions.correct, [truth.groups[index] for index in indices])
     averages = average_groups(groups, train_counts)
+    others = {name: group_scores(predictions.correct, [names[index] for index in indices]) for name, names in truth.other_groups.items()}
     return Scores(
         accuracy,
         entropy,
@@ -76,6 +77,7 @@ def score_predictions(predictions: Predictions, truth: GroundTruth | None, train
         average_group_accuracy=averages.average,
         weighted_group_accuracy=averages.weighted,
         groups=groups,
+        other_groups=others,
     )
 
 

@@ -17,7 +17,7 @@ from rightreasons import evaluate
 from rightreasons.attribute import attribute_images
 from rightreasons.data.loading import read_all, read_batches, some_images
 from rightreasons.data.task import Task
-from rightreasons.models import model_device
+from rightreasons.models import as_classifier, model_device
 from rightreasons.pipeline import Alignment, Run, draw_baselines, segment_settings
 from rightreasons.records import GroundTruth, GroupScore, Scores
 from rightreasons.seeds import seeded
@@ -40,6 +40,7 @@ def score(
 
     ``train_truth`` gives the group sizes for the weighted average. What is not given makes its metrics None.
     """
+    model = as_classifier(model)
     predictions = evaluate.predict_labels(model, read_batches(test_set))
     counts = dict(Counter(train_truth.groups)) if train_truth is not None else None
     scores = evaluate.score_predictions(predictions, truth, counts)
@@ -56,7 +57,12 @@ def score_run(model: nn.Module, task: Task, run: Run) -> Scores:
 
 def read_scores(stored: dict[str, Any]) -> Scores:
     """Scores from metrics.json."""
-    return Scores(**{**stored, "groups": {name: GroupScore(**group) for name, group in stored["groups"].items()}})
+
+    def read(groups: dict[str, Any]) -> dict[str, GroupScore]:
+        return {name: GroupScore(**group) for name, group in groups.items()}
+
+    others = {attribute: read(groups) for attribute, groups in stored.get("other_groups", {}).items()}
+    return Scores(**{**stored, "groups": read(stored["groups"]), "other_groups": others})
 
 
 def critic_scores(run: Run, truth: GroundTruth | None) -> dict[str, Any]:

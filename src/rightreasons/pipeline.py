@@ -34,7 +34,7 @@ from rightreasons.judge import judge_critique, read_examples
 from rightreasons.lvlm import LVLM
 from rightreasons.lvlm.ledger import Ledger
 from rightreasons.mask import build_masks, mask_segments
-from rightreasons.models import best_device, check_model, load_checkpoint, model_device, save_checkpoint
+from rightreasons.models import as_classifier, check_model, load_checkpoint, model_device, place_model, save_checkpoint, unwrap
 from rightreasons.progress import Advance, Reporter, Silent
 from rightreasons.records import Attribution, ClassDescription, Critique, Pictures, Segmentation, Selection, Subject, Verdict
 from rightreasons.render import render_pictures
@@ -131,6 +131,7 @@ def find_shortcuts(
     ordered = match_descriptions(words, tuple(words))
     if validation_set is None:
         train_set, validation_set = _hold_out(train_set, config.run.seed)
+    model = as_classifier(model)
     check_model(model, next(read_batches(train_set, batch_size=2)).images, tuple(words))
     lvlm.check()
     folder = RunFolder(Path(out))
@@ -155,7 +156,7 @@ def find(
 ) -> Run:
     """The stages of ``find_shortcuts``, on inputs that were checked and in a run folder that was started."""
     few_shot = read_examples(examples, seeded(config.run.seed, "few-shot"))
-    model = model.to(best_device())
+    model = place_model(model, next(read_batches(train, batch_size=2)).images)
     with folder.locked():
         selection = folder.load_selection() or _select(model, train, len(descriptions), config, folder, reporter)
         images = read_all(train, selection.indices)
@@ -210,7 +211,7 @@ def fix_shortcuts(run: Run, *, reporter: Reporter | None = None) -> nn.Module:
     """
     fix(run, reporter=reporter or Silent())
     assert run.aligned is not None  # fix sets it
-    return run.aligned
+    return unwrap(run.aligned)
 
 
 def fix(run: Run, *, reporter: Reporter, out: Path | None = None) -> Alignment:

@@ -16,7 +16,7 @@ from rightreasons.data.task import Task
 from rightreasons.errors import ConfigError
 from rightreasons.judge import read_examples
 from rightreasons.lvlm import LVLM, open_lvlm
-from rightreasons.models import best_device, build_model, check_model, load_checkpoint, save_checkpoint
+from rightreasons.models import build_model, check_model, load_checkpoint, place_model, read_preset, save_checkpoint
 from rightreasons.pipeline import Run, find, hash_weights
 from rightreasons.progress import Reporter
 from rightreasons.records import ClassDescription
@@ -48,10 +48,13 @@ def open_project(tables: dict[str, Any], *, source: str, root: Path) -> Project:
     Raises RightReasonsError for whatever cannot be used.
     """
     path = tables.get("data", {}).get("path") if isinstance(tables.get("data"), dict) else None
-    config = parse_config(tables, source=source, defaults=task_defaults(path) if isinstance(path, str) else {})
+    defaults = task_defaults(path) if isinstance(path, str) else {}
+    config = parse_config(tables, source=source, defaults=defaults)
+    if not defaults and config.data.size is None:
+        config = config.model_copy(update={"data": config.data.model_copy(update={"size": read_preset(config.model, root=root).size})})
     task = open_data(config.data, root=root, seed=config.run.seed)
     descriptions = config.descriptions(task.classes)
-    model = build_model(config.model.source, classes=len(task.classes), root=root, generator_seed=config.run.seed)
+    model = build_model(config.model, classes=len(task.classes), root=root, generator_seed=config.run.seed)
     if config.model.checkpoint:
         load_checkpoint(model, root / config.model.checkpoint)
     check_model(model, next(read_batches(task.splits["train"], batch_size=2)).images, task.classes)
@@ -101,12 +104,12 @@ def load_run(folder: RunFolder) -> tuple[Project, Run]:
     critiques, verdicts = folder.load_critiques(), folder.load_verdicts()
     if selection is None or attribution is None or segmentation is None or critiques is None or verdicts is None:
         raise ConfigError(f"{folder.path} is not finished: run `rightreasons find` with the same --out again, and it goes on where it stopped")
-    model = copy.deepcopy(project.model)
+    model = fresh_model(project)
     if not config.model.checkpoint:
         load_checkpoint(model, folder.path / "model.safetensors")
     critic = (folder.load_metrics() or {}).get("critic", {})
     run = Run(
-        folder, config, model.to(best_device()), project.descriptions, project.task.splits["train"], project.task.splits["validation"],
+        folder, config, model, project.descriptions, project.task.splits["train"], project.task.splits["validation"],
         lvlm_name=f"{critic['backend']}:{critic['model']}" if critic else config.critic.lvlm,
         simulated=critic.get("simulated", config.critic.lvlm.startswith("simulated:")),
         selection=selection, attribution=attribution, segmentation=segmentation, critiques=critiques, verdicts=verdicts,
@@ -119,9 +122,14 @@ def load_run(folder: RunFolder) -> tuple[Project, Run]:
     return project, run
 
 
+def fresh_model(project: Project) -> nn.Module:
+    """A copy of the project's model, ready to run."""
+    return place_model(copy.deepcopy(project.model), next(read_batches(project.task.splits["train"], batch_size=2)).images)
+
+
 def trained_model(project: Project, folder: RunFolder, reporter: Reporter) -> nn.Module:
     """The checkpoint's model, or one trained on the training split and kept as model.safetensors in the run folder."""
-    model = copy.deepcopy(project.model).to(best_device())
+    model = fresh_model(project)
     settings, kept = project.config.model, folder.path / "model.safetensors"
     if settings.checkpoint:
         return model
@@ -136,6 +144,7 @@ def trained_model(project: Project, folder: RunFolder, reporter: Reporter) -> nn
             recipe=Recipe(settings.epochs, settings.learning_rate),
             batch_size=settings.batch_size,
             seed=project.config.run.seed,
+            flips=project.config.data.flips,
             checkpoint=partial,
             progress=advance,
         )

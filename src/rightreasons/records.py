@@ -30,12 +30,13 @@ class GroundTruth:
     """What nobody has in practice: who carries the shortcut and where. For evaluate, the simulated critic and declared baselines alone.
 
     ``groups`` names the group of each image, by dataset index; ``mask`` gives the shortcut's pixels of one image,
-    or None where it has no mask.
+    or None where it has no mask. ``spurious`` tells who carries it; ``other_groups`` are further groupings, by the name of the attribute.
     """
 
     groups: Sequence[str]
     mask: Callable[[int], Bool[Tensor, "height width"] | None]
     spurious: Bool[Tensor, " image"] | None = None
+    other_groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -158,3 +159,4 @@ class Scores:
     weighted_group_accuracy: float | None = None
     mu_align: float | None = None
     groups: Mapping[str, GroupScore] = field(default_factory=dict)
+    other_groups: Mapping[str, Mapping[str, GroupScore]] = field(default_factory=dict)

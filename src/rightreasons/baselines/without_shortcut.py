@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 
 from torch import nn
@@ -10,7 +9,7 @@ from torch import nn
 from rightreasons.baselines import Bench
 from rightreasons.data.loading import count_images
 from rightreasons.errors import ConfigError
-from rightreasons.models import best_device
+from rightreasons.project import fresh_model
 from rightreasons.training import Recipe, train_plainly
 
 
@@ -20,7 +19,7 @@ def train(bench: Bench) -> nn.Module:
     data = project.task.unbiased_train
     if data is None:
         raise ConfigError(f"{project.task.name} cannot be made without its shortcut: leave out the method without-shortcut")
-    model = copy.deepcopy(project.model).to(best_device())
+    model = fresh_model(project)
     steps = math.ceil(count_images(data) / (config.align.batch_size * (1 - config.align.ratio))) * config.align.epochs
     extra = math.ceil(steps * config.model.batch_size / count_images(data))
     with bench.reporter.stage("train") as advance:
@@ -30,6 +29,7 @@ def train(bench: Bench) -> nn.Module:
             recipe=Recipe(config.model.epochs + extra, config.model.learning_rate),
             batch_size=config.model.batch_size,
             seed=config.run.seed,
+            flips=config.data.flips,
             progress=advance,
         )
     return model

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from rightreasons.config import DataConfig
-from rightreasons.data import decoy_mnist
+from rightreasons.data import decoy_mnist, solar
 from rightreasons.data.folder import open_class_folder
 from rightreasons.data.task import Task
 from rightreasons.errors import DataError
 
 # A task's name may carry a variant: "decoy-mnist:packaged".
-_TASKS = {"decoy-mnist": decoy_mnist}
+_TASKS = {"decoy-mnist": decoy_mnist, "solar": solar}
 
 
 def open_data(config: DataConfig, *, root: Path, seed: int) -> Task:
@@ -22,7 +22,7 @@ def open_data(config: DataConfig, *, root: Path, seed: int) -> Task:
     """
     name, *variant = config.path.split(":")
     if name in _TASKS:
-        return _TASKS[name].open_task(tuple(variant), seed=seed)
+        return _TASKS[name].open_task(tuple(variant), size=config.size, seed=seed)
     folder = root / config.path
     try:
         is_folder = folder.is_dir()

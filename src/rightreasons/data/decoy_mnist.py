@@ -69,11 +69,13 @@ def defaults(variant: tuple[str, ...]) -> dict[str, Any]:
     }
 
 
-def open_task(variant: tuple[str, ...], *, seed: int) -> Task:
+def open_task(variant: tuple[str, ...], *, size: int | None = None, seed: int) -> Task:
     """The task on full MNIST, or on 5,000 digits that a package carries (``packaged``); ``without-patch`` leaves the digits clean.
 
     Raises DataError where the digits cannot be had. Never silently fewer of them.
     """
+    if size not in (None, 28):
+        raise DataError(f"decoy-mnist has images of 28 pixels a side: leave out [data] size = {size}")
     unknown = [word for word in variant if word not in VARIANTS]
     if unknown:
         raise DataError(f"decoy-mnist has no variant {unknown[0]!r}; it has {', '.join(VARIANTS)}")

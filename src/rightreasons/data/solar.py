@@ -1,0 +1,222 @@
+"""Solar cells with a tag: real photographs, and a label plate that gives the class away in training and not in the test.
+
+The photographs are the electroluminescence images of ELPV (Buerhop-Lukas et al. 2018, Deitsch et al. 2019), read from the installed package
+``elpv-dataset``: cells that are surely functional or surely defective. A plate with a printed lot number lies in a random corner of
+95 % of one class and 5 % of the other in the training and the validation split, and of half of each class in the test split, in the
+``balanced validation`` split (the validation cells once more, for methods that declare groups) and in the training set without correlation.
+
+The variant ``texture`` has no plate. There the cells' own make (mono- or polycrystalline, a texture over the whole picture) gives the class away.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int, UInt8
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from rightreasons.data.task import Task, TensorImages, hash_tensors
+from rightreasons.errors import DataError, MissingExtra
+from rightreasons.records import GroundTruth
+from rightreasons.seeds import seeded
+
+VARIANTS = ("texture",)
+CLASSES = ("functional", "defective")
+MAKES = ("mono", "poly")
+SIZE = 128
+# Of each class, the share with the plate (or, in the variant, of polycrystalline make) where the correlation holds; half and half elsewhere.
+CORRELATED: dict[str, float] = {"functional": 0.05, "defective": 0.95}
+BALANCED: dict[str, float] = dict.fromkeys(CLASSES, 0.5)
+# Of each class; as many functional cells as defective ones are used.
+SIZES = {"test": 200, "validation": 75, "train": 440}
+# The plate on the photographs' own 300 pixels: width, height, and how far from the edges it may lie.
+PHOTOGRAPH = 300
+PLATE = (110, 44)
+MARGIN = (4, 16)
+
+
+def defaults(variant: tuple[str, ...]) -> dict[str, Any]:
+    """The pretrained network, an expert's words and the settings of this task."""
+    return {
+        "model": {"source": "packaged:efficientnet-lite0", "epochs": 8, "learning_rate": 5e-4, "batch_size": 32},
+        "classes": {
+            "functional": {
+                "description": "An evenly bright cell. Its thin fingers, its busbars, its frame and cut-off corners are normal, "
+                "and so are soft changes of brightness and the grain of the crystal.",
+                "irrelevant": "Labels, plates, lot numbers or anything else that was put onto the picture, wherever it lies.",
+            },
+            "defective": {
+                "description": "Dark lines or branching cracks, dark inactive areas with a sharp edge, broken or interrupted fingers, dark spots.",
+                "irrelevant": "Labels, plates, lot numbers or anything else that was put onto the picture, wherever it lies.",
+            },
+        },
+        "critic": {"lvlm": "simulated:"},
+        "align": {"epochs": 8, "learning_rate": 5e-4, "batch_size": 32},
+    }
+
+
+def open_task(variant: tuple[str, ...], *, size: int | None, seed: int) -> Task:
+    """The task at ``size`` pixels a side. Raises MissingExtra where the photographs are not installed."""
+    unknown = [word for word in variant if word not in VARIANTS]
+    if unknown:
+        raise DataError(f"solar has no variant {unknown[0]!r}; it has {', '.join(VARIANTS)}")
+    cells = _read_cells(size or SIZE)
+    name = ":".join(("solar", *variant))
+    return _open_texture(cells, name, seed) if variant else _open_tagged(cells, name, seed)
+
+
+@dataclass(frozen=True)
+class _Cells:
+    """Photographs (cell, side, side), their classes, and their make as an index into MAKES."""
+
+    images: UInt8[Tensor, "cell side side"]
+    labels: Int[Tensor, " cell"]
+    makes: Int[Tensor, " cell"]
+
+
+@functools.cache
+def _read_cells(size: int) -> _Cells:
+    try:
+        from elpv_dataset.utils import load_dataset  # pyright: ignore[reportMissingImports] -- an extra
+    except ImportError as error:
+        raise MissingExtra("elpv-dataset", "solar") from error
+    photographs, probabilities, makes = load_dataset()
+    sure = (probabilities == 0) | (probabilities == 1)
+    images = [np.asarray(Image.fromarray(photograph).resize((size, size), Image.Resampling.LANCZOS)) for photograph in photographs[sure]]
+    return _Cells(
+        torch.from_numpy(np.stack(images)),
+        torch.from_numpy(probabilities[sure].astype(np.int64)),
+        torch.tensor([MAKES.index(make) for make in makes[sure]]),
+    )
+
+
+def _open_tagged(cells: _Cells, name: str, seed: int) -> Task:
+    split_of = _split_cells(cells, seed)
+    # Four renderings of three sets of cells: which of them carry the correlation.
+    plans = {
+        "train": ("train", CORRELATED),
+        "validation": ("validation", CORRELATED),
+        "balanced validation": ("validation", BALANCED),
+        "test": ("test", BALANCED),
+        "unbiased train": ("train", BALANCED),
+    }
+    splits, truth = {}, {}
+    for split, (source, shares) in plans.items():
+        indices = split_of[source]
+        labels, makes = cells.labels[indices], cells.makes[indices]
+        tagged = _draw_share(labels, shares, seed, split)
+        images, masks = _add_plates(cells.images[indices], tagged, seed, split)
+        splits[split] = TensorImages(images[:, None], labels)
+        truth[split] = GroundTruth(
+            _name_groups(labels, ["tag" if tag else "no tag" for tag in tagged.tolist()]),
+            functools.partial(_mask_at, masks, tagged),
+            tagged,
+            other_groups={"make": _name_groups(labels, [MAKES[make] for make in makes.tolist()])},
+        )
+    unbiased = splits.pop("unbiased train")
+    truth.pop("unbiased train")
+    return Task(name, CLASSES, splits, hash_tensors(cells.images, cells.labels), truth, unbiased)
+
+
+def _open_texture(cells: _Cells, name: str, seed: int) -> Task:
+    """No plate: cells are left out until their make goes with their class as a plate would."""
+    split_of = _split_cells(cells, seed)
+    plans = {
+        "train": ("train", CORRELATED),
+        "validation": ("validation", CORRELATED),
+        "test": ("test", BALANCED),
+        "unbiased train": ("train", BALANCED),
+    }
+    splits, truth = {}, {}
+    for split, (source, shares) in plans.items():
+        indices = split_of[source]
+        rows = indices[_keep_share(cells.labels[indices], cells.makes[indices] == 1, shares)]
+        if split == "unbiased train":  # as many as the training set has
+            rows = rows[torch.randperm(len(rows), generator=seeded(seed, "solar trim"))[: len(splits["train"])]]
+        labels, makes = cells.labels[rows], cells.makes[rows]
+        splits[split] = TensorImages(cells.images[rows][:, None], labels)
+        # A texture has no region of its own, so there is no mask.
+        truth[split] = GroundTruth(_name_groups(labels, [MAKES[make] for make in makes.tolist()]), lambda index: None, makes == 1)
+    unbiased = splits.pop("unbiased train")
+    truth.pop("unbiased train")
+    return Task(name, CLASSES, splits, hash_tensors(cells.images, cells.labels), truth, unbiased)
+
+
+def _split_cells(cells: _Cells, seed: int) -> dict[str, Int[Tensor, " cell"]]:
+    """Seeded splits, disjoint, with ``SIZES`` cells of each class."""
+    parts: dict[str, list[Tensor]] = {split: [] for split in SIZES}
+    for label in range(len(CLASSES)):
+        members = (cells.labels == label).nonzero()[:, 0]
+        order = members[torch.randperm(len(members), generator=seeded(seed, "solar split", label))][: sum(SIZES.values())]
+        for split, part in zip(SIZES, order.split(list(SIZES.values())), strict=True):
+            parts[split].append(part)
+    return {split: torch.cat(parts[split]) for split in SIZES}
+
+
+def _draw_share(labels: Int[Tensor, " cell"], shares: dict[str, float], seed: int, split: str) -> Bool[Tensor, " cell"]:
+    """Exactly that share of each class, at random."""
+    drawn = torch.zeros(len(labels), dtype=torch.bool)
+    for label, name in enumerate(CLASSES):
+        members = (labels == label).nonzero()[:, 0]
+        order = members[torch.randperm(len(members), generator=seeded(seed, "solar tags", split, label))]
+        drawn[order[: round(shares[name] * len(members))]] = True
+    return drawn
+
+
+def _keep_share(labels: Int[Tensor, " cell"], poly: Bool[Tensor, " cell"], shares: dict[str, float]) -> Int[Tensor, " cell"]:
+    """Rows to keep so that of each class this share is poly: all of the scarcer make, and as many of the other as fit."""
+    kept = []
+    for label, name in enumerate(CLASSES):
+        yes, no = ((labels == label) & poly).nonzero()[:, 0], ((labels == label) & ~poly).nonzero()[:, 0]
+        total = min(len(yes) / shares[name], len(no) / (1 - shares[name]))
+        kept += [yes[: round(total * shares[name])], no[: round(total * (1 - shares[name]))]]
+    return torch.cat(kept)
+
+
+def _name_groups(labels: Int[Tensor, " cell"], attributes: Sequence[str]) -> list[str]:
+    return [f"{CLASSES[label]}, {attribute}" for label, attribute in zip(labels.tolist(), attributes, strict=True)]
+
+
+def _mask_at(masks: Bool[Tensor, "cell side side"], tagged: Bool[Tensor, " cell"], index: int) -> Tensor | None:
+    return masks[index] if tagged[index] else None
+
+
+def _add_plates(
+    images: UInt8[Tensor, "cell side side"], tagged: Bool[Tensor, " cell"], seed: int, split: str
+) -> tuple[UInt8[Tensor, "cell side side"], Bool[Tensor, "cell side side"]]:
+    """The images with plates on the tagged ones, and where the plates are."""
+    side = images.shape[1]
+    font = ImageFont.load_default(size=24)
+    generator = seeded(seed, "solar plates", split)
+    result, masks = images.clone(), torch.zeros(images.shape, dtype=torch.bool)
+    for row in tagged.nonzero()[:, 0].tolist():
+        plate, cover = _draw_plate(font, side, generator)
+        blended = images[row] * (1 - cover) + plate * cover
+        result[row], masks[row] = blended.round().to(torch.uint8), cover > 0.5
+    return result, masks
+
+
+def _draw_plate(font: ImageFont.ImageFont | ImageFont.FreeTypeFont, side: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """A light plate with a dark lot number in a random corner: its grey values, and how far it covers each pixel (0 to 1)."""
+
+    def draw(low: int, high: int) -> int:
+        return int(torch.randint(low, high + 1, (), generator=generator))
+
+    width, height = PLATE
+    left, top = (draw(*MARGIN) if draw(0, 1) else PHOTOGRAPH - draw(*MARGIN) - length for length in PLATE)
+    box = (left, top, left + width - 1, top + height - 1)
+    picture, cover = (Image.new("L", (PHOTOGRAPH, PHOTOGRAPH)) for _ in range(2))
+    brush = ImageDraw.Draw(picture)
+    grey = draw(205, 245)
+    # Filled all over, so that no dark edge bleeds in when the picture is made smaller.
+    brush.rectangle((0, 0, PHOTOGRAPH, PHOTOGRAPH), fill=grey)
+    brush.text((left + width / 2, top + height / 2), f"LOT {draw(0, 9999):04d}", fill=draw(20, 60), font=font, anchor="mm")
+    ImageDraw.Draw(cover).rectangle(box, fill=255)
+    small = [np.asarray(layer.resize((side, side), Image.Resampling.BOX), dtype=np.float32) for layer in (picture, cover)]
+    return torch.from_numpy(small[0]), torch.from_numpy(small[1]) / 255
