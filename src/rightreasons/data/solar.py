@@ -169,7 +169,7 @@ def _draw_share(labels: Int[Tensor, " cell"], shares: dict[str, float], seed: in
     return drawn
 
 
-def _keep_share(labels: Int[Tensor, " cell"], poly: Bool[Tensor, " cell"], shares: dict[str, float]) -> Int[Tensor, " cell"]:
+def _keep_share(labels: Int[Tensor, " cell"], poly: Bool[Tensor, " cell"], shares: dict[str, float]) -> Int[Tensor, " kept"]:
     """Rows to keep so that of each class this share is poly: all of the scarcer make, and as many of the other as fit."""
     kept = []
     for label, name in enumerate(CLASSES):
