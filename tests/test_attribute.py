@@ -1,13 +1,14 @@
 """DeepLIFT SHAP against slow derivations, Captum where it is right, and the completeness axiom everywhere."""
 
 import weakref
+from collections import OrderedDict
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from rightreasons.attribute import attribute_images
+from rightreasons.attribute import attribute_images, check_attribution
 from rightreasons.errors import ModelError, UnsupportedLayer
 
 
@@ -41,6 +42,15 @@ class Net(nn.Module):
         return self.head(self.middle(self, self.first(x) - 0.1).flatten(1))
 
 
+def imul(left, right):
+    left *= right
+    return left
+
+
+def by_hand(centred):
+    return centred / torch.sqrt(centred.pow(2).mean(1, keepdim=True) + 1e-6)
+
+
 MIDDLES = {
     "nn.ReLU, reused": lambda net, h: net.relu(net.second(net.relu(h))),
     "nn.ReLU in place, reused": lambda net, h: net.relu_in_place(net.second(net.relu_in_place(h))),
@@ -62,6 +72,32 @@ MIDDLES = {
     "ceil_mode": lambda net, h: nn.MaxPool2d(2, 2, ceil_mode=True)(h),
     "dilation": lambda net, h: nn.MaxPool2d(2, 1, dilation=2)(net.relu(h)),
     "pool, then ReLU in place": lambda net, h: net.relu_in_place(nn.MaxPool2d(3, 2, 1)(h)),
+    "nn.ReLU6": lambda net, h: nn.ReLU6()(net.second(10 * h)),
+    "nn.ReLU6 in place": lambda net, h: nn.ReLU6(inplace=True)(net.second(10 * h)),
+    "F.relu6 and F.hardtanh": lambda net, h: F.relu6(net.second(F.hardtanh(10 * h, 0.0, 6.0))),
+    "clamp": lambda net, h: net.second((10 * h).clamp(0, 6)).clamp_(min=-0.5).clip(max=0.5),
+    "leaky_relu, by name and in place": lambda net, h: F.leaky_relu(net.second(F.leaky_relu(h, inplace=True)), negative_slope=0.2),
+    "nn.ELU": lambda net, h: nn.ELU()(net.second(nn.ELU(inplace=True)(h))),
+    "nn.SiLU": lambda net, h: nn.SiLU()(net.second(nn.SiLU(inplace=True)(h))),
+    "nn.GELU": lambda net, h: nn.GELU(approximate="tanh")(net.second(nn.GELU()(h))),
+    "nn.Hardswish": lambda net, h: nn.Hardswish()(net.second(nn.Hardswish(inplace=True)(9 * h))),
+    "nn.Hardsigmoid": lambda net, h: nn.Hardsigmoid()(net.second(nn.Hardsigmoid(inplace=True)(9 * h))),
+    "sigmoid": lambda net, h: torch.sigmoid(net.second(h.sigmoid()).sigmoid_()),
+    "tanh": lambda net, h: F.tanh(net.second(h.tanh()).tanh_()),
+    "softplus": lambda net, h: nn.Softplus(beta=2)(net.second(F.softplus(h))),
+    "x * sigmoid(x)": lambda net, h: h * torch.sigmoid(h),
+    "x * sigmoid(x), in place": lambda net, h: net.second(h).mul_(h.sigmoid()),
+    "x *= gate": lambda net, h: imul(net.second(h), h.mean((2, 3), keepdim=True)),
+    "squeeze and excitation": lambda net, h: net.second(h.mean((2, 3), keepdim=True).expand(-1, -1, 3, 3)).mean((2, 3), keepdim=True).sigmoid() * h,
+    "product, then ReLU in place": lambda net, h: net.relu_in_place(h.mul(0.1 - h.sigmoid())) + h.relu_(),
+    "a square three ways": lambda net, h: h * h + h**2 - h.square() / 3,
+    "a quotient by the image": lambda net, h: h / (1 + h * h) + 1 / (2 + h.abs()),
+    "a quotient in place": lambda net, h: net.second(h).div_(2 + h.tanh()),
+    "layer norm, channels last": lambda net, h: F.layer_norm(h.permute(0, 2, 3, 1), (6,), torch.linspace(1, 2, 6).to(h)).permute(0, 3, 1, 2),
+    "layer norm of everything": lambda net, h: F.layer_norm(h, h.shape[1:]),
+    "layer norm by hand": lambda net, h: by_hand(h - h.mean(1, keepdim=True)),
+    "group norm": lambda net, h: F.group_norm(h, 3, bias=torch.linspace(0, 1, 6).to(h), weight=torch.linspace(1, 2, 6).to(h)),
+    "instance norm": lambda net, h: nn.InstanceNorm2d(6)(h),
     "two pools": lambda net, h: F.max_pool2d(net.second(F.max_pool2d(h, 3, 2)), 2, 1),
 }
 
@@ -198,7 +234,7 @@ def test_the_model_never_sees_more_than_a_chunk(tiny_mlp):
     seen = []
     tiny_mlp.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
     attribute_images(tiny_mlp, draw(10, 1, 4), draw(3, 1, 4), chunk=4)
-    assert seen == [3, 4, 4, 2]  # the baselines once, then every image once
+    assert seen == [2, 3, 4, 4, 2]  # a trial, the baselines once, then every image once
 
 
 def test_what_autograd_keeps_does_not_grow_with_the_images(tiny_cnn):
@@ -220,7 +256,7 @@ def test_what_autograd_keeps_does_not_grow_with_the_images(tiny_cnn):
             attribute_images(tiny_cnn, draw(count), draw(2, seed=1), chunk=2)
         return peak
 
-    assert 0 < peak_bytes(12) <= peak_bytes(2)
+    assert 0 < peak_bytes(12) < 1.1 * peak_bytes(2)
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -269,12 +305,6 @@ def test_works_where_gradients_are_switched_off_and_draws_nothing(tiny_cnn):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-class Attention(nn.Module):
-    def forward(self, x):
-        tokens = x.flatten(2).transpose(1, 2)
-        return (torch.softmax(tokens, 2) @ tokens.transpose(1, 2)).mean(1)[:, :3]
-
-
 class Calls(nn.Module):
     def __init__(self, function) -> None:
         super().__init__()
@@ -286,24 +316,30 @@ class Calls(nn.Module):
 
 
 REFUSED = {
-    "softmax": (Attention, "softmax"),
-    "product of two that depend on the image": (lambda: Calls(lambda h: h * h), "mul"),
-    "matrix product of two": (lambda: Calls(lambda h: h @ h), "matmul"),
-    "sine": (lambda: Calls(torch.sin), "sin"),
-    "power": (lambda: Calls(lambda h: h**2), "pow"),
-    "quotient by the image": (lambda: Calls(lambda h: torch.ones(9) / (1 + h)), "div"),
-    "torch.div by the image": (lambda: Calls(lambda h: torch.div(torch.ones(9), 1 + h)), "div"),
-    "weights that depend on the image": (lambda: Calls(lambda h: F.linear(h, h.mean(0))), "linear"),
-    "batch statistics": (lambda: Calls(lambda h: F.batch_norm(h, None, None, training=True)), "batch_norm"),
-    "the largest": (lambda: Calls(lambda h: h.amax(1, keepdim=True).expand(-1, 9, -1)), "amax"),
+    "softmax": (lambda h: h.softmax(2), "softmax"),
+    "matrix product of two": (lambda h: h @ h, "matmul"),
+    "batched product of two": (lambda h: torch.bmm(h, h), "bmm"),
+    "einsum of two": (lambda h: torch.einsum("nij,njk->nik", h, h), "einsum"),
+    "einsum of a list of two": (lambda h: torch.einsum("nij,njk->nik", [h, h]), "einsum"),
+    "attention": (lambda h: F.scaled_dot_product_attention(h, h, h), "scaled_dot_product_attention"),
+    "sine": (torch.sin, "sin"),
+    "power of the image": (lambda h: h**h, "pow"),
+    "bounds that depend on the image": (lambda h: h.clamp(max=h.mean((1, 2), keepdim=True)), "clamp"),
+    "another bound for each place": (lambda h: h.clamp(max=torch.linspace(0, 1, 9)), "clamp"),
+    "quotient, rounded": (lambda h: torch.div(torch.ones(9), 1 + h, rounding_mode="trunc"), "div"),
+    "weights that depend on the image": (lambda h: F.linear(h, h.mean(0)), "linear"),
+    "batch statistics": (lambda h: F.batch_norm(h, None, None, training=True), "batch_norm"),
+    "the largest": (lambda h: h.amax(1, keepdim=True).expand(-1, 9, -1), "amax"),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_the_rule_does_not_cover_is_refused_by_name(case):
-    build, name = REFUSED[case]
-    with pytest.raises(UnsupportedLayer, match=name):
-        attribute_images(build(), draw(3, seed=1), draw(2, seed=2))
+    function, name = REFUSED[case]
+    model = nn.Sequential(OrderedDict(stem=nn.Identity(), block=Calls(function)))
+    for refuse in (lambda: attribute_images(model, draw(3, seed=1), draw(2, seed=2)), lambda: check_attribution(model, draw(3))):
+        with pytest.raises(UnsupportedLayer, match=f"'_*{name}', which block calls .* \"integrated-gradients\""):
+            refuse()
 
 
 def test_a_hand_written_relu_that_cannot_be_seen_shows_in_the_completeness_error(tiny_mlp):

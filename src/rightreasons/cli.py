@@ -179,8 +179,8 @@ def _finish(
 ) -> dict[str, Any]:
     """Scores, metrics.json and report.html. What an earlier command has scored is taken over, unless ``again``."""
     from rightreasons.data.loading import read_all
-    from rightreasons.measure import build_metrics, heatmaps_of, read_scores, score_run
-    from rightreasons.pipeline import Alignment
+    from rightreasons.measure import build_metrics, read_scores, score_run
+    from rightreasons.pipeline import Alignment, explain_images
     from rightreasons.report import write_report
 
     folder = folder or run.folder
@@ -195,7 +195,8 @@ def _finish(
     metrics = build_metrics(run, project.task, before=before, after=after, alignment=alignment, reference=reference, seconds=seconds)
     folder.path.mkdir(parents=True, exist_ok=True, mode=0o700)
     images = read_all(run.train, run.selection.indices).images
-    write_report(run, metrics, images, heatmaps_of(run.aligned, images, run) if run.aligned is not None else None, folder)
+    after_heatmaps = explain_images(run.aligned, images, run.train, run.config).heatmaps if run.aligned is not None else None
+    write_report(run, metrics, images, after_heatmaps, folder)
     folder.save_metrics(metrics)
     for path, reason in project.task.skipped.items():
         reporter.note(f"left out {path}: {reason}")

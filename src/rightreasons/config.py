@@ -74,10 +74,11 @@ class SampleConfig(_Table):
 
 
 class AttributeConfig(_Table):
-    """DeepLIFT SHAP."""
+    """How effects are computed. Integrated Gradients cover networks with attention too, and cost some ten times more."""
 
+    method: Literal["deeplift-shap", "integrated-gradients"] = "deeplift-shap"
     baselines: int = Field(default=10, ge=1)
-    chunk: int = Field(default=32, ge=1, description="images attributed at once: the bound on memory")
+    chunk: Annotated[int, Field(ge=1)] | Auto = Field(default="auto", description="images attributed at once; by itself, what a gibibyte holds")
 
 
 class SegmentConfig(_Table):

@@ -10,15 +10,14 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import Dataset
 
 from rightreasons import evaluate
-from rightreasons.attribute import attribute_images
 from rightreasons.data.loading import read_all, read_batches, some_images
 from rightreasons.data.task import Task
-from rightreasons.models import as_classifier, model_device
-from rightreasons.pipeline import Alignment, Run, draw_baselines, segment_settings
+from rightreasons.models import as_classifier
+from rightreasons.pipeline import Alignment, Run, explain_images, segment_settings
 from rightreasons.records import GroundTruth, GroupScore, Scores
 from rightreasons.seeds import seeded
 from rightreasons.segment import smooth_heatmaps
@@ -130,19 +129,12 @@ def build_metrics(
     }
 
 
-def heatmaps_of(model: nn.Module, images: Tensor, run: Run) -> Tensor:
-    """Heatmaps under ``model`` against the run's baselines, (image, height, width), on the CPU."""
-    device = model_device(model)
-    baselines = draw_baselines(run.train, run.config).to(device)
-    return attribute_images(model, images.to(device), baselines, chunk=run.config.attribute.chunk).heatmaps.cpu()
-
-
 def _label_free_proofs(model: nn.Module, run: Run) -> dict[str, float | None]:
     if not run.found:
         return {"spurious_share": 0.0, "swap_flip_rate": None}
     images = read_all(run.train, run.selection.indices)
     smooth, _ = segment_settings(run.model, run.config.segment)
-    heatmaps = smooth_heatmaps(heatmaps_of(model, images.images, run), smooth)
+    heatmaps = smooth_heatmaps(explain_images(model, images.images, run.train, run.config).heatmaps, smooth)
     hosts = some_images(run.validation, SWAP_HOSTS, seeded(run.config.run.seed, "swap hosts"))
     flips = evaluate.swap_flip_rate(model, hosts, images, run.masks, seeded(run.config.run.seed, "swap donors"))
     return {"spurious_share": evaluate.spurious_share(heatmaps, run.masks), "swap_flip_rate": flips}
@@ -155,4 +147,4 @@ def _mu_align(model: nn.Module, test_set: Dataset, truth: GroundTruth, run: Run)
     chosen = torch.randperm(len(masked), generator=seeded(run.config.run.seed, "mu_align"))[:MU_ALIGN_IMAGES].tolist()
     batch = read_all(test_set, [masked[i] for i in chosen])
     masks = torch.stack([mask for index in batch.indices.tolist() if (mask := truth.mask(index)) is not None])
-    return evaluate.mu_align(heatmaps_of(model, batch.images, run), masks)[0]
+    return evaluate.mu_align(explain_images(model, batch.images, run.train, run.config).heatmaps, masks)[0]

@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
 from rightreasons import evaluate
 from rightreasons.align import AlignmentSet, align_model
-from rightreasons.attribute import attribute_images
+from rightreasons.attribute import attribute_images, check_attribution
 from rightreasons.config import Config, SegmentConfig, match_descriptions, parse_config
 from rightreasons.critique import critique_image
 from rightreasons.data.loading import Batch, count_images, read_all, read_batches, some_images
@@ -132,7 +133,7 @@ def find_shortcuts(
     if validation_set is None:
         train_set, validation_set = _hold_out(train_set, config.run.seed)
     model = as_classifier(model)
-    check_model(model, next(read_batches(train_set, batch_size=2)).images, tuple(words))
+    check_classifier(model, train_set, tuple(words), config)
     lvlm.check()
     folder = RunFolder(Path(out))
     manifest = f"{type(train_set).__name__} of {count_images(train_set)}, model {hash_weights(model)}"
@@ -261,9 +262,23 @@ def hash_weights(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def draw_baselines(train: Dataset, config: Config) -> Tensor:
-    """The seeded training images against which effects are measured, (baseline, channel, height, width)."""
-    return some_images(train, config.attribute.baselines, seeded(config.run.seed, "baselines")).images
+def check_classifier(model: nn.Module, train: Dataset, classes: tuple[str, ...], config: Config) -> None:
+    """Two images through the model. Raises ModelError unless its logits fit the classes, UnsupportedLayer where the attribution cannot explain it."""
+    images = next(read_batches(train, batch_size=2)).images
+    check_model(model, images, classes)
+    if config.attribute.method == "deeplift-shap":
+        check_attribution(model, images.to(model_device(model)))
+
+
+def explain_images(
+    model: nn.Module, images: Float[Tensor, "image channel height width"], train: Dataset, config: Config, *, progress: Advance | None = None
+) -> Attribution:
+    """Heatmaps against the run's baselines, which are seeded training images. The result is on the CPU."""
+    device = model_device(model)
+    baselines = some_images(train, config.attribute.baselines, seeded(config.run.seed, "baselines")).images
+    chunk = None if config.attribute.chunk == "auto" else config.attribute.chunk
+    found = attribute_images(model, images.to(device), baselines.to(device), method=config.attribute.method, chunk=chunk, progress=progress)
+    return Attribution(found.heatmaps.cpu(), found.targets.cpu(), found.completeness_error.cpu())
 
 
 def segment_settings(model: nn.Module, config: SegmentConfig) -> tuple[float, float]:
@@ -294,16 +309,8 @@ def _select(model: nn.Module, train: Dataset, classes: int, config: Config, fold
 
 
 def _attribute(model: nn.Module, train: Dataset, images: Batch, config: Config, folder: RunFolder, reporter: Reporter) -> Attribution:
-    device = model_device(model)
     with reporter.stage("attribute") as advance:
-        attribution = attribute_images(
-            model,
-            images.images.to(device),
-            draw_baselines(train, config).to(device),
-            chunk=config.attribute.chunk,
-            progress=advance,
-        )
-    attribution = Attribution(*(getattr(attribution, name).cpu() for name in ("heatmaps", "targets", "completeness_error")))
+        attribution = explain_images(model, images.images, train, config, progress=advance)
     folder.save_attribution(attribution)
     return attribution
 

@@ -16,8 +16,8 @@ from rightreasons.data.task import Task
 from rightreasons.errors import ConfigError
 from rightreasons.judge import read_examples
 from rightreasons.lvlm import LVLM, open_lvlm
-from rightreasons.models import build_model, check_model, load_checkpoint, place_model, read_preset, save_checkpoint
-from rightreasons.pipeline import Run, find, hash_weights
+from rightreasons.models import build_model, load_checkpoint, place_model, read_preset, save_checkpoint
+from rightreasons.pipeline import Run, check_classifier, find, hash_weights
 from rightreasons.progress import Reporter
 from rightreasons.records import ClassDescription
 from rightreasons.runs import RunFolder, write_atomically
@@ -57,7 +57,7 @@ def open_project(tables: dict[str, Any], *, source: str, root: Path) -> Project:
     model = build_model(config.model, classes=len(task.classes), root=root, generator_seed=config.run.seed)
     if config.model.checkpoint:
         load_checkpoint(model, root / config.model.checkpoint)
-    check_model(model, next(read_batches(task.splits["train"], batch_size=2)).images, task.classes)
+    check_classifier(model, task.splits["train"], task.classes, config)
     return Project(config, root, task, descriptions, model)
 
 
