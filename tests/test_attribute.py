@@ -85,6 +85,7 @@ MIDDLES = {
     "sigmoid": lambda net, h: torch.sigmoid(net.second(h.sigmoid()).sigmoid_()),
     "tanh": lambda net, h: F.tanh(net.second(h.tanh()).tanh_()),
     "softplus": lambda net, h: nn.Softplus(beta=2)(net.second(F.softplus(h))),
+    "a product by keyword": lambda net, h: torch.mul(input=h, other=h.mean(1, keepdim=True)),
     "x * sigmoid(x)": lambda net, h: h * torch.sigmoid(h),
     "x * sigmoid(x), in place": lambda net, h: net.second(h).mul_(h.sigmoid()),
     "x *= gate": lambda net, h: imul(net.second(h), h.mean((2, 3), keepdim=True)),
@@ -126,9 +127,8 @@ def test_heatmaps_of_resnet18_are_complete(build_seeded):
 
 
 def captum_heatmaps(model, images, baselines, targets):
-    from captum.attr import DeepLiftShap
-
-    return DeepLiftShap(model).attribute(images, baselines, target=targets).sum(1).detach()
+    captum = pytest.importorskip("captum.attr", reason="comes with the extra 'rivals'")
+    return captum.DeepLiftShap(model).attribute(images, baselines, target=targets).sum(1).detach()
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:captum", "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore:Setting forward")

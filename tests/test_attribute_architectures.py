@@ -5,18 +5,21 @@ import sys
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from rightreasons import attribute
 from rightreasons.attribute import attribute_images, check_attribution
-from rightreasons.errors import ModelError, UnsupportedLayer
+from rightreasons.errors import UnsupportedLayer
 from rightreasons.models import Preset, as_classifier, build_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
 
 def draw(count: int, side: int = 64, seed: int = 0) -> torch.Tensor:
-    return torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(seed))
+    """Blobs of colour: pixels drawn one by one would look alike to a deep network, and give all the same logits but for rounding."""
+    coarse = torch.rand(count, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
+    return F.interpolate(coarse, (side, side), mode="bilinear")
 
 
 def torchvision_model(name):
@@ -39,9 +42,9 @@ def huggingface_model(name, **options):
 
 
 def with_statistics(model: nn.Module) -> nn.Module:
-    """Batch norms get the statistics of noise, not quite right, and each norm an affine part: signals keep their size, and nothing is 0 or 1.
+    """Batch norms get the statistics of such images, not quite right, and each norm an affine part: signals keep their size, and nothing is 0 or 1.
 
-    (Statistics drawn blindly let the signal die on its way: the images' logits then differ by less than float32's rounding.)
+    (Statistics drawn blindly let the signal die or grow on its way: what is left of float32's digits then says nothing of the rule.)
     """
     generator = torch.Generator().manual_seed(0)
     norms = [module for module in model.modules() if isinstance(module, (nn.BatchNorm2d, nn.LayerNorm))]
@@ -55,8 +58,8 @@ def with_statistics(model: nn.Module) -> nn.Module:
         model(draw(8))
     for norm in norms:
         if isinstance(norm, nn.BatchNorm2d):
-            norm.running_mean += 0.2 * norm.running_var.sqrt() * torch.randn(norm.running_mean.shape, generator=generator)
-            norm.running_var *= 0.5 + torch.rand(norm.running_var.shape, generator=generator)
+            norm.running_mean += 0.1 * norm.running_var.sqrt() * torch.randn(norm.running_mean.shape, generator=generator)
+            norm.running_var *= 0.8 + 0.5 * torch.rand(norm.running_var.shape, generator=generator)
     for name, parameter in model.named_parameters():
         if name.endswith(("layer_scale", "gamma", "layer_scale_parameter")):
             parameter.data.uniform_(0.1, 0.5, generator=generator)
@@ -82,11 +85,12 @@ def test_heatmaps_are_complete_in_single_precision(name, build_seeded):
     model = as_classifier(build_seeded(lambda: with_statistics(build(source, **options).eval())))
     images, baselines = draw(2, seed=1), draw(2, seed=2)
     check_attribution(model, images)
-    result = attribute_images(model, images, baselines)
     with torch.no_grad():
-        logits, references = model(images), model(baselines)
-    expected = logits.gather(1, result.targets[:, None])[:, 0] - references[:, result.targets].mean(0)
-    assert (expected.abs() > 1e-3 * logits.abs().max()).all(), "the outputs hardly differ, and rounding is all that is tested"
+        difference = model(images) - model(baselines).mean(0)
+    # The class that images and baselines differ most in: where they hardly do, large effects cancel and rounding is what is left.
+    targets = difference.abs().argmax(1)
+    result = attribute_images(model, images, baselines, targets)
+    expected = difference.gather(1, targets[:, None])[:, 0]
     assert ((result.heatmaps.sum((1, 2)) - expected).abs() < 1e-4 * expected.abs()).all()
     assert result.completeness_error.max() < 1e-4
 
@@ -103,10 +107,8 @@ def torchvision_vit(name):
 
 
 def torch_encoder(name):
-    layer = nn.TransformerEncoderLayer(12, 2, 32, batch_first=True)
-    encoder = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
-    return nn.Sequential(nn.Conv2d(3, 12, 8, 8), nn.Flatten(2), nn.Unflatten(1, (3, 4)), nn.Flatten(2), nn.Flatten(1), nn.Unflatten(1, (16, 12)), encoder,
-                         nn.Flatten(), nn.Linear(192, 5))  # fmt: skip
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(64, 2, 32, activation="gelu", batch_first=True), 1, enable_nested_tensor=False)
+    return nn.Sequential(nn.Conv2d(3, 12, 4, 4), nn.Flatten(2), encoder, nn.Flatten(), nn.Linear(12 * 64, 5))
 
 
 ATTENTION = {
@@ -119,7 +121,7 @@ ATTENTION = {
     ),
     "hf": (huggingface_model, "ViT", VIT, "'scaled_dot_product_attention', which vit.*0.attention"),
     "hf, step by step": (huggingface_model, "ViT", VIT | {"attn_implementation": "eager"}, "'matmul', which vit.*0.attention"),
-    "torch's fast path": (torch_encoder, "", {}, "'multi_head_attention_forward', which 6.layers.0.self_attn"),
+    "torch's fast path": (torch_encoder, "", {}, "'multi_head_attention_forward', which 2.layers.0.self_attn"),
 }
 
 
@@ -134,7 +136,7 @@ def test_attention_is_refused_by_its_place_and_integrated_gradients_take_it(name
             refuse()
     assert sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()) == hooks
     result = attribute_images(model, images, baselines, method="integrated-gradients")
-    assert result.completeness_error.max() < 1e-2  # smooth but for the encoder's ReLU
+    assert result.completeness_error.max() < 1e-3
     assert result.heatmaps.shape == (2, 32, 32)
 
 
@@ -184,11 +186,6 @@ def test_integrated_gradients_take_targets_chunks_and_progress(build_seeded):
     assert model.training and all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
 
 
-def test_an_unknown_method_is_named(tiny_cnn):
-    with pytest.raises(ModelError, match="'gradcam' is not known; expected one of deeplift-shap, integrated-gradients"):
-        attribute_images(tiny_cnn, draw(1, 9), draw(1, 9), method="gradcam")
-
-
 @pytest.mark.parametrize("kept", [1, 30_000, 2**30])
 def test_less_memory_means_smaller_groups_and_the_same_heatmaps(tiny_cnn, kept, monkeypatch):
     images, baselines, seen, told = draw(7, 9, 1), draw(5, 9, 2), [], []
@@ -204,14 +201,14 @@ def test_less_memory_means_smaller_groups_and_the_same_heatmaps(tiny_cnn, kept, 
 
 
 def test_resnet50_at_full_size_stays_within_memory():
-    """A process of its own: 8 images and 10 baselines at 224 px; what python and torch need is counted too."""
+    """A process of its own: 3 images and 10 baselines at 224 px; what python and torch need is counted too, about 0.7 GB."""
     script = """
 import resource, torch
 from torchvision.models import resnet50
 from rightreasons.attribute import attribute_images
 torch.manual_seed(0)
-attribute_images(resnet50(num_classes=5), torch.rand(8, 3, 224, 224), torch.rand(10, 3, 224, 224))
+attribute_images(resnet50(num_classes=5), torch.rand(3, 3, 224, 224), torch.rand(10, 3, 224, 224))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
     peak = int(subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout)
-    assert peak * (1 if sys.platform == "darwin" else 1024) < 3.5e9
+    assert peak * (1 if sys.platform == "darwin" else 1024) < 2.5e9

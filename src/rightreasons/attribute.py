@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import torch
@@ -52,11 +52,9 @@ def attribute_images(
     """
     if len(baselines) == 0:
         raise ModelError("attribution needs at least one baseline image, and got none")
-    if method not in get_args(AttributionMethod):
-        raise ModelError(f"attribution method {method!r} is not known; expected one of {', '.join(get_args(AttributionMethod))}")
-    explain = _deeplift if method == "deeplift-shap" else _integrate
+    explain = {"deeplift-shap": _deeplift, "integrated-gradients": _integrate}[method]
     with _frozen(model):
-        return explain(model, images, baselines, targets, chunk, progress or (lambda done, total: None))
+        return explain(model, images.detach(), baselines.detach(), targets, chunk, progress or (lambda done, total: None))
 
 
 def check_attribution(model: nn.Module, images: Float[Tensor, "image channel height width"]) -> None:
@@ -75,10 +73,10 @@ def _deeplift(
 ) -> Attribution:
     """One tape for each group of baselines, replayed on every chunk of images."""
     trial, _ = record(model, torch.cat([baselines[:1]] * 2))
-    size = chunk or _how_many(trial.saved_bytes / 2)
+    size = chunk or _how_many(trial.saved_bytes // 2)
     parts = images.split(size)
     wanted = [None] * len(parts) if targets is None else targets.split(size)
-    groups = baselines.split(_how_many(trial.kept_bytes / 2))
+    groups = baselines.split(_how_many(trial.kept_bytes // 2))
     effects: list[Tensor] = [torch.zeros_like(part[:, 0]) for part in parts]
     logits: list[Tensor] = [torch.empty(0)] * len(parts)
     references = []
@@ -164,8 +162,8 @@ def _pick(logits: Float[Tensor, "image class_"], targets: Int[Tensor, " image"])
     return logits.gather(1, targets[:, None])[:, 0]
 
 
-def _how_many(bytes_each: float) -> int:
-    return max(1, min(LARGEST_CHUNK, int(KEPT_BYTES / max(bytes_each, 1))))
+def _how_many(bytes_each: int) -> int:
+    return max(1, min(LARGEST_CHUNK, KEPT_BYTES // max(bytes_each, 1)))
 
 
 @contextmanager

@@ -27,6 +27,8 @@ from rightreasons.models import Classifier
 # Below this difference between input and baseline the quotient is mostly rounding, and the derivative half-way is its limit.
 SMALLEST_DIFFERENCE = 1e-8
 
+ALTERNATIVE = 'Use [attribute] method = "integrated-gradients", which every differentiable model allows'
+
 # By the names under which torch calls them; an underscore at the end marks the in-place form and is left out here.
 # Of one tensor, element by element; what else they take may not depend on the image.
 PIECEWISE_LINEAR = frozenset("relu relu6 threshold _threshold hardtanh leaky_relu clamp clip clamp_min clamp_max abs __abs__".split())
@@ -46,7 +48,7 @@ NORMS = {
 # Affine in the image, so that the plain gradient is exact.
 AFFINE = frozenset(
     "interpolate upsample dropout dropout1d dropout2d feature_dropout alpha_dropout feature_alpha_dropout "
-    "avg_pool1d avg_pool2d _avg_pool2d adaptive_avg_pool2d adaptive_avg_pool1d mean sum nanmean "
+    "avg_pool1d avg_pool2d _avg_pool2d adaptive_avg_pool2d adaptive_avg_pool1d mean sum "
     "add sub subtract rsub neg negative positive __add__ __radd__ __iadd__ __sub__ __rsub__ __isub__ __neg__ __pos__ "
     "flatten unflatten ravel view view_as reshape reshape_as permute transpose swapaxes swapdims movedim moveaxis squeeze unsqueeze t __get__ "
     "contiguous clone detach copy to float double half bfloat16 type type_as expand expand_as repeat repeat_interleave tile broadcast_to "
@@ -111,9 +113,6 @@ class Tape:
     def here(self) -> str:
         """The innermost module that is running."""
         return "".join(self.modules[-1:]) or "the model itself"
-
-
-ALTERNATIVE = 'Use [attribute] method = "integrated-gradients", which every differentiable model allows'
 
 
 def record(model: nn.Module, baselines: Float[Tensor, "baseline channel height width"]) -> tuple[Tape, Float[Tensor, "baseline class_"]]:
@@ -192,7 +191,7 @@ class _Rescaled(TorchFunctionMode):
         if name in PIECEWISE_LINEAR | CURVED and dependent == _count_dependent(args[:1]) and not _shapes((*args[1:], *kwargs.values())):
             return self._in_place(func, args, kwargs, self._elementwise(name, func, args, kwargs))
         if name in PRODUCTS and dependent == 2:
-            return self._in_place(func, args, kwargs, self._product(name, *args))
+            return self._in_place(func, args, kwargs, self._product(name, *args, **kwargs))
         if name in QUOTIENTS and _divides_by_image(name, args) and not kwargs:
             over, under = args[::-1] if name.startswith("__r") else args
             with self:
@@ -215,8 +214,8 @@ class _Rescaled(TorchFunctionMode):
         call = self.tape.visit(name, source)
         return _Rescale.apply(source, call, self.tape, name in CURVED, lambda z: func(z.clone() if in_place else z, *others, **kwargs))
 
-    def _product(self, name: str, left: Tensor, right: Tensor) -> Tensor:
-        return _RescaleProduct.apply(left, right, self.tape.visit(name, left, right), self.tape)
+    def _product(self, name: str, left: Tensor, other: Tensor) -> Tensor:
+        return _RescaleProduct.apply(left, other, self.tape.visit(name, left, other), self.tape)
 
     def _norm(self, name: str, given: dict) -> Tensor:
         source = given["input"]
@@ -262,12 +261,9 @@ def _is_affine(name: str, args: tuple, kwargs: dict, dependent: int) -> bool:
 
 
 def _input_first(args: tuple, kwargs: dict | None) -> tuple[tuple, dict]:
-    """``torch.relu(input=x)`` as ``torch.relu(x)``, and so on with ``other``."""
+    """``torch.relu(input=x)`` as ``torch.relu(x)``."""
     kwargs = dict(kwargs or {})
-    for place, key in enumerate(("input", "other")):
-        if len(args) == place and key in kwargs:
-            args = (*args, kwargs.pop(key))
-    return args, kwargs
+    return ((kwargs.pop("input"), *args), kwargs) if not args and "input" in kwargs else (args, kwargs)
 
 
 def _plain_name(func: Callable) -> str:
@@ -383,13 +379,14 @@ class _RescaleMaxPool(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z: Tensor, call: Call, tape: Tape, pool: Callable[[Tensor], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:  # noqa: ANN401
         out, argmax = pool(z)
-        ctx.save_for_backward(z.clone(), argmax.clone())
+        ctx.save_for_backward(z.clone(), argmax)
         ctx.mark_non_differentiable(argmax)
+        ctx.set_materialize_grads(False)  # argmax gets none
         ctx.call, ctx.tape, ctx.pool = call, tape, pool
         return out, argmax
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, None, None, None]:  # noqa: ANN401  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, gradient: Tensor, _: None) -> tuple[Tensor, None, None, None]:  # noqa: ANN401  # pyright: ignore[reportIncompatibleMethodOverride]
         (z, argmax), (baseline,) = ctx.saved_tensors, _current(ctx)
         baseline_out, baseline_argmax = ctx.pool(baseline)
         delta_out = z.flatten(-2).gather(-1, argmax.flatten(-2)).view_as(argmax) - baseline_out
