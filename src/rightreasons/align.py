@@ -2,8 +2,9 @@
 
 Terms (docs/method.md, section 6):
 
-- ``swap``     exchanges spurious pixels between images, labels kept: ordinary images get an alignment image's spurious segments pasted in,
-               alignment images get an ordinary image's pixels there. Neither the shortcut nor its absence predicts a class any more.
+- ``swap``     draws the spurious part of every image anew, label kept: what is known to be spurious is filled with another image's pixels,
+               then half of the images get an inspected image's spurious segments pasted in. An image with nothing spurious is filled too,
+               at a place drawn from the others, so that neither the shortcut, nor its absence, nor a seam goes with a class any more.
 - ``penalty``  on the effect of spurious pixels. ``effect`` is finite: how far the logits move when a spurious segment is pasted in,
                against their standard deviation. ``jacobian`` and ``log_prob_sum`` (the published loss) are gradients inside the mask.
 
@@ -24,17 +25,18 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from rightreasons.config import AlignConfig
+from rightreasons.config import AlignConfig, Flips
 from rightreasons.data.loading import Batch, count_images, read_batches
 from rightreasons.models import model_device
 from rightreasons.progress import Advance
 from rightreasons.seeds import seeded
-from rightreasons.training import Recipe, train_model
+from rightreasons.spread import Spread
+from rightreasons.training import Recipe, flip_together, train_model
 
-# Of the ordinary images of a batch, those that get a segment pasted in.
-PASTED_SHARE = 0.5
-# Of the alignment samples, those whose spurious pixels are exchanged for another image's.
-ERASED_SHARE = 0.5
+# Segments are pasted onto every other image.
+PASTED = slice(None, None, 2)
+# How many images are looked at as the source of a filling; the one with the least spurious there is taken.
+FILL_TRIES = 4
 # The effect penalty is measured in standard deviations of the logits, so one weight does for all models and scales.
 EFFECT_WEIGHT = 1.0
 # Keeps the root differentiable where a swap changes nothing.
@@ -43,16 +45,32 @@ SMALLEST_EFFECT = 1e-6
 
 @dataclass(frozen=True)
 class AlignmentSet:
-    """The inspected images with their corrective masks, and ``protected``: pixels judged relevant, which no swap covers."""
+    """The inspected images with their corrective masks, and ``protected``: pixels judged relevant, which no swap covers.
+
+    ``spread`` tells of the other training images, where the verdicts could be spread to them.
+    """
 
     batch: Batch
     masks: Bool[Tensor, "image height width"]
     protected: Bool[Tensor, "image height width"]
+    spread: Spread | None = None
 
     @property
     def donors(self) -> Int[Tensor, " donor"]:
         """The rows with something spurious to paste."""
         return self.masks.any(2).any(1).nonzero()[:, 0]
+
+    def look_up(self, indices: Int[Tensor, " image"]) -> tuple[Bool[Tensor, "image height width"], Bool[Tensor, "image height width"]]:
+        """What is spurious and what is protected in these images of the training set, as far as it is known."""
+        row_of = {index: row for row, index in enumerate(self.batch.indices.tolist())}
+        height, width = self.masks.shape[1:]
+        protected = torch.zeros(len(indices), height, width, dtype=torch.bool)
+        spurious = torch.zeros_like(protected) if self.spread is None else self.spread.masks(indices, (height, width))
+        for place, index in enumerate(indices.tolist()):
+            if index in row_of:
+                spurious[place] |= self.masks[row_of[index]]
+                protected[place] = self.protected[row_of[index]]
+        return spurious & ~protected, protected
 
 
 def align_model(
@@ -62,6 +80,8 @@ def align_model(
     *,
     config: AlignConfig,
     seed: int,
+    flips: Flips = "off",
+    judge_epoch: Callable[[nn.Module], float] | None = None,
     checkpoint: Path | None = None,
     progress: Advance | None = None,
 ) -> None:
@@ -76,14 +96,13 @@ def align_model(
     def mixed(generator: torch.Generator) -> Iterator[Batch]:
         for batch in read_batches(dataset, indices=torch.randperm(count, generator=generator), batch_size=ordinary):
             drawn = torch.randint(len(alignment.batch), (part,), generator=generator)
-            # The alignment samples come last, marked by their rows in the alignment set as negative indices.
             yield Batch(
-                torch.cat([batch.indices, -1 - drawn]),
+                torch.cat([batch.indices, alignment.batch.indices[drawn]]),
                 torch.cat([batch.images, alignment.batch.images[drawn]]),
                 torch.cat([batch.labels, alignment.batch.labels[drawn]]),
             )
 
-    loss = AlignLoss(model, alignment, config)
+    loss = AlignLoss(model, alignment, config, part=part, flips=flips)
     if config.lambda_ == "auto" and loss.needs_calibration:
         generator = seeded(seed, "lambda")
         # In train mode the look-ahead would move BatchNorm's statistics, and draw dropout from global state.
@@ -94,24 +113,26 @@ def align_model(
         batches=mixed,
         steps_per_epoch=math.ceil(count / ordinary),
         loss=loss,
-        recipe=Recipe(config.epochs, config.learning_rate, config.gamma),
+        recipe=Recipe(config.epochs, config.learning_rate, config.gamma, config.layers),
         seed=seed,
         freeze_statistics=True,
+        judge_epoch=judge_epoch,
         checkpoint=checkpoint,
         progress=progress,
     )
 
 
 class AlignLoss:
-    """Cross-entropy with the alignment terms, for batches whose alignment samples have negative indices."""
+    """Cross-entropy with the alignment terms, for batches whose last ``part`` images are the alignment samples."""
 
-    def __init__(self, model: nn.Module, alignment: AlignmentSet, config: AlignConfig) -> None:
-        self.model, self.alignment = model, alignment
+    def __init__(self, model: nn.Module, alignment: AlignmentSet, config: AlignConfig, *, part: int, flips: Flips = "off") -> None:
+        self.model, self.alignment, self.part = model, alignment, part
         terms = "swap+penalty" if config.term == "auto" else config.term
         self.swaps = "swap" in terms
         self.penalty = config.penalty if "penalty" in terms else None
         self.weight = EFFECT_WEIGHT if config.lambda_ == "auto" else config.lambda_
-        self._protected = {index: row for row, index in enumerate(alignment.batch.indices.tolist())}
+        self.flips: Flips = flips
+        self.pieces = Pieces(alignment, flips)
 
     @property
     def needs_calibration(self) -> bool:
@@ -131,55 +152,92 @@ class AlignLoss:
     def terms(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Cross-entropy and penalty of one batch, before weighting."""
         device = model_device(self.model)
-        ordinary = int((batch.indices >= 0).sum())
-        pasted_count = round(PASTED_SHARE * ordinary) if len(self.alignment.donors) else 0
-        clean = batch.images[:pasted_count]
-        pasted = paste_segments(clean, self.alignment, self._relevant(batch.indices[:pasted_count]), generator)
-        images = batch.images
-        if self.swaps:
-            images = torch.cat([pasted, batch.images[pasted_count:ordinary], self._erase(batch, ordinary, generator)])
-        wants_effect = self.penalty == "effect" and pasted_count > 0
-        # The other half of each pair goes through the model in the same pass.
-        others = (clean if self.swaps else pasted) if wants_effect else clean[:0]
-        logits = self.model(torch.cat([images, others]).to(device))
-        cross_entropy = F.cross_entropy(logits[: len(images)], batch.labels.to(device))
-        if wants_effect:
-            return cross_entropy, effect_penalty(logits[:pasted_count], logits[len(images) :], logits)
+        images, spurious, protected = flip_together(self.flips, generator, batch.images, *self.alignment.look_up(batch.indices))
+        shown, others = images, images[:0]
+        if len(self.pieces):
+            if self.swaps:
+                shown = fill_segments(images, spurious, protected, self.pieces, generator)
+            clean = shown[PASTED]
+            pasted = paste_segments(clean, protected[PASTED], self.pieces, generator)
+            if self.swaps:
+                shown = shown.clone()
+                shown[PASTED] = pasted
+            if self.penalty == "effect":  # the other half of each pair goes through the model in the same pass
+                others = clean if self.swaps else pasted
+        logits = self.model(torch.cat([shown, others]).to(device)).float()
+        cross_entropy = F.cross_entropy(logits[: len(shown)], batch.labels.to(device))
+        if len(others):
+            return cross_entropy, effect_penalty(logits[: len(shown)][PASTED], logits[len(shown) :], logits)
         if self.penalty in _GRADIENT_PENALTIES:
-            rows = -1 - batch.indices[ordinary:]
-            masks = self.alignment.masks[rows].to(device)
-            return cross_entropy, _GRADIENT_PENALTIES[self.penalty](self.model, batch.images[ordinary:].to(device), masks, generator)
+            samples, masks = images[-self.part :].to(device), spurious[-self.part :].to(device)
+            return cross_entropy, _GRADIENT_PENALTIES[self.penalty](self.model, samples, masks, generator)
         return cross_entropy, torch.zeros_like(cross_entropy)
 
-    def _erase(self, batch: Batch, ordinary: int, generator: torch.Generator) -> Float[Tensor, "image channel height width"]:
-        """The alignment samples, half of them with ordinary images' pixels in place of what is spurious: their class without its shortcut."""
-        samples = batch.images[ordinary:]
-        others = batch.images[:ordinary][torch.randint(ordinary, (len(samples),), generator=generator)]
-        erased = torch.rand(len(samples), generator=generator) < ERASED_SHARE
-        masks = self.alignment.masks[-1 - batch.indices[ordinary:]] & erased[:, None, None]
-        return torch.where(masks[:, None], others, samples)
 
-    def _relevant(self, indices: Tensor) -> Bool[Tensor, "image height width"]:
-        """Which pixels of ordinary images are known to be relevant, because the images were inspected."""
-        relevant = torch.zeros(len(indices), *self.alignment.masks.shape[1:], dtype=torch.bool)
-        for row, index in enumerate(indices.tolist()):
-            if index in self._protected:
-                relevant[row] = self.alignment.protected[self._protected[index]]
-        return relevant
+def swapped_accuracy(model: nn.Module, hosts: Batch, alignment: AlignmentSet, generator: torch.Generator) -> float:
+    """Accuracy on held-out images onto each of which an inspected image's spurious segments were pasted: there the shortcut tells nothing.
+
+    It needs no label but the hosts' own, and so may choose among epochs.
+    """
+    pieces = Pieces(alignment)
+    images = hosts.images
+    if len(pieces):
+        images = paste_segments(images, torch.zeros(len(images), *images.shape[2:], dtype=torch.bool), pieces, generator)
+    model.eval()
+    with torch.inference_mode():
+        answers = torch.cat([model(part.to(model_device(model))).argmax(1).cpu() for part in images.split(256)])
+    return (answers == hosts.labels).double().mean().item()
+
+
+class Pieces:
+    """The spurious segments of the inspected images, to draw from."""
+
+    def __init__(self, alignment: AlignmentSet, flips: Flips = "off") -> None:
+        rows = alignment.donors
+        self.images = alignment.batch.images[rows]
+        self.flips: Flips = flips
+        self.masks = alignment.look_up(alignment.batch.indices[rows])[0]
+
+    def __len__(self) -> int:
+        return len(self.masks)
+
+    def draw(self, count: int, generator: torch.Generator) -> tuple[Float[Tensor, "piece channel height width"], Bool[Tensor, "piece height width"]]:
+        """``count`` of them, flipped as training images are; the pixels of a piece are those of its mask."""
+        chosen = torch.randint(len(self), (count,), generator=generator)
+        images, masks = flip_together(self.flips, generator, self.images[chosen], self.masks[chosen])
+        return images, masks
+
+
+def fill_segments(
+    images: Float[Tensor, "image channel height width"],
+    spurious: Bool[Tensor, "image height width"],
+    protected: Bool[Tensor, "image height width"],
+    pieces: Pieces,
+    generator: torch.Generator,
+) -> Float[Tensor, "image channel height width"]:
+    """Each image with other images' pixels in place of what is ``spurious``; one with nothing spurious is filled where another's piece would lie.
+
+    Otherwise a filling would be a mark of the class that has the shortcut.
+    """
+    count = len(images)
+    _, elsewhere = pieces.draw(count, generator)
+    nothing = ~spurious.any(2).any(1)
+    region = torch.where(nothing[:, None, None], elsewhere & ~protected, spurious)
+    tried = torch.randint(count, (FILL_TRIES, count), generator=generator)
+    overlap = (region & spurious[tried]).flatten(2).sum(2)
+    source = tried[overlap.argmin(0), torch.arange(count)]
+    return torch.where(region[:, None], images[source], images)
 
 
 def paste_segments(
     images: Float[Tensor, "image channel height width"],
-    alignment: AlignmentSet,
-    relevant: Bool[Tensor, "image height width"],
+    protected: Bool[Tensor, "image height width"],
+    pieces: Pieces,
     generator: torch.Generator,
 ) -> Float[Tensor, "image channel height width"]:
-    """Each image with the spurious segments of a random alignment image in their place, but never over ``relevant`` pixels."""
-    if len(images) == 0:
-        return images
-    chosen = alignment.donors[torch.randint(len(alignment.donors), (len(images),), generator=generator)]
-    where = alignment.masks[chosen] & ~relevant
-    return torch.where(where[:, None], alignment.batch.images[chosen], images)
+    """Each image with the spurious segments of a random inspected image in their place, but never over ``protected`` pixels."""
+    sources, where = pieces.draw(len(images), generator)
+    return torch.where((where & ~protected)[:, None], sources, images)
 
 
 def effect_penalty(

@@ -107,6 +107,8 @@ class AlignConfig(_Table):
     lambda_: Annotated[float, Field(gt=0)] | Auto = Field(default="auto", alias="lambda")
     gamma: float = Field(default=0.0, ge=0)
     mask: Literal["effect", "segment"] = "effect"
+    spread: bool = Field(default=True, description="tell the shortcut in images that nobody inspected too, by a probe on the model's features")
+    layers: Literal["all", "last-blocks", "head"] = "all"
     epochs: int = Field(default=5, ge=1)
     learning_rate: float = Field(default=1e-3, gt=0)
     batch_size: int = Field(default=64, ge=4)

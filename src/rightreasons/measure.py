@@ -17,7 +17,7 @@ from rightreasons import evaluate
 from rightreasons.data.loading import read_all, read_batches, some_images
 from rightreasons.data.task import Task
 from rightreasons.models import as_classifier
-from rightreasons.pipeline import Alignment, Run, explain_images, segment_settings
+from rightreasons.pipeline import Alignment, Run, explain_images, segment_settings, shown_effect
 from rightreasons.records import GroundTruth, GroupScore, Scores
 from rightreasons.seeds import seeded
 from rightreasons.segment import smooth_heatmaps
@@ -69,11 +69,12 @@ def critic_scores(run: Run, truth: GroundTruth | None) -> dict[str, Any]:
     agreement = None
     if truth is not None:
         position = {index: row for row, index in enumerate(run.selection.indices.tolist())}
+        effect = shown_effect(run.model, run.attribution, run.segmentation, run.config.segment)
         truths = []
         for verdict in run.verdicts:
             row = position[verdict.index]
-            effect = run.attribution.heatmaps[row].clamp_min(0)
-            truths.append(bool(evaluate.truly_spurious(run.segmentation.segments[row], effect, truth.mask(verdict.index))[verdict.segment]))
+            spurious = evaluate.truly_spurious(run.segmentation.segments[row], effect[row], truth.mask(verdict.index))
+            truths.append(bool(spurious[verdict.segment]))
         agreement = evaluate.verdict_agreement([verdict.value for verdict in run.verdicts], truths)
     backend, _, model = run.lvlm_name.partition(":")
     return {

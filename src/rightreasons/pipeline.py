@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
 from rightreasons import evaluate
-from rightreasons.align import AlignmentSet, align_model
+from rightreasons.align import AlignmentSet, align_model, swapped_accuracy
 from rightreasons.attribute import attribute_images, check_attribution
 from rightreasons.config import Config, SegmentConfig, match_descriptions, parse_config
 from rightreasons.critique import critique_image
@@ -42,7 +42,8 @@ from rightreasons.render import render_pictures
 from rightreasons.runs import RunFolder, write_atomically, write_bytes
 from rightreasons.sample import select_images
 from rightreasons.seeds import seeded
-from rightreasons.segment import segment_heatmaps
+from rightreasons.segment import segment_heatmaps, smooth_heatmaps
+from rightreasons.spread import spread_verdicts
 
 T = TypeVar("T")
 # Past this median completeness error a note says so; rounding stays far below it.
@@ -50,6 +51,8 @@ WORST_COMPLETENESS_ERROR = 1e-2
 # "auto": what won in docs/log.md. A network with convolutions has noisy heatmaps, and one without has none to smooth.
 AUTO_SMOOTH = 0.025
 AUTO_PEAK_SHARE = 0.15
+# Held-out images that tell the best epoch of fine-tuning.
+EPOCH_HOSTS = 1000
 
 
 @dataclass
@@ -164,10 +167,8 @@ def find(
         attribution = folder.load_attribution() or _attribute(model, train, images, config, folder, reporter)
         segmentation = folder.load_segmentation() or _segment(model, attribution, config, folder, reporter)
         _report_outcomes(segmentation, attribution, reporter)
-        subjects = [
-            Subject(int(index), *parts)
-            for index, *parts in zip(selection.indices, segmentation.segments, attribution.heatmaps.clamp_min(0), strict=True)
-        ]
+        effect = shown_effect(model, attribution, segmentation, config.segment)
+        subjects = [Subject(int(index), *parts) for index, *parts in zip(selection.indices, segmentation.segments, effect, strict=True)]
         judged = [row for row in range(len(selection)) if segmentation.count(row)]
         ledger = Ledger(folder.ledger, retry_unknown=retry_unknown)
         try:
@@ -237,8 +238,7 @@ def fix(run: Run, *, reporter: Reporter, out: Path | None = None) -> Alignment:
         result = Alignment("nothing to change", before, before)
         checkpoint = folder.path / f"aligning-{job}.pt"
         if run.found:
-            with reporter.stage("align") as advance:
-                align_model(aligned, run.train, _alignment_set(run), config=config, seed=seed, checkpoint=checkpoint, progress=advance)
+            align(aligned, run, judged_alignment(run, reporter), checkpoint=checkpoint, reporter=reporter)
             result = Alignment("aligned", before, _accuracy(aligned, run.validation))
             if before - result.validation_after > config.max_accuracy_drop:
                 aligned, result = copy.deepcopy(run.model), replace(result, outcome="original kept")
@@ -251,6 +251,51 @@ def fix(run: Run, *, reporter: Reporter, out: Path | None = None) -> Alignment:
         checkpoint.unlink(missing_ok=True)
     run.aligned = aligned
     return result
+
+
+def align(model: nn.Module, run: Run, alignment: AlignmentSet, *, checkpoint: Path | None = None, reporter: Reporter) -> None:
+    """Fine-tunes ``model`` in place with the run's settings, and ends at the epoch that was best on held-out images with segments pasted in."""
+    seed = run.config.run.seed
+    hosts = some_images(run.validation, EPOCH_HOSTS, seeded(seed, "epoch hosts"))
+    with reporter.stage("align") as advance:
+        align_model(
+            model,
+            run.train,
+            alignment,
+            config=run.config.align,
+            seed=seed,
+            flips=run.config.data.flips,
+            judge_epoch=lambda candidate: swapped_accuracy(candidate, hosts, alignment, seeded(seed, "epoch donors")),
+            checkpoint=checkpoint,
+            progress=advance,
+        )
+
+
+def judged_alignment(run: Run, reporter: Reporter) -> AlignmentSet:
+    """The inspected images with what was judged spurious and relevant in them, spread to the other training images where that can be done."""
+    last = {(verdict.index, verdict.segment): verdict.value for verdict in run.verdicts}
+    position = {index: row for row, index in enumerate(run.selection.indices.tolist())}
+    relevant = torch.zeros(len(run.selection), run.segmentation.shares.shape[1], dtype=torch.bool)
+    for (index, segment), value in last.items():
+        relevant[position[index], segment] = value == "relevant"
+    return build_alignment(run, run.masks, mask_segments(run.segmentation, relevant, kind="effect"), reporter)
+
+
+def build_alignment(
+    run: Run, masks: Bool[Tensor, "image height width"], protected: Bool[Tensor, "image height width"], reporter: Reporter
+) -> AlignmentSet:
+    """The alignment set of the run's inspected images; for a term that swaps, the masks are spread to the other training images."""
+    inspected, config = read_all(run.train, run.selection.indices), run.config.align
+    spread = None
+    if config.spread and (config.term == "auto" or "swap" in config.term):
+        with reporter.stage("spread"):
+            spread = spread_verdicts(run.model, run.train, inspected, masks, protected)
+        if spread is None:
+            reporter.note("the verdicts cannot be told from the model's features in other images: only the inspected images' masks are used")
+        else:
+            marked = int((spread.scores > 0).flatten(1).any(1).sum())
+            reporter.note(f"the verdicts were spread: of {len(spread.scores)} training images {marked} have something that looks spurious")
+    return AlignmentSet(inspected, masks, protected, spread)
 
 
 def hash_weights(model: nn.Module) -> str:
@@ -286,6 +331,14 @@ def segment_settings(model: nn.Module, config: SegmentConfig) -> tuple[float, fl
     noisy = any(isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) for module in model.modules())
     smooth = (AUTO_SMOOTH if noisy else 0.0) if config.smooth == "auto" else config.smooth
     return smooth, AUTO_PEAK_SHARE if config.peak_share == "auto" else config.peak_share
+
+
+def shown_effect(
+    model: nn.Module, attribution: Attribution, segmentation: Segmentation, config: SegmentConfig
+) -> Float[Tensor, "image height width"]:
+    """The positive effect that the segments were cut from, where the critic is shown it: what a verdict is about."""
+    smooth, _ = segment_settings(model, config)
+    return smooth_heatmaps(attribution.heatmaps, smooth).clamp_min(0) * segmentation.effect
 
 
 def _select(model: nn.Module, train: Dataset, classes: int, config: Config, folder: RunFolder, reporter: Reporter) -> Selection:
@@ -369,16 +422,6 @@ def _map_in_order(function: Callable[[int], T], rows: Sequence[int], *, workers:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return results
-
-
-def _alignment_set(run: Run) -> AlignmentSet:
-    last = {(verdict.index, verdict.segment): verdict.value for verdict in run.verdicts}
-    position = {index: row for row, index in enumerate(run.selection.indices.tolist())}
-    relevant = torch.zeros(len(run.selection), run.segmentation.shares.shape[1], dtype=torch.bool)
-    for (index, segment), value in last.items():
-        relevant[position[index], segment] = value == "relevant"
-    protected = mask_segments(run.segmentation, relevant, kind="effect")
-    return AlignmentSet(read_all(run.train, run.selection.indices), run.masks, protected)
 
 
 def _accuracy(model: nn.Module, dataset: Dataset) -> float:

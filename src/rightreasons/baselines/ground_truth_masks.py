@@ -7,9 +7,8 @@ import copy
 import torch
 from torch import nn
 
-from rightreasons.align import AlignmentSet, align_model
 from rightreasons.baselines import Bench
-from rightreasons.data.loading import read_all
+from rightreasons.pipeline import align, build_alignment
 
 
 def train(bench: Bench) -> nn.Module:
@@ -19,8 +18,6 @@ def train(bench: Bench) -> nn.Module:
     found = [truth.mask(index) for index in run.selection.indices.tolist()]
     empty = torch.zeros(run.attribution.heatmaps.shape[1:], dtype=torch.bool)
     masks = torch.stack([empty if mask is None else mask for mask in found])
-    alignment = AlignmentSet(read_all(run.train, run.selection.indices), masks, torch.zeros_like(masks))
     model = copy.deepcopy(run.model)
-    with bench.reporter.stage("align") as advance:
-        align_model(model, run.train, alignment, config=run.config.align, seed=run.config.run.seed, progress=advance)
+    align(model, run, build_alignment(run, masks, torch.zeros_like(masks), bench.reporter), reporter=bench.reporter)
     return model

@@ -1,0 +1,197 @@
+"""Spread the verdicts on a hundred inspected images to the whole training set, by a linear probe on the model's own feature maps.
+
+A model that leans on a shortcut has features for it. A logistic regression on one cell's features, trained on the pixels that were judged
+(spurious against relevant, and against images in which nothing is spurious), tells where the same thing is in images that nobody
+inspected (docs/method.md, eq. 12). Cross-validation over the inspected images says whether it can; if not, nothing is spread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from rightreasons.data.loading import Batch, count_images, read_batches
+from rightreasons.models import model_device
+
+# The probe reads the deepest feature map with at least this many cells a side: fine enough to point, deep enough to recognise.
+FEWEST_CELLS = 16
+# The share of cells that the probe may mark wrongly where nothing is spurious; its threshold is set by it.
+FALSE_SHARE = 0.002
+# Cross-validated, the probe must mark at least this share of the spurious cells of images that it was not trained on.
+LEAST_RECALL = 0.4
+# Images with something spurious, and images or pixels without: below this there is nothing to cross-validate.
+FEWEST_IMAGES = 4
+# Marks that are smaller than this share of the usual area are chance: a stray cell would count as the whole shortcut.
+LEAST_AREA = 1 / 3
+WEIGHT_DECAY = 1e-3
+# The score of a cell that is out of the question.
+NOTHING = -1e3
+FOLDS = 2
+
+
+@dataclass(frozen=True)
+class Spread:
+    """What the probe says of every training image, and its cross-validated ``recall`` of spurious cells."""
+
+    scores: Float[Tensor, "image row column"]
+    recall: float
+
+    def masks(self, indices: Int[Tensor, " chosen"], side: tuple[int, int]) -> Bool[Tensor, "chosen height width"]:
+        """The pixels of these images that look like what was judged spurious."""
+        return F.interpolate(self.scores[indices][:, None], size=side, mode="bilinear", align_corners=False)[:, 0] > 0
+
+
+def spread_verdicts(
+    model: nn.Module,
+    dataset: Dataset,
+    inspected: Batch,
+    spurious: Bool[Tensor, "inspected height width"],
+    relevant: Bool[Tensor, "inspected height width"],
+) -> Spread | None:
+    """Scores for every image of ``dataset``, in one forward pass over it; None where the model has no feature maps, or they do not tell.
+
+    What is kept is one number per cell and image.
+    """
+    layer = _find_layer(model, inspected.images[:2])
+    if layer is None:
+        return None
+    features = torch.cat(list(_read_features(model, layer, inspected.images.split(64))))
+    positive, negative = _label_cells(spurious, relevant, features.shape[-2:])
+    recall = _cross_validate(features, positive, negative)
+    if recall is None or recall < LEAST_RECALL:
+        return None
+    probe = _fit(features, positive, negative)
+    usual = (probe(features) > 0).sum((1, 2))[positive.flatten(1).any(1)].float().median()
+    scores = torch.full((count_images(dataset), features.shape[2], features.shape[3]), NOTHING)
+    for batch in read_batches(dataset, batch_size=64):
+        (maps,) = _read_features(model, layer, [batch.images])
+        found = probe(maps)
+        found[(found > 0).sum((1, 2)) < LEAST_AREA * usual] = NOTHING
+        scores[batch.indices] = found
+    return Spread(scores, recall)
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """A linear score of each cell's features, above zero where the cell looks spurious."""
+
+    mean: Float[Tensor, " feature"]
+    deviation: Float[Tensor, " feature"]
+    weight: Float[Tensor, " feature"]
+    offset: float
+
+    def __call__(self, maps: Float[Tensor, "image feature row column"]) -> Float[Tensor, "image row column"]:
+        return ((maps.movedim(1, -1) - self.mean) / self.deviation) @ self.weight + self.offset
+
+
+def _fit(
+    maps: Float[Tensor, "image feature row column"], positive: Bool[Tensor, "image row column"], negative: Bool[Tensor, "image row column"]
+) -> _Probe:
+    """Logistic regression with both kinds of cells weighted alike; its offset lets FALSE_SHARE of the negative cells pass."""
+    cells = maps.movedim(1, -1)
+    mean, deviation = cells.mean((0, 1, 2)), cells.std((0, 1, 2)) + 1e-6
+    used = positive | negative
+    x, y = (cells[used] - mean) / deviation, positive[used].float()
+    balance = torch.where(y > 0, 0.5 / y.sum(), 0.5 / (1 - y).sum())
+    weight, offset = torch.zeros(x.shape[1], requires_grad=True), torch.zeros((), requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight, offset], max_iter=100, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        value = (balance * F.binary_cross_entropy_with_logits(x @ weight + offset, y, reduction="none")).sum() + WEIGHT_DECAY * weight.square().sum()
+        value.backward()
+        return value
+
+    with torch.enable_grad():
+        optimizer.step(loss)
+    weight = weight.detach()
+    scores = (x @ weight)[y == 0].sort().values
+    # Never below the middle between the two kinds.
+    threshold = max(scores[min(len(scores) - 1, round((1 - FALSE_SHARE) * len(scores)))].item(), -offset.item())
+    return _Probe(mean, deviation, weight, -threshold)
+
+
+def _cross_validate(
+    maps: Float[Tensor, "image feature row column"], positive: Bool[Tensor, "image row column"], negative: Bool[Tensor, "image row column"]
+) -> float | None:
+    """The share of spurious cells found in images that the probe was not trained on, less the share of the others that it marks."""
+    with_some = positive.flatten(1).any(1)
+    if with_some.sum() < FEWEST_IMAGES or negative.flatten(1).any(1).sum() < FEWEST_IMAGES:
+        return None
+    fold = torch.empty(len(maps), dtype=torch.int64)
+    for members in (with_some.nonzero()[:, 0], (~with_some).nonzero()[:, 0]):
+        fold[members] = torch.arange(len(members)) % FOLDS
+    found, wrong = [], []
+    for held_out in range(FOLDS):
+        rest, test = fold != held_out, fold == held_out
+        if not (negative[rest].any() and negative[test].any()):
+            return None
+        marked = _fit(maps[rest], positive[rest], negative[rest])(maps[test]) > 0
+        found.append(marked[positive[test]].float().mean())
+        wrong.append(marked[negative[test]].float().mean())
+    return float(torch.stack(found).mean() - torch.stack(wrong).mean())
+
+
+def _label_cells(
+    spurious: Bool[Tensor, "image height width"], relevant: Bool[Tensor, "image height width"], cells: torch.Size
+) -> tuple[Bool[Tensor, "image row column"], Bool[Tensor, "image row column"]]:
+    """Cells that are mostly spurious; and those with nothing spurious that are mostly relevant, or lie in an image without anything spurious."""
+    covered, kept = (F.adaptive_avg_pool2d(part.float(), (cells[0], cells[1])) for part in (spurious, relevant))
+    free = ~spurious.flatten(1).any(1)[:, None, None]
+    return covered > 0.5, (covered == 0) & ((kept > 0.5) | free)
+
+
+def _find_layer(model: nn.Module, images: Float[Tensor, "image channel height width"]) -> nn.Conv2d | None:
+    """The last convolution that reads a map with at least FEWEST_CELLS cells a side, but not the image itself."""
+    seen: list[nn.Conv2d] = []
+
+    def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        shape = inputs[0].shape
+        if min(shape[-2:]) >= FEWEST_CELLS and shape[1] > images.shape[1] and shape[1] > 3:
+            seen.append(module)  # pyright: ignore[reportArgumentType] -- a Conv2d
+
+    hooks = [module.register_forward_pre_hook(note) for module in model.modules() if isinstance(module, nn.Conv2d)]
+    try:
+        with torch.inference_mode():
+            model.eval()(images.to(model_device(model)))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return seen[-1] if seen else None
+
+
+def _read_features(model: nn.Module, layer: nn.Conv2d, batches: Iterator[Tensor] | list[Tensor] | tuple[Tensor, ...]) -> Iterator[Tensor]:
+    """What goes into ``layer`` for each batch of images, on the CPU; the pass ends there."""
+    model.eval()
+    for images in batches:
+        with torch.no_grad(), _stopped_at(layer) as caught:
+            try:
+                model(images.to(model_device(model)))
+            except _Reached:
+                yield caught[-1].float().cpu()
+
+
+class _Reached(Exception):  # noqa: N818 -- not an error
+    """The layer was reached: the rest of the network is not needed."""
+
+
+@contextmanager
+def _stopped_at(layer: nn.Module) -> Iterator[list[Tensor]]:
+    caught: list[Tensor] = []
+
+    def catch(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        caught.append(inputs[0].clone())
+        raise _Reached
+
+    hook = layer.register_forward_pre_hook(catch)
+    try:
+        yield caught
+    finally:
+        hook.remove()
