@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -21,12 +21,12 @@ from rightreasons.data.loading import Batch, count_images, read_batches
 from rightreasons.models import model_device
 
 # The probe reads the deepest feature map with at least this many cells a side: fine enough to point, deep enough to recognise.
-FEWEST_CELLS = 16
+FEWEST_CELLS = 24
 # The share of cells that the probe may mark wrongly where nothing is spurious; its threshold is set by it.
 FALSE_SHARE = 0.002
 # Cross-validated, the probe must mark at least this share of the spurious cells of images that it was not trained on.
 LEAST_RECALL = 0.4
-# Images with something spurious, and images or pixels without: below this there is nothing to cross-validate.
+# Inspected images with something spurious, and ones with nothing: below this there is too little to learn and to cross-validate.
 FEWEST_IMAGES = 4
 # Marks that are smaller than this share of the usual area are chance: a stray cell would count as the whole shortcut.
 LEAST_AREA = 1 / 3
@@ -63,12 +63,12 @@ def spread_verdicts(
     if layer is None:
         return None
     features = torch.cat(list(_read_features(model, layer, inspected.images.split(64))))
-    positive, negative = _label_cells(spurious, relevant, features.shape[-2:])
-    recall = _cross_validate(features, positive, negative)
+    cells = _label_cells(spurious, relevant, features.shape[-2:])
+    recall = _cross_validate(features, cells)
     if recall is None or recall < LEAST_RECALL:
         return None
-    probe = _fit(features, positive, negative)
-    usual = (probe(features) > 0).sum((1, 2))[positive.flatten(1).any(1)].float().median()
+    probe = _fit(features, cells)
+    usual = (probe(features) > 0).sum((1, 2))[cells.with_some].float().median()
     scores = torch.full((count_images(dataset), features.shape[2], features.shape[3]), NOTHING)
     for batch in read_batches(dataset, batch_size=64):
         (maps,) = _read_features(model, layer, [batch.images])
@@ -91,14 +91,31 @@ class _Probe:
         return ((maps.movedim(1, -1) - self.mean) / self.deviation) @ self.weight + self.offset
 
 
-def _fit(
-    maps: Float[Tensor, "image feature row column"], positive: Bool[Tensor, "image row column"], negative: Bool[Tensor, "image row column"]
-) -> _Probe:
-    """Logistic regression with both kinds of cells weighted alike; its offset lets FALSE_SHARE of the negative cells pass."""
-    cells = maps.movedim(1, -1)
-    mean, deviation = cells.mean((0, 1, 2)), cells.std((0, 1, 2)) + 1e-6
-    used = positive | negative
-    x, y = (cells[used] - mean) / deviation, positive[used].float()
+@dataclass(frozen=True)
+class _Cells:
+    """What the verdicts say of each cell of the inspected images; of most cells they say nothing."""
+
+    spurious: Bool[Tensor, "image row column"]
+    relevant: Bool[Tensor, "image row column"]
+    with_some: Bool[Tensor, " image"]
+
+    def __getitem__(self, images: Bool[Tensor, " image"]) -> _Cells:
+        return _Cells(self.spurious[images], self.relevant[images], self.with_some[images])
+
+
+def _label_cells(spurious: Bool[Tensor, "image height width"], relevant: Bool[Tensor, "image height width"], grid: torch.Size) -> _Cells:
+    """Spurious is what mostly is. Relevant is what is mostly relevant and not spurious at all, and every cell of an image with nothing spurious."""
+    covered, kept = (F.adaptive_avg_pool2d(part.float(), (grid[0], grid[1])) for part in (spurious, relevant))
+    some = spurious.flatten(1).any(1)
+    return _Cells(covered > 0.5, (covered == 0) & ((kept > 0.5) | ~some[:, None, None]), some)
+
+
+def _fit(maps: Float[Tensor, "image feature row column"], cells: _Cells) -> _Probe:
+    """Logistic regression with both kinds of cells weighted alike; then the offset that lets FALSE_SHARE pass where nothing is spurious."""
+    features = maps.movedim(1, -1)
+    mean, deviation = features.mean((0, 1, 2)), features.std((0, 1, 2)) + 1e-6
+    used = cells.spurious | cells.relevant
+    x, y = (features[used] - mean) / deviation, cells.spurious[used].float()
     balance = torch.where(y > 0, 0.5 / y.sum(), 0.5 / (1 - y).sum())
     weight, offset = torch.zeros(x.shape[1], requires_grad=True), torch.zeros((), requires_grad=True)
     optimizer = torch.optim.LBFGS([weight, offset], max_iter=100, line_search_fn="strong_wolfe")
@@ -111,41 +128,29 @@ def _fit(
 
     with torch.enable_grad():
         optimizer.step(loss)
-    weight = weight.detach()
-    scores = (x @ weight)[y == 0].sort().values
+    probe = _Probe(mean, deviation, weight.detach(), 0.0)
+    free = probe(maps[~cells.with_some]).flatten().sort().values
     # Never below the middle between the two kinds.
-    threshold = max(scores[min(len(scores) - 1, round((1 - FALSE_SHARE) * len(scores)))].item(), -offset.item())
-    return _Probe(mean, deviation, weight, -threshold)
+    threshold = max(free[min(len(free) - 1, round((1 - FALSE_SHARE) * len(free)))].item(), -offset.item())
+    return replace(probe, offset=-threshold)
 
 
-def _cross_validate(
-    maps: Float[Tensor, "image feature row column"], positive: Bool[Tensor, "image row column"], negative: Bool[Tensor, "image row column"]
-) -> float | None:
-    """The share of spurious cells found in images that the probe was not trained on, less the share of the others that it marks."""
-    with_some = positive.flatten(1).any(1)
-    if with_some.sum() < FEWEST_IMAGES or negative.flatten(1).any(1).sum() < FEWEST_IMAGES:
+def _cross_validate(maps: Float[Tensor, "image feature row column"], cells: _Cells) -> float | None:
+    """The share of spurious cells found in images that the probe was not trained on, less the share of the relevant ones that it marks."""
+    if min(int(cells.with_some.sum()), int((~cells.with_some).sum())) < FEWEST_IMAGES or not cells.spurious.any():
         return None
     fold = torch.empty(len(maps), dtype=torch.int64)
-    for members in (with_some.nonzero()[:, 0], (~with_some).nonzero()[:, 0]):
-        fold[members] = torch.arange(len(members)) % FOLDS
+    for kind in (cells.with_some, ~cells.with_some):
+        fold[kind] = torch.arange(int(kind.sum())) % FOLDS
     found, wrong = [], []
     for held_out in range(FOLDS):
-        rest, test = fold != held_out, fold == held_out
-        if not (negative[rest].any() and negative[test].any()):
+        test = fold == held_out
+        if not (cells[test].spurious.any() and cells[~test].spurious.any()):
             return None
-        marked = _fit(maps[rest], positive[rest], negative[rest])(maps[test]) > 0
-        found.append(marked[positive[test]].float().mean())
-        wrong.append(marked[negative[test]].float().mean())
+        marked = _fit(maps[~test], cells[~test])(maps[test]) > 0
+        found.append(marked[cells[test].spurious].float().mean())
+        wrong.append(marked[cells[test].relevant].float().mean())
     return float(torch.stack(found).mean() - torch.stack(wrong).mean())
-
-
-def _label_cells(
-    spurious: Bool[Tensor, "image height width"], relevant: Bool[Tensor, "image height width"], cells: torch.Size
-) -> tuple[Bool[Tensor, "image row column"], Bool[Tensor, "image row column"]]:
-    """Cells that are mostly spurious; and those with nothing spurious that are mostly relevant, or lie in an image without anything spurious."""
-    covered, kept = (F.adaptive_avg_pool2d(part.float(), (cells[0], cells[1])) for part in (spurious, relevant))
-    free = ~spurious.flatten(1).any(1)[:, None, None]
-    return covered > 0.5, (covered == 0) & ((kept > 0.5) | free)
 
 
 def _find_layer(model: nn.Module, images: Float[Tensor, "image channel height width"]) -> nn.Conv2d | None:

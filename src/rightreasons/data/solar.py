@@ -44,7 +44,8 @@ MARGIN = (4, 16)
 def defaults(variant: tuple[str, ...]) -> dict[str, Any]:
     """The pretrained network, an expert's words and the settings of this task."""
     return {
-        "model": {"source": "packaged:efficientnet-lite0", "epochs": 8, "learning_rate": 5e-4, "batch_size": 32},
+        "data": {"flips": "both"},
+        "model": {"source": "packaged:efficientnet-lite0", "epochs": 4, "learning_rate": 1e-3, "batch_size": 32},
         "classes": {
             "functional": {
                 "description": "An evenly bright cell. Its thin fingers, its busbars, its frame and cut-off corners are normal, "
@@ -56,8 +57,10 @@ def defaults(variant: tuple[str, ...]) -> dict[str, Any]:
                 "irrelevant": "Labels, plates, lot numbers or anything else that was put onto the picture, wherever it lies.",
             },
         },
+        "attribute": {"baselines": 6},
+        "segment": {"components": 8},
         "critic": {"lvlm": "simulated:"},
-        "align": {"epochs": 8, "learning_rate": 5e-4, "batch_size": 32},
+        "align": {"epochs": 6, "learning_rate": 3e-4, "batch_size": 32},
     }
 
 
