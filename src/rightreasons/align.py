@@ -38,7 +38,7 @@ PASTED = slice(None, None, 2)
 # How many images are looked at as the source of a filling; the one with the least spurious there is taken.
 FILL_TRIES = 4
 # The effect penalty is measured in standard deviations of the logits, so one weight does for all models and scales.
-EFFECT_WEIGHT = 1.0
+EFFECT_WEIGHT = 0.3
 # Keeps the root differentiable where a swap changes nothing.
 SMALLEST_EFFECT = 1e-6
 

@@ -49,7 +49,7 @@ T = TypeVar("T")
 # Past this median completeness error a note says so; rounding stays far below it.
 WORST_COMPLETENESS_ERROR = 1e-2
 # "auto": what won in docs/log.md. A network with convolutions has noisy heatmaps, and one without has none to smooth.
-AUTO_SMOOTH = 0.025
+AUTO_SMOOTH = 0.035
 AUTO_PEAK_SHARE = 0.15
 # Held-out images that tell the best epoch of fine-tuning.
 EPOCH_HOSTS = 1000

@@ -23,7 +23,7 @@ from rightreasons.models import model_device
 # The probe reads the deepest feature map with at least this many cells a side: fine enough to point, deep enough to recognise.
 FEWEST_CELLS = 24
 # The share of cells that the probe may mark wrongly where nothing is spurious; its threshold is set by it.
-FALSE_SHARE = 0.002
+FALSE_SHARE = 0.01
 # Cross-validated, the probe must mark at least this share of the spurious cells of images that it was not trained on.
 LEAST_RECALL = 0.4
 # Inspected images with something spurious, and ones with nothing: below this there is too little to learn and to cross-validate.

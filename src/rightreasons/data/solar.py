@@ -57,10 +57,10 @@ def defaults(variant: tuple[str, ...]) -> dict[str, Any]:
                 "irrelevant": "Labels, plates, lot numbers or anything else that was put onto the picture, wherever it lies.",
             },
         },
-        "attribute": {"baselines": 6},
+        "attribute": {"baselines": 5},
         "segment": {"components": 8},
         "critic": {"lvlm": "simulated:"},
-        "align": {"epochs": 6, "learning_rate": 3e-4, "batch_size": 32},
+        "align": {"epochs": 5, "learning_rate": 6e-4, "batch_size": 32},
     }
 
 
