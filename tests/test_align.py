@@ -8,7 +8,18 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from rightreasons.align import AlignLoss, AlignmentSet, align_model, effect_penalty, jacobian_penalty, log_prob_sum_penalty
+from rightreasons.align import (
+    AlignLoss,
+    AlignmentSet,
+    Pieces,
+    align_model,
+    effect_penalty,
+    fill_segments,
+    jacobian_penalty,
+    log_prob_sum_penalty,
+    paste_segments,
+    swapped_accuracy,
+)
 from rightreasons.config import AlignConfig
 from rightreasons.data.loading import Batch, read_all, read_batches
 from rightreasons.evaluate import predict_labels, swap_flip_rate
@@ -220,35 +231,106 @@ def test_alignment_samples_are_drawn_with_replacement_and_evenly(plain, alignmen
 @pytest.mark.parametrize(("term", "penalty"), [case for case in TERMS if "swap" in case[0]])
 def test_a_swap_covers_spurious_places_alone_and_never_what_is_relevant(plain, alignment, recorder, term, penalty):
     align_model(recorder, plain, alignment, config=configure(term, penalty, epochs=60, lambda_=1.0), seed=0)
-    values = {round(float(value), 6) for value in alignment.batch.images.unique()}
     changed_hosts, total, covered = [], 0, torch.zeros(4, 4, dtype=torch.bool)
     for step, images in enumerate(recorder.seen):
-        ordinary = (6, 5)[step % 2]  # of an epoch's two batches
-        for image, name in zip(images[:ordinary, 0], names(images[:ordinary]), strict=True):
+        shown = (8, 7)[step % 2]  # of an epoch's two batches; the clean halves of the pairs follow
+        for image, name in zip(images[:shown, 0], names(images[:shown]), strict=True):
             total += 1
             changed = image != plain.images[name, 0]
             if not changed.any():
                 continue
             changed_hosts.append(name)
             covered |= changed
-            assert any(not (changed & ~mask).any() for mask in MASKS[:2]), "pixels of no spurious part were changed"
-            assert {round(float(value), 6) for value in image[changed]} <= values, "pixels that no alignment image has"
             if name in INSPECTED:
                 assert not (changed & RELEVANT[INSPECTED.index(name)]).any(), "a relevant pixel was covered"
-    assert 0.3 < len(changed_hosts) / total < 0.6
-    assert set(changed_hosts) == set(range(11))  # the inspected images too, so that the check above bites
+    # Every image is filled, those with nothing spurious too; now and then the other image is the same one.
+    assert len(changed_hosts) / total > 0.8
+    assert set(changed_hosts) == set(range(11))
     assert torch.equal(covered, MASKS.any(0))
 
 
-def test_half_of_the_alignment_samples_lose_all_that_is_spurious_and_nothing_else(plain, alignment, recorder):
-    align_model(recorder, plain, alignment, config=configure("swap", epochs=60), seed=0)
-    erased, masked = 0, 0
-    for images in recorder.seen:
-        for image, name in zip(images[-2:, 0], names(images[-2:]), strict=True):
-            mask, changed = MASKS[INSPECTED.index(name)], image != plain.images[name, 0]
-            assert torch.equal(changed, mask) or not changed.any()
-            erased, masked = erased + bool(changed.any()), masked + bool(mask.any())
-    assert 0.3 < erased / masked < 0.6  # now and then the other image is the same one
+def test_what_is_known_to_be_spurious_is_filled_with_another_images_pixels(plain, alignment, generator):
+    spurious, protected = alignment.look_up(torch.arange(11))
+    assert torch.equal(spurious[[2, 5]], MASKS[:2] & ~RELEVANT[:2]) and not spurious[[0, 1, 3]].any()
+    pieces, changed_places = Pieces(alignment), []
+    for _ in range(50):
+        filled = fill_segments(plain.images, spurious, protected, pieces, generator)
+        for name, image in enumerate(filled[:, 0]):
+            changed = image != plain.images[name, 0]
+            inside = image[changed].unique()
+            assert len(inside) <= 1, "the pixels of one other image"
+            if name in (2, 5):
+                assert torch.equal(changed, spurious[name]) or not changed.any()
+            elif changed.any() and name not in INSPECTED:
+                changed_places.append(changed)
+    # Elsewhere it is as if another image's piece lay there, so that a seam is no mark of a class.
+    assert {tuple(place.flatten().tolist()) for place in changed_places} == {tuple(mask.flatten().tolist()) for mask in spurious[[2, 5]]}
+
+
+def test_a_filling_is_taken_from_where_nothing_is_spurious(generator):
+    """Nine of ten images have the same spurious place: with several tries the tenth is found most of the time."""
+    images = torch.arange(10.0)[:, None, None, None].expand(10, 1, 4, 4) / 10
+    spurious = place(slice(0, 2)).expand(10, 4, 4).clone()
+    spurious[9] = False
+    pieces = Pieces(AlignmentSet(Batch(torch.arange(10), images, torch.zeros(10, dtype=torch.int64)), spurious, torch.zeros_like(spurious)))
+    filled = torch.stack([fill_segments(images, spurious, torch.zeros_like(spurious), pieces, generator)[:9] for _ in range(200)])
+    share = (filled[:, :, 0, 0, 0] == 0.9).float().mean().item()
+    assert share == pytest.approx(1 - 0.9**4, abs=0.05)
+
+
+def test_a_piece_is_pasted_whole_and_exactly(plain, alignment, generator):
+    hosts = torch.full((200, 1, 4, 4), 0.9)
+    pasted = paste_segments(hosts, torch.zeros(200, 4, 4, dtype=torch.bool), Pieces(alignment), generator)
+    spurious = alignment.look_up(torch.tensor([2, 5]))[0]
+    kinds = {tuple(image.flatten().tolist()) for image in pasted}
+    expected = {tuple(torch.where(mask, plain.images[name, 0], 0.9).flatten().tolist()) for mask, name in zip(spurious, (2, 5), strict=True)}
+    assert kinds == expected
+
+
+def test_images_and_masks_are_flipped_together(in_memory, generator):
+    """Every spurious pixel is white, so that after any flip a piece is white, and what a filling takes away is."""
+    images = 0.4 * torch.rand(6, 1, 4, 4, generator=generator)
+    masks = torch.zeros(6, 4, 4, dtype=torch.bool)
+    masks[:3, 0, :2] = True
+    images[:, 0][masks] = 1.0
+    data = in_memory(images, torch.arange(6) % 2)
+    alignment = AlignmentSet(read_all(data, range(6)), masks, torch.zeros_like(masks))
+    for _ in range(20):
+        pieces, where = Pieces(alignment, "both").draw(30, generator)
+        assert (pieces[:, 0][where] == 1).all() and where.sum() == 60
+    assert len({tuple(mask.flatten().tolist()) for mask in where}) == 4
+
+    class White(nn.Module):
+        """Remembers how many white pixels each image has."""
+
+        def __init__(self):
+            super().__init__()
+            self.scale, self.counts = nn.Parameter(torch.zeros(2)), []
+
+        def forward(self, x):
+            self.counts += (x == 1).sum((1, 2, 3)).tolist()
+            return x.sum((1, 2, 3))[:, None] * self.scale
+
+    white = White()
+    align_model(white, data, alignment, config=configure("swap", epochs=40, batch_size=6), seed=0, flips="both")
+    # A filling may bring another image's white pixels, never more than a piece's, and a piece never comes in part.
+    assert set(white.counts) <= {0, 2, 4}
+
+
+def test_the_best_epoch_is_told_by_images_on_which_the_shortcut_says_nothing(in_memory, generator):
+    """A model that reads the mark alone is right on plain images, and on swapped ones says what the piece says."""
+    labels = torch.arange(40) % 2
+    images = torch.zeros(40, 1, 4, 4)
+    images[:, 0, 0, 0] = labels.float()
+    inspected = Batch(torch.arange(40), images, labels)
+    masks = (place(0, 0).expand(40, 4, 4) & (labels == 1)[:, None, None]).clone()
+    alignment = AlignmentSet(inspected, masks, torch.zeros_like(masks))
+    reads_mark = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
+    with torch.no_grad():
+        reads_mark[1].weight.zero_()
+        reads_mark[1].weight[1, 0], reads_mark[1].bias[0], reads_mark[1].bias[1] = 1.0, 0.5, 0.0
+    assert predict_labels(reads_mark, [inspected]).correct.all()
+    assert swapped_accuracy(reads_mark, inspected, alignment, generator) == 0.5
 
 
 @pytest.mark.parametrize("term", ["swap", "swap+penalty", "penalty"])
@@ -277,7 +359,7 @@ def test_second_derivatives_are_taken_on_masked_alignment_samples_alone(plain, a
 def mixed_batch(plain, alignment, ordinary: int, rows=(0, 1)) -> Batch:
     first, rows = read_all(plain, range(ordinary)), torch.tensor(rows)
     return Batch(
-        torch.cat([first.indices, -1 - rows]),
+        torch.cat([first.indices, alignment.batch.indices[rows]]),
         torch.cat([first.images, alignment.batch.images[rows]]),
         torch.cat([first.labels, alignment.batch.labels[rows]]),
     )
@@ -286,7 +368,7 @@ def mixed_batch(plain, alignment, ordinary: int, rows=(0, 1)) -> Batch:
 @pytest.mark.parametrize("penalty", ["effect", "jacobian", "log_prob_sum"])
 def test_the_loss_is_cross_entropy_plus_lambda_times_the_penalty(plain, alignment, recorder, penalty):
     batch = mixed_batch(plain, alignment, 6)
-    loss = AlignLoss(recorder, alignment, configure("penalty", penalty, lambda_=7.0))
+    loss = AlignLoss(recorder, alignment, configure("penalty", penalty, lambda_=7.0), part=2)
     cross_entropy, value = loss.terms(batch, seeded(0))
     assert loss(batch, seeded(0)).item() == pytest.approx(cross_entropy.item() + 7 * value.item(), rel=1e-6)
     assert cross_entropy.item() == pytest.approx(F.cross_entropy(recorder(batch.images), batch.labels).item(), rel=1e-5)
@@ -296,7 +378,7 @@ def test_the_loss_is_cross_entropy_plus_lambda_times_the_penalty(plain, alignmen
 @pytest.mark.parametrize("penalty", ["jacobian", "log_prob_sum"])
 def test_lambda_auto_makes_the_penalty_as_large_as_the_cross_entropy(plain, alignment, recorder, penalty):
     batch = mixed_batch(plain, alignment, 6)
-    loss = AlignLoss(recorder, alignment, configure("penalty", penalty))
+    loss = AlignLoss(recorder, alignment, configure("penalty", penalty), part=2)
     assert loss.needs_calibration
     loss.calibrate(batch, seeded(0))
     cross_entropy, value = loss.terms(batch, seeded(0))
@@ -305,7 +387,7 @@ def test_lambda_auto_makes_the_penalty_as_large_as_the_cross_entropy(plain, alig
 
 def test_lambda_auto_of_a_penalty_of_zero(plain, recorder):
     nothing = AlignmentSet(read_all(plain, INSPECTED), torch.zeros_like(MASKS), RELEVANT)
-    loss = AlignLoss(recorder, nothing, configure("penalty", "jacobian"))
+    loss = AlignLoss(recorder, nothing, configure("penalty", "jacobian"), part=2)
     loss.calibrate(mixed_batch(plain, nothing, 6), seeded(0))
     assert math.isfinite(loss.weight)
 
@@ -316,7 +398,7 @@ def test_the_effect_penalty_of_the_last_and_smallest_batch_is_no_larger_than_oth
     """An index is near 1 where the model reads nothing else; the variance of a single image says nothing."""
     data = in_memory(torch.rand(20, 1, 4, 4, generator=generator), torch.arange(20) % 2)
     alignment = AlignmentSet(read_all(data, range(8)), MASKS[:1].expand(8, 4, 4), torch.zeros(8, 4, 4, dtype=torch.bool))
-    loss = AlignLoss(recorder, alignment, configure(term))
+    loss = AlignLoss(recorder, alignment, configure(term), part=4)
     values = [loss.terms(mixed_batch(data, alignment, ordinary, rows=(0, 1, 2, 3)), seeded(seed))[1].item() for seed in range(50)]
     assert max(values) < 5
 
@@ -405,16 +487,16 @@ def fooled(build_seeded, in_memory):
 
 
 @pytest.mark.parametrize(
-    ("term", "penalty", "works"),
-    [("swap", "effect", True), ("penalty", "effect", True), ("auto", "effect", True), ("none", "effect", False)],
+    ("term", "weight", "works"),
+    [("swap", "auto", True), ("penalty", 1.0, True), ("auto", "auto", True), ("none", "auto", False)],
 )
-def test_alignment_takes_the_shortcut_away_and_the_control_does_not(fooled, term, penalty, works):
+def test_alignment_takes_the_shortcut_away_and_the_control_does_not(fooled, term, weight, works):
     """The gradient penalties are not here: a network that is flat at 0 and at 1 reads a corner of either all the same (docs/method.md, section 6)."""
     original, train, test = fooled
     masks = place(0, 0).expand(40, 4, 4)
     alignment = AlignmentSet(read_all(train, range(40)), masks, torch.zeros_like(masks))
     model = copy.deepcopy(original)
-    align_model(model, train, alignment, config=AlignConfig(term=term, penalty=penalty, epochs=30, learning_rate=5e-3, batch_size=32), seed=0)
+    align_model(model, train, alignment, config=AlignConfig(term=term, lambda_=weight, epochs=30, learning_rate=5e-3, batch_size=32), seed=0)
 
     def measure(network):
         accuracy = predict_labels(network, read_batches(test)).correct.double().mean().item()

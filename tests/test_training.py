@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from rightreasons.data.loading import read_batches
-from rightreasons.training import Recipe, train_model, train_plainly
+from rightreasons.training import Recipe, flip_together, train_model, train_plainly
 
 
 class Killed(Exception):
@@ -167,3 +167,74 @@ def test_frozen_statistics(model, tiny_dataset, frozen):
     assert torch.equal(model[1].running_mean, before[1].running_mean) == frozen
     assert torch.equal(model[1].running_var, before[1].running_var) == frozen
     assert not torch.equal(model[1].weight, before[1].weight)  # its scale still learns
+
+
+@pytest.mark.parametrize("killed_after", [None, 1, 3])
+def test_the_best_epoch_is_kept_also_over_a_kill(model, tiny_dataset, tmp_path, killed_after):
+    """The second of four epochs is the best, and of equal ones the later."""
+    merits, states = iter([0.1, 0.7, 0.7, 0.3]), []
+
+    def judge(candidate):
+        states.append(copy.deepcopy(candidate.state_dict()))
+        return next(merits)
+
+    def kill(done, total):
+        if done == killed_after:
+            raise Killed
+
+    def go(**options):
+        steps_per_epoch = 5
+        train_model(
+            trained,
+            batches=lambda generator: read_batches(tiny_dataset, indices=torch.randperm(24, generator=generator), batch_size=5),
+            steps_per_epoch=steps_per_epoch,
+            loss=lambda batch, generator: F.cross_entropy(trained(batch.images), batch.labels),
+            recipe=Recipe(4, 1e-2),
+            seed=0,
+            judge_epoch=judge,
+            checkpoint=tmp_path / "part.pt",
+            **options,
+        )
+
+    trained = copy.deepcopy(model)
+    if killed_after is not None:
+        with pytest.raises(Killed):
+            go(progress=kill)
+        trained = copy.deepcopy(model)
+    go()
+    assert len(states) == 4
+    assert all(torch.equal(value, states[2][name]) for name, value in trained.state_dict().items())
+
+
+def test_a_steps_gradient_has_a_longest_length(tiny_mlp, tiny_dataset):
+    steps_seen = []
+
+    def loss(batch, generator):
+        steps_seen.append([parameter.grad for parameter in tiny_mlp.parameters()])
+        return 1e6 * F.cross_entropy(tiny_mlp(batch.images), batch.labels)
+
+    train_model(
+        tiny_mlp, batches=lambda generator: read_batches(tiny_dataset, batch_size=8), steps_per_epoch=3, loss=loss, recipe=Recipe(1, 1e-3), seed=0
+    )
+    length = torch.cat([parameter.grad.flatten() for parameter in tiny_mlp.parameters()]).norm().item()
+    assert length == pytest.approx(10, rel=1e-3)
+
+
+@pytest.mark.parametrize(("layers", "trained"), [("all", {"1", "3", "5"}), ("last-blocks", {"3", "5"}), ("head", {"5"})])
+def test_only_the_layers_asked_for_train(tiny_mlp, tiny_dataset, layers, trained):
+    before = copy.deepcopy(tiny_mlp.state_dict())
+    train_plainly(tiny_mlp, tiny_dataset, recipe=Recipe(1, 1e-2, layers=layers), batch_size=8, seed=0)
+    changed = {name.split(".")[0] for name, value in tiny_mlp.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == trained
+    assert all(parameter.requires_grad for parameter in tiny_mlp.parameters())
+
+
+def test_flips_mirror_half_of_the_rows_and_the_same_ones_of_every_tensor(generator):
+    images = torch.arange(16.0).view(1, 1, 4, 4).expand(400, 1, 4, 4)
+    masks = images[:, 0] > 7
+    for flips, kinds in (("off", 1), ("horizontal", 2), ("both", 4)):
+        turned, turned_masks = flip_together(flips, generator, images, masks)
+        assert torch.equal(turned_masks, turned[:, 0] > 7)
+        corners = turned[:, 0, 0, 0].tolist()
+        assert len(set(corners)) == kinds
+        assert all(abs(corners.count(corner) - 400 / kinds) < 60 for corner in set(corners))

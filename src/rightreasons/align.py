@@ -35,6 +35,8 @@ from rightreasons.training import Recipe, flip_together, train_model
 
 # Segments are pasted onto every other image.
 PASTED = slice(None, None, 2)
+# Of these, every other one is compared with what it was before.
+COMPARED = slice(None, None, 2)
 # How many images are looked at as the source of a filling; the one with the least spurious there is taken.
 FILL_TRIES = 4
 # The effect penalty is measured in standard deviations of the logits, so one weight does for all models and scales.
@@ -163,11 +165,11 @@ class AlignLoss:
                 shown = shown.clone()
                 shown[PASTED] = pasted
             if self.penalty == "effect":  # the other half of each pair goes through the model in the same pass
-                others = clean if self.swaps else pasted
+                others = (clean if self.swaps else pasted)[COMPARED]
         logits = self.model(torch.cat([shown, others]).to(device)).float()
         cross_entropy = F.cross_entropy(logits[: len(shown)], batch.labels.to(device))
         if len(others):
-            return cross_entropy, effect_penalty(logits[: len(shown)][PASTED], logits[len(shown) :], logits)
+            return cross_entropy, effect_penalty(logits[: len(shown)][PASTED][COMPARED], logits[len(shown) :], logits)
         if self.penalty in _GRADIENT_PENALTIES:
             samples, masks = images[-self.part :].to(device), spurious[-self.part :].to(device)
             return cross_entropy, _GRADIENT_PENALTIES[self.penalty](self.model, samples, masks, generator)

@@ -22,8 +22,9 @@ from rightreasons.records import GroundTruth, GroupScore, Scores
 from rightreasons.seeds import seeded
 from rightreasons.segment import smooth_heatmaps
 
-# How many test images mu_align is measured on, and how many held-out images a segment is pasted onto.
+# mu_align is measured on that many test images, or on fewer that have so many pixels together; a segment is pasted onto so many held-out images.
 MU_ALIGN_IMAGES = 1000
+MU_ALIGN_PIXELS = 2**21
 SWAP_HOSTS = 1000
 
 
@@ -145,7 +146,8 @@ def _mu_align(model: nn.Module, test_set: Dataset, truth: GroundTruth, run: Run)
     masked = [index for index in range(len(truth.groups)) if truth.mask(index) is not None]
     if not masked:
         return None
-    chosen = torch.randperm(len(masked), generator=seeded(run.config.run.seed, "mu_align"))[:MU_ALIGN_IMAGES].tolist()
+    most = min(MU_ALIGN_IMAGES, MU_ALIGN_PIXELS // run.attribution.heatmaps[0].numel())
+    chosen = torch.randperm(len(masked), generator=seeded(run.config.run.seed, "mu_align"))[:most].tolist()
     batch = read_all(test_set, [masked[i] for i in chosen])
     masks = torch.stack([mask for index in batch.indices.tolist() if (mask := truth.mask(index)) is not None])
     return evaluate.mu_align(explain_images(model, batch.images, run.train, run.config).heatmaps, masks)[0]

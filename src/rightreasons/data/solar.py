@@ -45,7 +45,7 @@ def defaults(variant: tuple[str, ...]) -> dict[str, Any]:
     """The pretrained network, an expert's words and the settings of this task."""
     return {
         "data": {"flips": "both"},
-        "model": {"source": "packaged:efficientnet-lite0", "epochs": 4, "learning_rate": 1e-3, "batch_size": 32},
+        "model": {"source": "packaged:efficientnet-lite0", "epochs": 6, "learning_rate": 1e-3, "batch_size": 32},
         "classes": {
             "functional": {
                 "description": "An evenly bright cell. Its thin fingers, its busbars, its frame and cut-off corners are normal, "
@@ -57,10 +57,10 @@ def defaults(variant: tuple[str, ...]) -> dict[str, Any]:
                 "irrelevant": "Labels, plates, lot numbers or anything else that was put onto the picture, wherever it lies.",
             },
         },
-        "attribute": {"baselines": 5},
+        "attribute": {"baselines": 4},
         "segment": {"components": 8},
         "critic": {"lvlm": "simulated:"},
-        "align": {"epochs": 5, "learning_rate": 6e-4, "batch_size": 32},
+        "align": {"epochs": 4, "learning_rate": 6e-4, "batch_size": 32},
     }
 
 
