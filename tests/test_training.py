@@ -170,8 +170,9 @@ def test_frozen_statistics(model, tiny_dataset, frozen):
 
 
 @pytest.mark.parametrize("killed_after", [None, 1, 3])
-def test_the_best_epoch_is_kept_also_over_a_kill(model, tiny_dataset, tmp_path, killed_after):
-    """The second of four epochs is the best, and of equal ones the later."""
+@pytest.mark.parametrize(("slack", "chosen"), [(0.0, 2), (0.3, 2), (0.5, 3)])
+def test_the_best_epoch_is_kept_also_over_a_kill(model, tiny_dataset, tmp_path, slack, chosen, killed_after):
+    """The second of four epochs is the best, of equal ones the later, and with slack a later one that is not much worse."""
     merits, states = iter([0.1, 0.7, 0.7, 0.3]), []
 
     def judge(candidate):
@@ -192,6 +193,7 @@ def test_the_best_epoch_is_kept_also_over_a_kill(model, tiny_dataset, tmp_path, 
             recipe=Recipe(4, 1e-2),
             seed=0,
             judge_epoch=judge,
+            slack=slack,
             checkpoint=tmp_path / "part.pt",
             **options,
         )
@@ -203,7 +205,7 @@ def test_the_best_epoch_is_kept_also_over_a_kill(model, tiny_dataset, tmp_path, 
         trained = copy.deepcopy(model)
     go()
     assert len(states) == 4
-    assert all(torch.equal(value, states[2][name]) for name, value in trained.state_dict().items())
+    assert all(torch.equal(value, states[chosen][name]) for name, value in trained.state_dict().items())
 
 
 def test_a_steps_gradient_has_a_longest_length(tiny_mlp, tiny_dataset):

@@ -83,12 +83,13 @@ def align_model(
     config: AlignConfig,
     seed: int,
     flips: Flips = "off",
-    judge_epoch: Callable[[nn.Module], float] | None = None,
+    hosts: Batch | None = None,
     checkpoint: Path | None = None,
     progress: Advance | None = None,
 ) -> None:
     """Fine-tunes ``model`` in place. An epoch has ceil(n_train / (batch - alignment part)) batches.
 
+    With held-out ``hosts`` it ends at the latest epoch whose ``swapped_accuracy`` is within a standard error of the best; else at the last.
     With ``config.term`` "none" this is the control: the same steps, data and ratio, and no alignment term.
     """
     count = count_images(dataset)
@@ -118,7 +119,8 @@ def align_model(
         recipe=Recipe(config.epochs, config.learning_rate, config.gamma, config.layers),
         seed=seed,
         freeze_statistics=True,
-        judge_epoch=judge_epoch,
+        judge_epoch=None if hosts is None else lambda model: swapped_accuracy(model, hosts, alignment, seeded(seed, "epoch donors")),
+        slack=0.0 if hosts is None else 0.5 / math.sqrt(len(hosts)),
         checkpoint=checkpoint,
         progress=progress,
     )

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
 from rightreasons import evaluate
-from rightreasons.align import AlignmentSet, align_model, swapped_accuracy
+from rightreasons.align import AlignmentSet, align_model
 from rightreasons.attribute import attribute_images, check_attribution
 from rightreasons.config import Config, SegmentConfig, match_descriptions, parse_config
 from rightreasons.critique import critique_image
@@ -254,7 +254,7 @@ def fix(run: Run, *, reporter: Reporter, out: Path | None = None) -> Alignment:
 
 
 def align(model: nn.Module, run: Run, alignment: AlignmentSet, *, checkpoint: Path | None = None, reporter: Reporter) -> None:
-    """Fine-tunes ``model`` in place with the run's settings, and ends at the epoch that was best on held-out images with segments pasted in."""
+    """Fine-tunes ``model`` in place with the run's settings, and chooses the epoch by held-out images with segments pasted in."""
     seed = run.config.run.seed
     hosts = some_images(run.validation, EPOCH_HOSTS, seeded(seed, "epoch hosts"))
     with reporter.stage("align") as advance:
@@ -265,7 +265,7 @@ def align(model: nn.Module, run: Run, alignment: AlignmentSet, *, checkpoint: Pa
             config=run.config.align,
             seed=seed,
             flips=run.config.data.flips,
-            judge_epoch=lambda candidate: swapped_accuracy(candidate, hosts, alignment, seeded(seed, "epoch donors")),
+            hosts=hosts,
             checkpoint=checkpoint,
             progress=advance,
         )

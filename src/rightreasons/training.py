@@ -47,6 +47,7 @@ def train_model(
     seed: int,
     freeze_statistics: bool = False,
     judge_epoch: Callable[[nn.Module], float] | None = None,
+    slack: float = 0.0,
     checkpoint: Path | None = None,
     progress: Advance | None = None,
 ) -> None:
@@ -54,7 +55,8 @@ def train_model(
 
     Each epoch draws from generators of its own, and ``checkpoint`` is written after each: stopped at any moment and called
     again, training ends at the same weights as in one go. ``freeze_statistics`` keeps BatchNorm as it is, so that images of one
-    batch do not leak into one another. With ``judge_epoch`` the model ends as it was after its best epoch, the later of equal ones.
+    batch do not leak into one another. With ``judge_epoch`` the model ends as it was after its best epoch: the latest that is no more than
+    ``slack`` below the highest.
     Where the device is CUDA, the forward pass runs in half precision.
     """
     chosen = [parameter for layer in _layers_to_train(model, recipe.layers) for parameter in layer.parameters(recurse=False)]
@@ -81,8 +83,9 @@ def train_model(
                     precision.step(value, optimizer, chosen)
             if judge_epoch is not None:
                 merit = judge_epoch(model)
-                if best is None or merit >= best[0]:
-                    best = (merit, {name: tensor.detach().clone() for name, tensor in model.state_dict().items()})
+                if best is None or merit >= best[0] - slack:
+                    highest = merit if best is None else max(merit, best[0])
+                    best = (highest, {name: tensor.detach().clone() for name, tensor in model.state_dict().items()})
             if checkpoint is not None:
                 state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "scaler": precision.scaler.state_dict(), "best": best}
                 write_atomically(checkpoint, lambda part, state={**state, "epoch": epoch + 1}: torch.save(state, part))
