@@ -93,8 +93,7 @@ def align_model(
     With ``config.term`` "none" this is the control: the same steps, data and ratio, and no alignment term.
     """
     count = count_images(dataset)
-    part = max(1, round(config.ratio * config.batch_size))
-    ordinary = config.batch_size - part
+    part, ordinary = _split_batch(config)
 
     def mixed(generator: torch.Generator) -> Iterator[Batch]:
         for batch in read_batches(dataset, indices=torch.randperm(count, generator=generator), batch_size=ordinary):
@@ -124,6 +123,18 @@ def align_model(
         checkpoint=checkpoint,
         progress=progress,
     )
+
+
+def images_seen(config: AlignConfig, count: int) -> int:
+    """How many images go forward in fine-tuning on ``count`` of them, the compared halves of pairs included."""
+    compared = len(range(config.batch_size)[PASTED][COMPARED]) if config.penalty == "effect" else 0
+    return config.epochs * math.ceil(count / _split_batch(config)[1]) * (config.batch_size + compared)
+
+
+def _split_batch(config: AlignConfig) -> tuple[int, int]:
+    """How many of a batch are alignment samples, and how many are ordinary."""
+    part = max(1, round(config.ratio * config.batch_size))
+    return part, config.batch_size - part
 
 
 class AlignLoss:

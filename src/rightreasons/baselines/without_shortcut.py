@@ -6,6 +6,7 @@ import math
 
 from torch import nn
 
+from rightreasons.align import images_seen
 from rightreasons.baselines import Bench
 from rightreasons.data.loading import count_images
 from rightreasons.errors import ConfigError
@@ -14,14 +15,13 @@ from rightreasons.training import Recipe, train_plainly
 
 
 def train(bench: Bench) -> nn.Module:
-    """Plain training from the first weights, with the epochs of the shortcut model and of the fine-tuning together."""
+    """Plain training from the first weights, on as many images as the shortcut model and ours see together."""
     project, config = bench.project, bench.project.config
     data = project.task.unbiased_train
     if data is None:
         raise ConfigError(f"{project.task.name} cannot be made without its shortcut: leave out the method without-shortcut")
     model = fresh_model(project)
-    steps = math.ceil(count_images(data) / (config.align.batch_size * (1 - config.align.ratio))) * config.align.epochs
-    extra = math.ceil(steps * config.model.batch_size / count_images(data))
+    extra = math.ceil(images_seen(config.align, count_images(data)) / count_images(data))
     with bench.reporter.stage("train") as advance:
         train_plainly(
             model,

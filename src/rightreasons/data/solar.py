@@ -45,7 +45,7 @@ def defaults(variant: tuple[str, ...]) -> dict[str, Any]:
     """The pretrained network, an expert's words and the settings of this task."""
     return {
         "data": {"flips": "both"},
-        "model": {"source": "packaged:efficientnet-lite0", "epochs": 6, "learning_rate": 1e-3, "batch_size": 32},
+        "model": {"source": "packaged:efficientnet-lite0", "epochs": 4, "learning_rate": 1e-3, "batch_size": 32},
         "classes": {
             "functional": {
                 "description": "An evenly bright cell. Its thin fingers, its busbars, its frame and cut-off corners are normal, "
