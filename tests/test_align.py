@@ -254,7 +254,7 @@ def test_what_is_known_to_be_spurious_is_filled_with_another_images_pixels(plain
     assert torch.equal(spurious[[2, 5]], MASKS[:2] & ~RELEVANT[:2]) and not spurious[[0, 1, 3]].any()
     pieces, changed_places = Pieces(alignment), []
     for _ in range(50):
-        filled = fill_segments(plain.images, spurious, protected, pieces, generator)
+        filled = fill_segments(plain.images, torch.zeros(11, dtype=torch.int64), spurious, protected, pieces, generator)
         for name, image in enumerate(filled[:, 0]):
             changed = image != plain.images[name, 0]
             inside = image[changed].unique()
@@ -273,9 +273,15 @@ def test_a_filling_is_taken_from_where_nothing_is_spurious(generator):
     spurious = place(slice(0, 2)).expand(10, 4, 4).clone()
     spurious[9] = False
     pieces = Pieces(AlignmentSet(Batch(torch.arange(10), images, torch.zeros(10, dtype=torch.int64)), spurious, torch.zeros_like(spurious)))
-    filled = torch.stack([fill_segments(images, spurious, torch.zeros_like(spurious), pieces, generator)[:9] for _ in range(200)])
+    one_group, nothing = torch.zeros(10, dtype=torch.int64), torch.zeros_like(spurious)
+    filled = torch.stack([fill_segments(images, one_group, spurious, nothing, pieces, generator)[:9] for _ in range(200)])
     share = (filled[:, :, 0, 0, 0] == 0.9).float().mean().item()
-    assert share == pytest.approx(1 - 0.9**4, abs=0.05)
+    assert share == pytest.approx(1 - (8 / 9) ** 4, abs=0.05)
+    # By class, an image is filled from its own; one that is alone in its class stays as it is.
+    groups = torch.tensor([0, 0, 0, 1, 1, 1, 1, 1, 1, 2])
+    filled = fill_segments(images, groups, spurious, nothing, pieces, generator)[:, 0, 0, 0]
+    assert all(groups[round(10 * value)] == group for value, group in zip(filled.tolist(), groups.tolist(), strict=True))
+    assert not (filled[:9] == images[:9, 0, 0, 0]).any() and filled[9] == images[9, 0, 0, 0]
 
 
 def test_a_piece_is_pasted_whole_and_exactly(plain, alignment, generator):

@@ -70,8 +70,9 @@ class AlignmentSet:
         spurious = torch.zeros_like(protected) if self.spread is None else self.spread.masks(indices, (height, width))
         for place, index in enumerate(indices.tolist()):
             if index in row_of:
-                spurious[place] |= self.masks[row_of[index]]
                 protected[place] = self.protected[row_of[index]]
+                if not spurious[place].any():  # else the probe has cut it out more sharply than the heatmap
+                    spurious[place] = self.masks[row_of[index]]
         return spurious & ~protected, protected
 
 
@@ -171,7 +172,8 @@ class AlignLoss:
         shown, others = images, images[:0]
         if len(self.pieces):
             if self.swaps:
-                shown = fill_segments(images, spurious, protected, self.pieces, generator)
+                groups = batch.labels if self.alignment.spread else torch.zeros_like(batch.labels)
+                shown = fill_segments(images, groups, spurious, protected, self.pieces, generator)
             clean = shown[PASTED]
             pasted = paste_segments(clean, protected[PASTED], self.pieces, generator)
             if self.swaps:
@@ -225,20 +227,24 @@ class Pieces:
 
 def fill_segments(
     images: Float[Tensor, "image channel height width"],
+    groups: Int[Tensor, " image"],
     spurious: Bool[Tensor, "image height width"],
     protected: Bool[Tensor, "image height width"],
     pieces: Pieces,
     generator: torch.Generator,
 ) -> Float[Tensor, "image channel height width"]:
-    """Each image with other images' pixels in place of what is ``spurious``; one with nothing spurious is filled where another's piece would lie.
+    """Each image with pixels of another one of its group in place of what is ``spurious``.
 
-    Otherwise a filling would be a mark of the class that has the shortcut.
+    One with nothing spurious is filled where a piece would lie: otherwise a filling would be a mark of the class that has the shortcut. Where the shortcut is known in all images, a group is a class, so that
+    no fillings contradict the label; where it is not, an image of the same class would bring the same shortcut, and all are one group.
     """
     count = len(images)
     _, elsewhere = pieces.draw(count, generator)
     nothing = ~spurious.any(2).any(1)
     region = torch.where(nothing[:, None, None], elsewhere & ~protected, spurious)
-    tried = torch.randint(count, (FILL_TRIES, count), generator=generator)
+    # Itself last: it is drawn only where its group has no other.
+    likely = (groups[:, None] == groups).float().fill_diagonal_(1e-9)
+    tried = torch.multinomial(likely, FILL_TRIES, replacement=True, generator=generator).T
     overlap = (region & spurious[tried]).flatten(2).sum(2)
     source = tried[overlap.argmin(0), torch.arange(count)]
     return torch.where(region[:, None], images[source], images)
