@@ -235,8 +235,9 @@ def fill_segments(
 ) -> Float[Tensor, "image channel height width"]:
     """Each image with pixels of another one of its group in place of what is ``spurious``.
 
-    One with nothing spurious is filled where a piece would lie: otherwise a filling would be a mark of the class that has the shortcut. Where the shortcut is known in all images, a group is a class, so that
-    no fillings contradict the label; where it is not, an image of the same class would bring the same shortcut, and all are one group.
+    One with nothing spurious is filled where a piece would lie: otherwise a filling would be a mark of the class that has the shortcut.
+    Where the shortcut is known in all images, a group is a class, so that no filling contradicts the label; where it is not, an image of the
+    same class would bring the same shortcut, and all are one group.
     """
     count = len(images)
     _, elsewhere = pieces.draw(count, generator)
