@@ -184,3 +184,12 @@ def test_a_network_is_placed_where_it_gives_the_same_logits(tmp_path):
         pictures = images(side=16)
         expected = network(pictures)
         torch.testing.assert_close(place_model(network, pictures)(pictures), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_two_projects_may_have_modules_of_one_name(tmp_path):
+    """In one process, as in a notebook."""
+    for name, width in (("one", 3), ("two", 5)):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "same_name.py").write_text(f"from torch import nn\ndef build(classes):\n    return nn.Linear({width}, classes)\n")
+        assert build("python:same_name:build", folder).network.in_features == width

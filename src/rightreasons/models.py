@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import safetensors.torch
@@ -283,7 +284,7 @@ def _build_python(name: str, classes: int, root: Path, pretrained: bool) -> nn.M
     module_name, function_name = name.split(":")
     sys.path.insert(0, str(root))
     try:
-        function = getattr(importlib.import_module(module_name), function_name)
+        function = getattr(_import_from(root, module_name), function_name)
     except (ImportError, AttributeError) as error:
         raise ModelError(f"[model] source = 'python:{name}': {error}; looked in {root} and in the installed packages") from error
     finally:
@@ -292,6 +293,16 @@ def _build_python(name: str, classes: int, root: Path, pretrained: bool) -> nn.M
     if not isinstance(model, nn.Module):
         raise ModelError(f"[model] source = 'python:{name}' gave a {type(model).__name__}, and a torch.nn.Module was expected")
     return model
+
+
+def _import_from(root: Path, name: str) -> ModuleType:
+    """The file beside the configuration where there is one, even if another project's module of that name was imported before."""
+    path = root.joinpath(*name.split(".")).with_suffix(".py")
+    loaded = sys.modules.get(name)
+    if path.is_file() and loaded is not None and Path(getattr(loaded, "__file__", None) or "").resolve() != path.resolve():
+        del sys.modules[name]
+    importlib.invalidate_caches()
+    return importlib.import_module(name)
 
 
 def _call_with_classes(function: Callable[..., object], classes: int) -> object:
