@@ -25,6 +25,8 @@ from rightreasons.segment import smooth_heatmaps
 # mu_align is measured on that many test images, or on fewer that have so many pixels together; a segment is pasted onto so many held-out images.
 MU_ALIGN_IMAGES = 1000
 MU_ALIGN_PIXELS = 2**21
+# A score is a mean over many heatmaps, so that each needs fewer baselines than the ones that are cut into segments.
+SCORED_BASELINES = 4
 SWAP_HOSTS = 1000
 
 
@@ -136,7 +138,7 @@ def _label_free_proofs(model: nn.Module, run: Run) -> dict[str, float | None]:
         return {"spurious_share": 0.0, "swap_flip_rate": None}
     images = read_all(run.train, run.selection.indices)
     smooth, _ = segment_settings(run.model, run.config.segment)
-    heatmaps = smooth_heatmaps(explain_images(model, images.images, run.train, run.config).heatmaps, smooth)
+    heatmaps = smooth_heatmaps(explain_images(model, images.images, run.train, run.config, most=SCORED_BASELINES).heatmaps, smooth)
     hosts = some_images(run.validation, SWAP_HOSTS, seeded(run.config.run.seed, "swap hosts"))
     flips = evaluate.swap_flip_rate(model, hosts, images, run.masks, seeded(run.config.run.seed, "swap donors"))
     return {"spurious_share": evaluate.spurious_share(heatmaps, run.masks), "swap_flip_rate": flips}
@@ -150,4 +152,4 @@ def _mu_align(model: nn.Module, test_set: Dataset, truth: GroundTruth, run: Run)
     chosen = torch.randperm(len(masked), generator=seeded(run.config.run.seed, "mu_align"))[:most].tolist()
     batch = read_all(test_set, [masked[i] for i in chosen])
     masks = torch.stack([mask for index in batch.indices.tolist() if (mask := truth.mask(index)) is not None])
-    return evaluate.mu_align(explain_images(model, batch.images, run.train, run.config).heatmaps, masks)[0]
+    return evaluate.mu_align(explain_images(model, batch.images, run.train, run.config, most=SCORED_BASELINES).heatmaps, masks)[0]

@@ -316,11 +316,17 @@ def check_classifier(model: nn.Module, train: Dataset, classes: tuple[str, ...],
 
 
 def explain_images(
-    model: nn.Module, images: Float[Tensor, "image channel height width"], train: Dataset, config: Config, *, progress: Advance | None = None
+    model: nn.Module,
+    images: Float[Tensor, "image channel height width"],
+    train: Dataset,
+    config: Config,
+    *,
+    most: int | None = None,
+    progress: Advance | None = None,
 ) -> Attribution:
-    """Heatmaps against the run's baselines, which are seeded training images. The result is on the CPU."""
+    """Heatmaps against the run's baselines, which are seeded training images, or ``most`` of them. The result is on the CPU."""
     device = model_device(model)
-    baselines = some_images(train, config.attribute.baselines, seeded(config.run.seed, "baselines")).images
+    baselines = some_images(train, config.attribute.baselines, seeded(config.run.seed, "baselines")).images[:most]
     chunk = None if config.attribute.chunk == "auto" else config.attribute.chunk
     found = attribute_images(model, images.to(device), baselines.to(device), method=config.attribute.method, chunk=chunk, progress=progress)
     return Attribution(found.heatmaps.cpu(), found.targets.cpu(), found.completeness_error.cpu())

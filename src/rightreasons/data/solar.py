@@ -57,7 +57,7 @@ def defaults(variant: tuple[str, ...]) -> dict[str, Any]:
                 "irrelevant": "Labels, plates, lot numbers or anything else that was put onto the picture, wherever it lies.",
             },
         },
-        "attribute": {"baselines": 4},
+        "attribute": {"baselines": 8},
         "segment": {"components": 8},
         "critic": {"lvlm": "simulated:"},
         "align": {"epochs": 6, "learning_rate": 6e-4, "batch_size": 32, "ratio": 0.125},
