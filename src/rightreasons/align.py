@@ -40,7 +40,9 @@ COMPARED = slice(None, None, 2)
 # How many images are looked at as the source of a filling; the one with the least spurious there is taken.
 FILL_TRIES = 4
 # The effect penalty is measured in standard deviations of the logits, so one weight does for all models and scales.
-EFFECT_WEIGHT = 0.3
+EFFECT_WEIGHT = 1.0
+# Steps over which the learning rate rises: the first ones would otherwise wreck features that took long to learn.
+WARM_UP = 20
 # Keeps the root differentiable where a swap changes nothing.
 SMALLEST_EFFECT = 1e-6
 
@@ -116,7 +118,7 @@ def align_model(
         batches=mixed,
         steps_per_epoch=math.ceil(count / ordinary),
         loss=loss,
-        recipe=Recipe(config.epochs, config.learning_rate, config.gamma, config.layers),
+        recipe=Recipe(config.epochs, config.learning_rate, config.gamma, config.layers, WARM_UP),
         seed=seed,
         freeze_statistics=True,
         judge_epoch=None if hosts is None else lambda model: swapped_accuracy(model, hosts, alignment, seeded(seed, "epoch donors")),

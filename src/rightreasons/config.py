@@ -110,7 +110,7 @@ class AlignConfig(_Table):
     spread: bool = Field(default=True, description="tell the shortcut in images that nobody inspected too, by a probe on the model's features")
     layers: Literal["all", "last-blocks", "head"] = "all"
     epochs: int = Field(default=5, ge=1)
-    learning_rate: float = Field(default=1e-3, gt=0)
+    learning_rate: float = Field(default=5e-4, gt=0)
     batch_size: int = Field(default=64, ge=4)
     ratio: Share = 0.25
     max_accuracy_drop: float = Field(default=0.15, ge=0, le=1, description="of validation accuracy; past it the original model is kept")

@@ -28,6 +28,7 @@ LONGEST_GRADIENT = 10.0
 class Recipe:
     """How long, how fast, and what. Adam; the learning rate falls to zero along a half cosine; ``gamma`` weighs the L2 norm of the weights.
 
+    Over the first ``warm_up`` steps the learning rate rises from zero: Adam's first steps are as long as its rate, whatever the gradient.
     ``layers`` train and the rest stays as it is: "all", the "last-blocks" (the later half of the layers that have weights), or the "head".
     """
 
@@ -35,6 +36,7 @@ class Recipe:
     learning_rate: float
     gamma: float = 0.0
     layers: str = "all"
+    warm_up: int = 0
 
 
 def train_model(
@@ -76,7 +78,7 @@ def train_model(
                 torch.manual_seed(generator.initial_seed())
                 for step, batch in enumerate(batches(generator), start=epoch * steps_per_epoch):
                     for group in optimizer.param_groups:
-                        group["lr"] = recipe.learning_rate * (1 + math.cos(math.pi * step / steps)) / 2
+                        group["lr"] = recipe.learning_rate * (1 + math.cos(math.pi * step / steps)) / 2 * min(1, (step + 1) / max(1, recipe.warm_up))
                     optimizer.zero_grad(set_to_none=True)
                     with precision.forward():
                         value = loss(batch, generator)
