@@ -11,7 +11,8 @@ from torch import nn
 from rightreasons import attribute
 from rightreasons.attribute import attribute_images, check_attribution
 from rightreasons.errors import UnsupportedLayer
-from rightreasons.models import Preset, as_classifier, build_model
+from rightreasons.models import Preset, as_classifier
+from rightreasons.sources import build_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 

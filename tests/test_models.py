@@ -13,14 +13,13 @@ from rightreasons.models import (
     Classifier,
     Preset,
     as_classifier,
-    build_model,
     check_model,
     load_checkpoint,
     place_model,
-    read_preset,
     save_checkpoint,
     unwrap,
 )
+from rightreasons.sources import build_model, find_checkpoint, read_preset
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 TWO = ("cat", "dog")
@@ -118,6 +117,25 @@ def test_a_single_logit_becomes_two_with_the_same_probabilities():
     check_model(Classifier(network), pictures, TWO)
     with pytest.raises(ModelError, match="3 classes"):
         check_model(Classifier(network), pictures, ("a", "b", "c"))
+
+
+@pytest.mark.parametrize("source", ["torchvision:resnet18", "timm:regnetx_002"])
+def test_a_checkpoint_with_a_single_logit_is_taken_for_two_classes(source, tmp_path):
+    trained = build(source, tmp_path, classes=1).eval()
+    torch.save(trained.network.state_dict(), tmp_path / "one.pt")
+    model = build(source, tmp_path, seed=1, checkpoint="one.pt").eval()
+    load_checkpoint(model, tmp_path / "one.pt")
+    assert model(images()).shape == (2, 2)
+    torch.testing.assert_close(model(images()), trained(images()))
+
+
+def test_a_hugging_face_folder_with_the_right_head_is_a_checkpoint(resnet_folder):
+    root, config = resnet_folder.parent, ModelConfig(source=f"hf:{resnet_folder.name}")
+    assert find_checkpoint(config, classes=5, root=root) == "resnet/model.safetensors"
+    assert find_checkpoint(config, classes=2, root=root) is None
+    assert find_checkpoint(ModelConfig(source="torchvision:resnet18"), classes=2, root=root) is None
+    model = build("hf:resnet", root, classes=5)
+    load_checkpoint(model, root / "resnet/model.safetensors")
 
 
 def test_a_users_own_network_comes_back_unwrapped():

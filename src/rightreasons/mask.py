@@ -8,20 +8,22 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from rightreasons.records import Segmentation, Selection, Verdict
+from rightreasons.records import Segmentation, Selection, Value, Verdict
 
 
-def build_masks(segmentation: Segmentation, selection: Selection, verdicts: Iterable[Verdict], *, kind: str) -> Bool[Tensor, "image height width"]:
-    """A = sum_j R_j 1[C = j], with R_j = 1 where segment j is judged spurious; unsure counts 0.
+def build_masks(
+    segmentation: Segmentation, selection: Selection, verdicts: Iterable[Verdict], *, kind: str, value: Value = "spurious"
+) -> Bool[Tensor, "image height width"]:
+    """A = sum_j R_j 1[C = j], with R_j = 1 where segment j is judged spurious (or another ``value``); unsure counts 0.
 
     ``kind`` "effect" keeps only the pixels that carry the segment's positive effect, "segment" all of it.
     A later verdict on the same segment overrules an earlier one, and a person's overrules any model's.
     """
     position = {index: row for row, index in enumerate(selection.indices.tolist())}
-    spurious = torch.zeros(len(selection), segmentation.shares.shape[1], dtype=torch.bool)
+    chosen = torch.zeros(len(selection), segmentation.shares.shape[1], dtype=torch.bool)
     for verdict in sorted(verdicts, key=lambda verdict: verdict.source == "human"):
-        spurious[position[verdict.index], verdict.segment] = verdict.value == "spurious"
-    return mask_segments(segmentation, spurious, kind=kind)
+        chosen[position[verdict.index], verdict.segment] = verdict.value == value
+    return mask_segments(segmentation, chosen, kind=kind)
 
 
 def mask_segments(segmentation: Segmentation, chosen: Bool[Tensor, "image segment"], *, kind: str) -> Bool[Tensor, "image height width"]:

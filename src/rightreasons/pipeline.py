@@ -34,8 +34,8 @@ from rightreasons.errors import DataError
 from rightreasons.judge import judge_critique, read_examples
 from rightreasons.lvlm import LVLM
 from rightreasons.lvlm.ledger import Ledger
-from rightreasons.mask import build_masks, mask_segments
-from rightreasons.models import as_classifier, check_model, load_checkpoint, model_device, place_model, save_checkpoint, unwrap
+from rightreasons.mask import build_masks
+from rightreasons.models import as_classifier, check_model, hash_weights, load_checkpoint, model_device, place_model, save_checkpoint, unwrap
 from rightreasons.progress import Advance, Reporter, Silent
 from rightreasons.records import Attribution, ClassDescription, Critique, Pictures, Segmentation, Selection, Subject, Verdict
 from rightreasons.render import render_pictures
@@ -273,12 +273,8 @@ def align(model: nn.Module, run: Run, alignment: AlignmentSet, *, checkpoint: Pa
 
 def judged_alignment(run: Run, reporter: Reporter) -> AlignmentSet:
     """The inspected images with what was judged spurious and relevant in them, spread to the other training images where that can be done."""
-    last = {(verdict.index, verdict.segment): verdict.value for verdict in run.verdicts}
-    position = {index: row for row, index in enumerate(run.selection.indices.tolist())}
-    relevant = torch.zeros(len(run.selection), run.segmentation.shares.shape[1], dtype=torch.bool)
-    for (index, segment), value in last.items():
-        relevant[position[index], segment] = value == "relevant"
-    return build_alignment(run, run.masks, mask_segments(run.segmentation, relevant, kind="effect"), reporter)
+    relevant = build_masks(run.segmentation, run.selection, run.verdicts, kind="effect", value="relevant")
+    return build_alignment(run, run.masks, relevant, reporter)
 
 
 def build_alignment(
@@ -296,15 +292,6 @@ def build_alignment(
             marked = int((spread.scores > 0).flatten(1).any(1).sum())
             reporter.note(f"the verdicts were spread: of {len(spread.scores)} training images {marked} have something that looks spurious")
     return AlignmentSet(inspected, masks, protected, spread)
-
-
-def hash_weights(model: nn.Module) -> str:
-    """SHA-256 over names and values of a model's weights and buffers."""
-    digest = hashlib.sha256()
-    for name, value in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().flatten().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def check_classifier(model: nn.Module, train: Dataset, classes: tuple[str, ...], config: Config) -> None:

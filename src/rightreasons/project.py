@@ -16,12 +16,13 @@ from rightreasons.data.task import Task
 from rightreasons.errors import ConfigError
 from rightreasons.judge import read_examples
 from rightreasons.lvlm import LVLM, open_lvlm
-from rightreasons.models import build_model, load_checkpoint, place_model, read_preset, save_checkpoint
-from rightreasons.pipeline import Run, check_classifier, find, hash_weights
+from rightreasons.models import hash_weights, load_checkpoint, place_model, save_checkpoint
+from rightreasons.pipeline import Run, check_classifier, find
 from rightreasons.progress import Reporter
 from rightreasons.records import ClassDescription
 from rightreasons.runs import RunFolder, write_atomically
 from rightreasons.seeds import seeded
+from rightreasons.sources import build_model, find_checkpoint, read_preset
 from rightreasons.training import Recipe, train_plainly
 
 
@@ -51,8 +52,9 @@ def open_project(tables: dict[str, Any], *, source: str, root: Path) -> Project:
     defaults = task_defaults(path) if isinstance(path, str) else {}
     config = parse_config(tables, source=source, defaults=defaults)
     if not defaults and config.data.size is None:
-        config = config.model_copy(update={"data": config.data.model_copy(update={"size": read_preset(config.model, root=root).size})})
+        config = _with(config, "data", size=read_preset(config.model, root=root).size)
     task = open_data(config.data, root=root, seed=config.run.seed)
+    config = _with(config, "model", checkpoint=find_checkpoint(config.model, classes=len(task.classes), root=root))
     descriptions = config.descriptions(task.classes)
     model = build_model(config.model, classes=len(task.classes), root=root, generator_seed=config.run.seed)
     if config.model.checkpoint:
@@ -151,6 +153,10 @@ def trained_model(project: Project, folder: RunFolder, reporter: Reporter) -> nn
     write_atomically(kept, lambda part: save_checkpoint(model, part))
     partial.unlink(missing_ok=True)
     return model
+
+
+def _with(config: Config, table: str, **changes: object) -> Config:
+    return config.model_copy(update={table: getattr(config, table).model_copy(update=changes)})
 
 
 def _open(project: Project, spec: str, allow_remote: tuple[str, ...]) -> LVLM:
