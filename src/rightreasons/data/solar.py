@@ -35,6 +35,15 @@ CORRELATED: dict[str, float] = {"functional": 0.05, "defective": 0.95}
 BALANCED: dict[str, float] = dict.fromkeys(CLASSES, 0.5)
 # Of each class; as many functional cells as defective ones are used.
 SIZES = {"test": 200, "validation": 75, "train": 440}
+UNBIASED = "unbiased train"
+# Renderings of three disjoint sets of cells, and which of them carry the correlation.
+PLANS = {
+    "train": ("train", CORRELATED),
+    "validation": ("validation", CORRELATED),
+    "balanced validation": ("validation", BALANCED),
+    "test": ("test", BALANCED),
+    UNBIASED: ("train", BALANCED),
+}
 # The plate on the photographs' own 300 pixels: width, height, and how far from the edges it may lie.
 PHOTOGRAPH = 300
 PLATE = (110, 44)
@@ -70,8 +79,18 @@ def open_task(variant: tuple[str, ...], *, size: int | None, seed: int) -> Task:
     if unknown:
         raise DataError(f"solar has no variant {unknown[0]!r}; it has {', '.join(VARIANTS)}")
     cells = _read_cells(size or SIZE)
-    name = ":".join(("solar", *variant))
-    return _open_texture(cells, name, seed) if variant else _open_tagged(cells, name, seed)
+    render = _render_textured if variant else _render_tagged
+    sets = _split_cells(cells, seed)
+    splits, truth = {}, {}
+    for split, (source, shares) in PLANS.items():
+        splits[split], truth[split] = render(cells, sets[source], shares, split, seed)
+    unbiased = splits.pop(UNBIASED)
+    truth.pop(UNBIASED)
+    # As many as the training set has: the variant has to leave out other cells for another share.
+    count = len(splits["train"])
+    chosen = torch.randperm(len(unbiased), generator=seeded(seed, "solar trim"))[:count]
+    unbiased = TensorImages(unbiased.images[chosen], unbiased.labels[chosen])
+    return Task(":".join(("solar", *variant)), CLASSES, splits, hash_tensors(cells.images, cells.labels), truth, unbiased)
 
 
 @dataclass(frozen=True)
@@ -99,56 +118,28 @@ def _read_cells(size: int) -> _Cells:
     )
 
 
-def _open_tagged(cells: _Cells, name: str, seed: int) -> Task:
-    split_of = _split_cells(cells, seed)
-    # Four renderings of three sets of cells: which of them carry the correlation.
-    plans = {
-        "train": ("train", CORRELATED),
-        "validation": ("validation", CORRELATED),
-        "balanced validation": ("validation", BALANCED),
-        "test": ("test", BALANCED),
-        "unbiased train": ("train", BALANCED),
-    }
-    splits, truth = {}, {}
-    for split, (source, shares) in plans.items():
-        indices = split_of[source]
-        labels, makes = cells.labels[indices], cells.makes[indices]
-        tagged = _draw_share(labels, shares, seed, split)
-        images, masks = _add_plates(cells.images[indices], tagged, seed, split)
-        splits[split] = TensorImages(images[:, None], labels)
-        truth[split] = GroundTruth(
-            _name_groups(labels, ["tag" if tag else "no tag" for tag in tagged.tolist()]),
-            functools.partial(_mask_at, masks, tagged),
-            tagged,
-            other_groups={"make": _name_groups(labels, [MAKES[make] for make in makes.tolist()])},
-        )
-    unbiased = splits.pop("unbiased train")
-    truth.pop("unbiased train")
-    return Task(name, CLASSES, splits, hash_tensors(cells.images, cells.labels), truth, unbiased)
+def _render_tagged(cells: _Cells, indices: Int[Tensor, " cell"], shares: dict[str, float], split: str, seed: int) -> tuple[TensorImages, GroundTruth]:
+    """All of these cells, with a plate on the given share of each class."""
+    labels, makes = cells.labels[indices], cells.makes[indices]
+    tagged = _draw_share(labels, shares, seed, split)
+    images, masks = _add_plates(cells.images[indices], tagged, seed, split)
+    truth = GroundTruth(
+        _name_groups(labels, ["tag" if tag else "no tag" for tag in tagged.tolist()]),
+        functools.partial(_mask_at, masks, tagged),
+        tagged,
+        other_groups={"make": _name_groups(labels, [MAKES[make] for make in makes.tolist()])},
+    )
+    return TensorImages(images[:, None], labels), truth
 
 
-def _open_texture(cells: _Cells, name: str, seed: int) -> Task:
-    """No plate: cells are left out until their make goes with their class as a plate would."""
-    split_of = _split_cells(cells, seed)
-    plans = {
-        "train": ("train", CORRELATED),
-        "validation": ("validation", CORRELATED),
-        "test": ("test", BALANCED),
-        "unbiased train": ("train", BALANCED),
-    }
-    splits, truth = {}, {}
-    for split, (source, shares) in plans.items():
-        indices = split_of[source]
-        rows = indices[_keep_share(cells.labels[indices], cells.makes[indices] == 1, shares)]
-        if split == "unbiased train":  # as many as the training set has
-            rows = rows[torch.randperm(len(rows), generator=seeded(seed, "solar trim"))[: len(splits["train"])]]
-        labels, makes = cells.labels[rows], cells.makes[rows]
-        splits[split] = TensorImages(cells.images[rows][:, None], labels)
-        # A texture has no region of its own, so there is no mask.
-        truth[split] = GroundTruth(_name_groups(labels, [MAKES[make] for make in makes.tolist()]), lambda index: None, makes == 1)
-    unbiased = splits.pop("unbiased train")
-    truth.pop("unbiased train")
-    return Task(name, CLASSES, splits, hash_tensors(cells.images, cells.labels), truth, unbiased)
+def _render_textured(
+    cells: _Cells, indices: Int[Tensor, " cell"], shares: dict[str, float], split: str, seed: int
+) -> tuple[TensorImages, GroundTruth]:
+    """Cells are left out until the given share of each class is polycrystalline. A texture has no region of its own, so there is no mask."""
+    rows = indices[_keep_share(cells.labels[indices], cells.makes[indices] == 1, shares)]
+    labels, makes = cells.labels[rows], cells.makes[rows]
+    truth = GroundTruth(_name_groups(labels, [MAKES[make] for make in makes.tolist()]), lambda index: None, makes == 1)
+    return TensorImages(cells.images[rows][:, None], labels), truth
 
 
 def _split_cells(cells: _Cells, seed: int) -> dict[str, Int[Tensor, " cell"]]:
