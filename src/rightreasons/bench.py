@@ -16,7 +16,7 @@ from typing import Any
 from rightreasons.baselines import Bench, Method, fine_tune_only, ground_truth_masks, ours, without_shortcut
 from rightreasons.config import merge_tables
 from rightreasons.errors import ConfigError
-from rightreasons.measure import critic_scores, score_run, spurious_fraction
+from rightreasons.measure import critic_scores, score_run, segment_scores, spurious_fraction
 from rightreasons.pipeline import Run
 from rightreasons.progress import Reporter
 from rightreasons.project import Project, find_in_project, open_project
@@ -25,6 +25,10 @@ from rightreasons.runs import RunFolder, write_text
 
 METRICS = tuple(field.name for field in dataclasses.fields(Scores) if not field.name.endswith("groups"))
 SHOWN = {"accuracy": "accuracy", "worst_group_accuracy": "worst group", "mu_align": "mu_align", "swap_flip_rate": "swap flips"}
+
+
+# How fine-tuning chooses its epoch.
+PASTED = "epoch, by accuracy on held-out images with segments pasted in"
 
 
 @dataclass(frozen=True)
@@ -38,17 +42,17 @@ class _Entry:
 
 _METHODS = {
     "before": _Entry(lambda bench: bench.run.model, "none"),
-    "fine-tune-only": _Entry(fine_tune_only.train, "none"),
-    "ours": _Entry(ours.train, "none"),
-    "ours-published-loss": _Entry(ours.train_published, "none"),
-    "ground-truth-masks": _Entry(ground_truth_masks.train, "masks"),
+    "fine-tune-only": _Entry(fine_tune_only.train, "none", PASTED),
+    "ours": _Entry(ours.train, "none", PASTED),
+    "ours-published-loss": _Entry(ours.train_published, "none", PASTED),
+    "ground-truth-masks": _Entry(ground_truth_masks.train, "masks", PASTED),
     "without-shortcut": _Entry(without_shortcut.train, "none"),
 }
 
 
 @dataclass(frozen=True)
 class Study:
-    """A table's rows, and the configuration that all of them share. An arm is ours with some settings changed."""
+    """A table's rows, and the configuration that all of them share. An arm is ours, or the ``method`` it names, with some settings changed."""
 
     name: str
     methods: tuple[str, ...]
@@ -74,7 +78,9 @@ def open_study(name: str, *, critic: str | None = None) -> Study:
     if not isinstance(stored.get("methods"), list) or not isinstance(stored.get("config"), dict):
         raise ConfigError(f"{name} is not a study: it needs a list methods, and a table [config] with the configuration that they share")
     tables = merge_tables(stored["config"], {"critic": {"lvlm": critic}} if critic else {})
-    return Study(short, _known(stored["methods"], _METHODS), stored.get("arms", {}), tables, root)
+    arms = stored.get("arms", {})
+    _known([arm["method"] for arm in arms.values() if "method" in arm], _METHODS)
+    return Study(short, _known(stored["methods"], _METHODS), arms, tables, root)
 
 
 def run_study(study: Study, *, seeds: Iterable[int], methods: Sequence[str] | None, out: Path, reporter: Reporter) -> dict[str, Any]:
@@ -107,10 +113,12 @@ def print_table(table: dict[str, Any]) -> None:
     grid.add_column("method", no_wrap=True)
     grid.add_column("labels used", no_wrap=True)
     grid.add_column("seeds", justify="right")
+    grid.add_column("shortcut images", justify="right")
     for title in SHOWN.values():
         grid.add_column(title, justify="right")
     for row in table["rows"]:
-        cells = [_cell(row["metrics"][key], row["seeds"]) for key in SHOWN]
+        shown = (row["inspected"]["spurious_fraction"], *(row["metrics"][key] for key in SHOWN))
+        cells = [_cell(summary, row["seeds"]) for summary in shown]
         grid.add_row(row["method"], row["labels_used"], str(row["seeds"]), *cells)
     Console().print(grid)
 
@@ -123,7 +131,12 @@ def _cell(summary: dict[str, Any] | None, seeds: int) -> str:
 
 def _run_one(study: Study, method: str, seed: int, out: Path, reporter: Reporter) -> None:
     changes = dict(study.arms.get(method, {}))
-    align = changes.pop("align", {})
+    base = changes.pop("method", method)
+    if base in _METHODS:
+        entry = _METHODS[base]
+    else:
+        align = changes.pop("align", {})
+        entry = _Entry(lambda bench: ours.fine_tune(bench, method, **align), "none", PASTED)
     tables = merge_tables(merge_tables(study.tables, changes), {"run": {"seed": seed}})
     project = open_project(tables, source=study.name, root=study.root)
     # Rows that inspect the same images with the same critic share one run folder.
@@ -131,10 +144,9 @@ def _run_one(study: Study, method: str, seed: int, out: Path, reporter: Reporter
     folder = out / f"{study.name}-work" / f"{seed}-{shared}"
     run = find_in_project(project, RunFolder(folder), reporter=reporter)
     critic = critic_scores(run, project.task.truth.get("train"))
-    entry = _METHODS[method] if method in _METHODS else _Entry(lambda bench: ours.fine_tune(bench, method, **align), "none")
     model = entry.train(Bench(project, run, folder / "methods", reporter))
     scores = score_run(model, project.task, run)
-    judged = _depends_on_critic(method)
+    judged = _depends_on_critic(study, method)
     result = {
         "study": study.name,
         "method": method,
@@ -143,14 +155,15 @@ def _run_one(study: Study, method: str, seed: int, out: Path, reporter: Reporter
         "labels_used": entry.labels_used,
         "selection": entry.selection,
         "critic_scores": critic if judged else None,
-        "spurious_fraction": spurious_fraction(run, project.task),
+        "inspected": {"spurious_fraction": spurious_fraction(run, project.task), **segment_scores(run, project.task.truth.get("train"))},
         "metrics": {key: getattr(scores, key) for key in METRICS},
     }
     write_text(_result_path(study, out, method, seed), json.dumps(result, indent=2) + "\n")
 
 
-def _depends_on_critic(method: str) -> bool:
-    return method not in _METHODS or method.startswith("ours")
+def _depends_on_critic(study: Study, method: str) -> bool:
+    base = study.arms.get(method, {}).get("method", method)
+    return base not in _METHODS or base.startswith("ours")
 
 
 def _critic_words(critic: dict[str, Any]) -> str:
@@ -162,7 +175,7 @@ def _row(study: Study, method: str, seeds: Sequence[int], out: Path) -> dict[str
     results = [json.loads(_result_path(study, out, method, seed).read_text(encoding="utf-8")) for seed in seeds]
     return {key: results[0][key] for key in ("method", "critic", "labels_used", "selection")} | {
         "seeds": len(results),
-        "metrics": {key: _summary([result["metrics"][key] for result in results]) for key in METRICS},
+        **{part: {key: _summary([result[part][key] for result in results]) for key in results[0][part]} for part in ("inspected", "metrics")},
     }
 
 
@@ -175,7 +188,7 @@ def _summary(values: list[float | None]) -> dict[str, Any] | None:
 
 def _result_path(study: Study, out: Path, method: str, seed: int) -> Path:
     # Only what the critic had a say in depends on the critic.
-    suffix = f"-{_slug(study)}" if _depends_on_critic(method) else ""
+    suffix = f"-{_slug(study)}" if _depends_on_critic(study, method) else ""
     return out / f"{study.name}-{method}{suffix}-{seed}.json"
 
 

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from rightreasons import evaluate
@@ -71,13 +71,9 @@ def critic_scores(run: Run, truth: GroundTruth | None) -> dict[str, Any]:
     """Who judged, what it cost, and how often it was right where ground-truth masks tell."""
     agreement = None
     if truth is not None:
-        position = {index: row for row, index in enumerate(run.selection.indices.tolist())}
-        effect = shown_effect(run.model, run.attribution, run.segmentation, run.config.segment)
-        truths = []
-        for verdict in run.verdicts:
-            row = position[verdict.index]
-            spurious = evaluate.truly_spurious(run.segmentation.segments[row], effect[row], truth.mask(verdict.index))
-            truths.append(bool(spurious[verdict.segment]))
+        spurious = _truly_spurious(run, truth)
+        row_of = {index: row for row, index in enumerate(run.selection.indices.tolist())}
+        truths = [bool(spurious[row_of[verdict.index]][verdict.segment]) for verdict in run.verdicts]
         agreement = evaluate.verdict_agreement([verdict.value for verdict in run.verdicts], truths)
     backend, _, model = run.lvlm_name.partition(":")
     return {
@@ -94,6 +90,28 @@ def critic_scores(run: Run, truth: GroundTruth | None) -> dict[str, Any]:
         "spurious": sum(verdict.value == "spurious" for verdict in run.verdicts),
         "segments": len(run.verdicts),
     }
+
+
+def segment_scores(run: Run, truth: GroundTruth | None) -> dict[str, float | None]:
+    """How well the segments cut the shortcut out, whoever judges them.
+
+    Over the inspected images that have a ground-truth mask: ``found``, the share in which a segment is mostly shortcut; ``recall``, the share of
+    the mask that such segments cover; and ``precision``, the share of such segments' pixels that lies in the mask, where there are any.
+    """
+    shares: dict[str, list[float]] = {"found": [], "recall": [], "precision": []}
+    if truth is not None:
+        for row, spurious in enumerate(_truly_spurious(run, truth)):
+            mask = truth.mask(int(run.selection.indices[row]))
+            if mask is None:
+                continue
+            segments = run.segmentation.segments[row]
+            cut = torch.isin(segments, spurious.nonzero()[:, 0].to(segments)) & run.segmentation.effect[row]
+            inside = float((cut & mask).sum())
+            shares["found"].append(float(spurious.any()))
+            shares["recall"].append(inside / float(mask.sum()))
+            if cut.any():
+                shares["precision"].append(inside / float(cut.sum()))
+    return {name: sum(values) / len(values) if values else None for name, values in shares.items()}
 
 
 def spurious_fraction(run: Run, task: Task) -> float | None:
@@ -123,6 +141,7 @@ def build_metrics(
             "size": len(run.selection),
             "spurious_fraction": spurious_fraction(run, task),
         },
+        "segments": segment_scores(run, task.truth.get("train")),
         "completeness_error": run.attribution.completeness_error.nanmedian().item(),
         "skipped_images": len(task.skipped),
         "before": asdict(before),
@@ -131,6 +150,13 @@ def build_metrics(
         "reference": {name: asdict(scores) for name, scores in (reference or {}).items()},
         "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
     }
+
+
+def _truly_spurious(run: Run, truth: GroundTruth) -> list[Tensor]:
+    """The truth of every verdict, a boolean per segment, for each inspected image."""
+    effect = shown_effect(run.model, run.attribution, run.segmentation, run.config.segment)
+    rows = zip(run.segmentation.segments, effect, run.selection.indices.tolist(), strict=True)
+    return [evaluate.truly_spurious(segments, shown, truth.mask(index)) for segments, shown, index in rows]
 
 
 def _label_free_proofs(model: nn.Module, run: Run) -> dict[str, float | None]:
