@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import platform
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -20,6 +22,11 @@ if TYPE_CHECKING:
 
 # Threads that spin while they wait make small models up to a hundred times slower on a busy machine (docs/log.md). Read when torch loads.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# mallopt's M_TRIM_THRESHOLD and M_MMAP_THRESHOLD, in bytes: glibc keeps what torch frees. Every step of training asks for the same blocks again,
+# and having them mapped anew took a quarter of its time (docs/log.md).
+if platform.libc_ver()[0] == "glibc":
+    for parameter in (-1, -3):
+        ctypes.CDLL(None).mallopt(parameter, 2**30)
 
 app = typer.Typer(
     help="Find the shortcuts that an image classifier uses, have a vision-language model judge them, and remove them.",

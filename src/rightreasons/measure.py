@@ -162,12 +162,15 @@ def _truly_spurious(run: Run, truth: GroundTruth) -> list[Tensor]:
 def _label_free_proofs(model: nn.Module, run: Run) -> dict[str, float | None]:
     if not run.found:
         return {"spurious_share": 0.0, "swap_flip_rate": None}
-    images = read_all(run.train, run.selection.indices)
+    # The other inspected images have no spurious segment, so that their share is 0 whatever the heatmap.
+    marked = run.masks.flatten(1).any(1)
+    images, masks = read_all(run.train, run.selection.indices[marked]), run.masks[marked]
     smooth, _ = segment_settings(run.model, run.config.segment)
     heatmaps = smooth_heatmaps(explain_images(model, images.images, run.train, run.config, most=SCORED_BASELINES).heatmaps, smooth)
+    share = evaluate.spurious_share(heatmaps, masks)
     hosts = some_images(run.validation, SWAP_HOSTS, seeded(run.config.run.seed, "swap hosts"))
-    flips = evaluate.swap_flip_rate(model, hosts, images, run.masks, seeded(run.config.run.seed, "swap donors"))
-    return {"spurious_share": evaluate.spurious_share(heatmaps, run.masks), "swap_flip_rate": flips}
+    flips = evaluate.swap_flip_rate(model, hosts, images, masks, seeded(run.config.run.seed, "swap donors"))
+    return {"spurious_share": None if share is None else share * len(masks) / len(run.selection), "swap_flip_rate": flips}
 
 
 def _mu_align(model: nn.Module, test_set: Dataset, truth: GroundTruth, run: Run) -> float | None:
