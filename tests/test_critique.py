@@ -9,8 +9,9 @@ import torch
 
 from rightreasons.critique import critique_image, describe_positions
 from rightreasons.judge import MalformedVerdicts, judge_critique, parse_verdicts
+from rightreasons.lvlm.protocol import Answer
 from rightreasons.lvlm.scripted import Scripted
-from rightreasons.records import Answer, ClassDescription, Critique, Subject
+from rightreasons.records import ClassDescription, Critique, Subject
 from rightreasons.render import render_pictures
 
 SEGMENTS = torch.tensor([[0, 0, 1], [0, 2, 1], [3, 3, 3]]).repeat_interleave(6, 0).repeat_interleave(6, 1)

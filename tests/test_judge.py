@@ -8,7 +8,8 @@ import torch
 from rightreasons.critique import critique_image, describe_positions
 from rightreasons.errors import ConfigError
 from rightreasons.judge import Example, MalformedVerdicts, judge_critique, parse_verdicts, read_examples
-from rightreasons.records import Answer, ClassDescription, Critique, Pictures, Subject
+from rightreasons.lvlm.protocol import Answer
+from rightreasons.records import ClassDescription, Critique, Pictures, Subject
 from rightreasons.seeds import seeded
 
 EXAMPLES = (Example("S1: over the tag.", {"S1": "spurious"}),)

@@ -12,8 +12,8 @@ import pytest
 from rightreasons.errors import LVLMBusy, LVLMProtocolError, LVLMRejected, LVLMUnavailable
 from rightreasons.lvlm import open_lvlm
 from rightreasons.lvlm.ledger import Ledger
+from rightreasons.lvlm.protocol import Request
 from rightreasons.lvlm.scripted import Scripted
-from rightreasons.records import Request
 from tests.openai_stub import OpenAIStub, completion
 
 JUDGE = Request("judge", ('<critique>\nS1: over the plate\n</critique> "S1"',), schema={"type": "object"})

@@ -13,8 +13,8 @@ from rightreasons.errors import ConfigError, LVLMBusy, LVLMProtocolError, LVLMRe
 from rightreasons.lvlm import open_lvlm
 from rightreasons.lvlm.ledger import Ledger
 from rightreasons.lvlm.openai import OpenAICompatible
+from rightreasons.lvlm.protocol import Request
 from rightreasons.lvlm.scripted import Scripted
-from rightreasons.records import Request
 from tests.helpers import Direct
 from tests.stub_server import StubServer, always, completion, drop, error, first, html, rejects, says
 

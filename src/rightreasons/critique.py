@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from rightreasons.lvlm.protocol import Answer, Request
 from rightreasons.prompts import fill_prompt
-from rightreasons.records import Answer, ClassDescription, Critique, Pictures, Request, Subject
+from rightreasons.records import ClassDescription, Critique, Pictures, Subject
 
 Ask = Callable[[Request], Answer]
 

@@ -9,9 +9,12 @@ RightReasonsError
 ├── MissingExtra           an optional package; names the extra that brings it
 └── LVLMError              the vision-language model
     ├── LVLMUnavailable    no server, no leave, no key: nothing was answered; the run can be resumed
-    ├── LVLMBusy           for now: too many requests, an error inside the server, a dropped connection
-    │   └── LVLMTimeout    no answer in time: it may have been paid for
+    ├── LVLMBusy           for now: an error inside the server, no connection
+    │   ├── LVLMRateLimited  too many requests
+    │   └── LVLMTimeout    no answer in time, or half of one: it may have been paid for
     ├── LVLMRejected       the server will not take this request as it is: a bad key, model or parameter
+    │   └── LVLMTooBig     too many or too large pictures
+    ├── LVLMOverBudget     the next request might cost more than is left; the run can be resumed
     └── LVLMProtocolError  what answered does not speak the protocol
 """
 
@@ -58,19 +61,31 @@ class LVLMUnavailable(LVLMError):
 
 
 class LVLMBusy(LVLMError):
-    """For now: too many requests, an error inside the server, a dropped connection. ``wait`` is what the server asked for, in seconds."""
+    """For now: too many requests, an error inside the server, no connection. ``wait`` is what the server asked for, in seconds."""
 
     def __init__(self, message: str, wait: float | None = None) -> None:
         super().__init__(message)
         self.wait = wait
 
 
+class LVLMRateLimited(LVLMBusy):
+    """Too many requests at a time."""
+
+
 class LVLMTimeout(LVLMBusy):
-    """No answer in time. The request may have been answered, and paid for, all the same."""
+    """No answer in time, or half of one. The request may have been answered, and paid for, all the same."""
 
 
 class LVLMRejected(LVLMError):
     """The server will not take the request as it is: a bad key, model or parameter."""
+
+
+class LVLMTooBig(LVLMRejected):
+    """Too many pictures, or too large ones: one composite picture may do."""
+
+
+class LVLMOverBudget(LVLMError):
+    """The next request might cost more than is left of the budget. The run can be resumed."""
 
 
 class LVLMProtocolError(LVLMError):

@@ -12,8 +12,9 @@ from pathlib import Path
 import torch
 
 from rightreasons.errors import ConfigError
+from rightreasons.lvlm.protocol import Answer, Request
 from rightreasons.prompts import fill_prompt, read_prompt
-from rightreasons.records import Answer, Critique, Request, Value, Verdict
+from rightreasons.records import Critique, Value, Verdict
 
 Ask = Callable[[Request], Answer]
 VALUES: tuple[Value, ...] = ("relevant", "spurious", "unsure")

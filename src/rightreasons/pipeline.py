@@ -188,7 +188,7 @@ def find(
                 return critique, verdicts
 
             with reporter.stage("judge") as advance:
-                results = _map_in_order(criticise, judged, workers=lvlm.concurrency, advance=advance)
+                results = _map_in_order(criticise, judged, workers=lvlm.concurrency[0], advance=advance)
             calls, cached = ledger.count("answered"), ledger.cached
         finally:
             ledger.close()

@@ -90,26 +90,6 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Request:
-    """One question to an LVLM: text and PNG pictures in order, and the JSON schema of the answer where one is wanted."""
-
-    role: Literal["critic", "judge"]
-    parts: tuple[str | bytes, ...]
-    schema: Mapping[str, object] | None = None
-    max_tokens: int = 2048
-    subject: Subject | None = None
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What came back, as text. ``problem`` says why there is none; ``cached`` that it had been answered before."""
-
-    text: str
-    problem: str | None = None
-    cached: bool = False
-
-
-@dataclass(frozen=True)
 class Pictures:
     """What the critic sees of one image, as PNG bytes."""
 

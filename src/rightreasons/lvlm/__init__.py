@@ -3,40 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING
 
 from rightreasons.errors import ConfigError, LVLMUnavailable
-from rightreasons.records import Answer, GroundTruth, Request
+from rightreasons.lvlm.protocol import LVLM
 
+if TYPE_CHECKING:
+    from rightreasons.records import GroundTruth
 
-@runtime_checkable
-class LVLM(Protocol):
-    """A model that answers requests. ``send`` is the only call that costs anything."""
-
-    name: str
-    simulated: bool
-    concurrency: int
-
-    @property
-    def address(self) -> dict[str, Any] | None:
-        """How a courier in a process of its own opens the same backend: arguments of ``open_lvlm``. None where nothing leaves this process."""
-        ...
-
-    def check(self) -> None:
-        """Is it there? Free, and asked before any long work. Raises LVLMUnavailable, LVLMRejected or LVLMProtocolError."""
-        ...
-
-    def body(self, request: Request) -> dict[str, Any]:
-        """The request as it is sent, pictures as data URLs. Also what identifies it in the ledger."""
-        ...
-
-    def send(self, body: dict[str, Any], request: Request | None) -> str:
-        """The raw answer; a courier has the body alone. Raises LVLMBusy where asking again may help, another LVLMError where it will not."""
-        ...
-
-    def parse(self, raw: str) -> Answer:
-        """The text in a raw answer, or what is wrong with it."""
-        ...
+__all__ = ["LVLM", "open_lvlm"]
 
 
 def open_lvlm(

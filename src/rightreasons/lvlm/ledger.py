@@ -20,7 +20,7 @@ from typing import Any
 from rightreasons.errors import LVLMBusy, LVLMError, LVLMProtocolError, LVLMTimeout, LVLMUnavailable
 from rightreasons.lvlm import LVLM
 from rightreasons.lvlm.courier import Courier, wait_for_courier
-from rightreasons.records import Answer, Request
+from rightreasons.lvlm.protocol import Answer, Request
 
 ADAPTER_VERSION = 1
 MOST_ATTEMPTS = 5

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from rightreasons.errors import ConfigError, LVLMBusy, LVLMProtocolError, LVLMRejected, LVLMTimeout, LVLMUnavailable, MissingExtra
-from rightreasons.records import Answer, Request
+from rightreasons.lvlm.protocol import Answer, Request
 
 if TYPE_CHECKING:
     import openai
@@ -24,7 +24,7 @@ class OpenAICompatible:
     """One model on one server. Pictures go as PNG data URLs; the key comes from OPENAI_API_KEY and from nowhere else."""
 
     simulated = False
-    concurrency = 4
+    concurrency = (4, 32)
 
     def __init__(self, model: str, *, base_url: str, allow_remote: tuple[str, ...] = (), timeout: float = TIMEOUT_SECONDS) -> None:
         if importlib.util.find_spec("openai") is None:

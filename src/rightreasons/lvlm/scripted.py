@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from rightreasons.errors import ConfigError, LVLMUnavailable
-from rightreasons.records import Answer, Request
+from rightreasons.lvlm.protocol import Answer, Request
 
 
 class Scripted:
     """Answers with ``reply(request)``; ``history`` has every request that was really sent."""
 
     simulated = True
-    concurrency = 1
+    concurrency = (1, 1)
     address = None
 
     def __init__(self, reply: Callable[[Request], str], name: str = "scripted:") -> None:

@@ -13,7 +13,8 @@ import torch
 
 from rightreasons.errors import ConfigError
 from rightreasons.evaluate import truly_spurious
-from rightreasons.records import Answer, GroundTruth, Request, Subject
+from rightreasons.lvlm.protocol import Answer, Request
+from rightreasons.records import GroundTruth, Subject
 from rightreasons.seeds import seeded
 
 _MISSES = "It does not cover what matters for the class."
@@ -24,7 +25,7 @@ class Simulated:
     """``options``: nothing (perfect), one number for both rates, or ``sensitivity=0.9,specificity=0.8``."""
 
     simulated = True
-    concurrency = 1
+    concurrency = (1, 1)
     address = None
 
     def __init__(self, truth: GroundTruth, options: str = "", *, seed: int = 0) -> None:

@@ -1,0 +1,84 @@
+"""What passes between the method and a vision-language model, and what a backend is. Free of torch, so that a courier starts small and quickly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from rightreasons.records import Subject
+
+Role = Literal["critic", "judge", "fused", "control"]
+# What became of a request. Only "answered" is an answer; a person decides the rest.
+Outcome = Literal["answered", "refused", "truncated", "malformed", "unknown"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question to an LVLM: text and PNG pictures in order, and the JSON schema of the answer where one is wanted.
+
+    ``vote`` and ``permutation`` tell repeated questions apart, and ``prompt`` is the version of the prompt that was filled; all three are part of
+    the ledger's key. ``max_tokens`` caps the answer.
+    """
+
+    role: Role
+    parts: tuple[str | bytes, ...]
+    schema: Mapping[str, object] | None = None
+    max_tokens: int = 2048
+    vote: int = 0
+    permutation: int = 0
+    prompt: str = ""
+    subject: Subject | None = None
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens that a provider counted; None where it did not say."""
+
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back, as text. ``problem`` says why there is none; ``cached`` that it had been answered before."""
+
+    text: str
+    problem: str | None = None
+    cached: bool = False
+    outcome: Outcome = "answered"
+    usage: Usage = Usage()
+
+
+@runtime_checkable
+class LVLM(Protocol):
+    """A model that answers requests. ``send`` is the only call that costs anything.
+
+    ``concurrency`` is how many requests may be under way: at the start, and at most.
+    """
+
+    name: str
+    simulated: bool
+    concurrency: tuple[int, int]
+
+    @property
+    def address(self) -> dict[str, Any] | None:
+        """How a courier in a process of its own opens the same backend: arguments of ``open_lvlm``. None where nothing leaves this process."""
+        ...
+
+    def check(self) -> None:
+        """Is it there? Free, and asked before any long work. Raises LVLMUnavailable, LVLMRejected or LVLMProtocolError."""
+        ...
+
+    def body(self, request: Request) -> dict[str, Any]:
+        """The request as it is sent, pictures as data URLs or base64. Also what identifies it in the ledger."""
+        ...
+
+    def send(self, body: dict[str, Any], request: Request | None) -> str:
+        """The raw answer; a courier has the body alone. Raises an LVLMError that says what kind of failure it was."""
+        ...
+
+    def parse(self, raw: str) -> Answer:
+        """The text and usage in a raw answer, or what is wrong with it. Free: an answer that was paid for can be read again at any time."""
+        ...
