@@ -1,0 +1,28 @@
+"""Where the pictures are in a request's body, whichever provider's shape it has: every PNG in base64, as a data URL or bare."""
+
+from __future__ import annotations
+
+import base64
+import struct
+from collections.abc import Callable
+from typing import Any
+
+_DATA_URL = "data:image/png;base64,"
+# "\x89PNG\r\n\x1a\n" in base64, but for the last character, which shares bits with what follows.
+_SIGNATURE = "iVBORw0KGg"
+
+
+def replace_pictures(value: Any, replace: Callable[[str], object]) -> Any:  # noqa: ANN401 -- any JSON value
+    """The same JSON value with every picture's base64 text given to ``replace``, and what that returns in its place."""
+    if isinstance(value, dict):
+        return {key: replace_pictures(inner, replace) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [replace_pictures(inner, replace) for inner in value]
+    if isinstance(value, str) and value.removeprefix(_DATA_URL).startswith(_SIGNATURE):
+        return replace(value.removeprefix(_DATA_URL))
+    return value
+
+
+def picture_size(encoded: str) -> tuple[int, int]:
+    """Width and height of a PNG in base64, from its header alone."""
+    return struct.unpack(">II", base64.b64decode(encoded[:32])[16:24])
