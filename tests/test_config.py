@@ -119,7 +119,7 @@ def test_several_mistakes_are_told_at_once():
 
 def test_descriptions_come_in_the_order_of_the_classes():
     assert [words.name for words in parse().descriptions(("b", "a"))] == ["b", "a"]
-    with pytest.raises(ConfigError, match=r"no description for class 'my c'.*\[classes\.\"my c\"\]"):
+    with pytest.raises(ConfigError, match=r"a class without a description: 'my c'.*\[classes\.\"my c\"\]"):
         parse().descriptions(("a", "b", "my c"))
     with pytest.raises(ConfigError, match="'b'.*the classes are 'a'"):
         parse().descriptions(("a",))

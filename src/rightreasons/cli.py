@@ -7,12 +7,13 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from rightreasons import cli_lvlm
+from rightreasons.cli_common import AllowRemote, ConfigFile, Out, default_folder, register
 
 if TYPE_CHECKING:
     from rightreasons.pipeline import Alignment, Run
@@ -35,38 +36,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(cli_lvlm.app, name="lvlm")
 
-Out = Annotated[Path | None, typer.Option("--out", help="Folder for the results. The same command on it continues where it stopped.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print metrics.json on standard output, and nothing else.")]
-AllowRemote = Annotated[list[str] | None, typer.Option("--allow-remote", metavar="HOST", help="Let inspected images be sent to this host.")]
 RetryUnknown = Annotated[bool, typer.Option("--retry-unknown", help="Ask again what a crash left unanswered. It may have been paid for.")]
+MaxUsd = Annotated[float | None, typer.Option("--max-usd", min=0, help="Stop, resumably, before the next request could pass this many US dollars.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Do all but ask: show one request as it would be sent, pictures as files. Sends nothing.")]
 Target = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or the configuration it was made from.")]
 
 
-def _clear_errors(command: Callable[..., None]) -> Callable[..., None]:
-    """An error that was raised on purpose is one message and exit code 1, without a traceback."""
-
-    @wraps(command)
-    def wrapped(*args: object, **kwargs: object) -> None:
-        from rightreasons.errors import RightReasonsError
-
-        try:
-            command(*args, **kwargs)
-        except RightReasonsError as error:
-            typer.echo(f"error: {error}", err=True)
-            raise typer.Exit(1) from error
-
-    return wrapped
-
-
-def _command(example: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    def register(command: Callable[..., None]) -> Callable[..., None]:
-        return app.command(epilog=f"Example: {example}")(_clear_errors(command))
-
-    return register
-
-
-@_command("rightreasons demo --out runs/demo")
+@register(app, "rightreasons demo --out runs/demo")
 def demo(out: Out = None, as_json: AsJson = False) -> None:
     """The whole method on packaged handwritten digits: no network, a simulated critic, under two minutes."""
     from rightreasons.bench import reference_scores
@@ -86,13 +65,15 @@ def demo(out: Out = None, as_json: AsJson = False) -> None:
         typer.echo("The critic was simulated from ground-truth masks; for a real one set [critic] lvlm = 'openai:MODEL' and base_url (see README).")
 
 
-@_command("rightreasons find examples/folder.toml --out runs/parts")
+@register(app, "rightreasons find examples/folder.toml --out runs/parts")
 def find(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="A configuration in TOML.")],
+    config: ConfigFile,
     out: Out = None,
     as_json: AsJson = False,
     allow_remote: AllowRemote = None,
     retry_unknown: RetryUnknown = False,
+    max_usd: MaxUsd = None,
+    dry_run: DryRun = False,
 ) -> None:
     """Find what the classifier leans on and have each piece judged; writes a run folder and report.html."""
     from rightreasons.project import find_in_project, read_project
@@ -100,14 +81,19 @@ def find(
 
     reporter = _reporter()
     project = read_project(config)
-    folder = RunFolder(out or _default_folder(config))
-    run = find_in_project(project, folder, reporter=reporter, allow_remote=tuple(allow_remote or ()), retry_unknown=retry_unknown)
+    folder = RunFolder(out or default_folder(config))
+    if dry_run:
+        cli_lvlm.show_dry_run(project, folder, reporter, as_json=as_json)
+        return
+    run = find_in_project(
+        project, folder, reporter=reporter, allow_remote=tuple(allow_remote or ()), retry_unknown=retry_unknown, max_usd=max_usd
+    )
     metrics = _finish(project, run, reporter)
     _show(metrics, folder, as_json)
     _refuse_silence(run)
 
 
-@_command("rightreasons fix runs/parts")
+@register(app, "rightreasons fix runs/parts")
 def fix(run_folder: Target, out: Out = None, as_json: AsJson = False) -> None:
     """Fine-tune the model with the verdicts, human ones first; writes aligned.safetensors and the scores after."""
     from rightreasons.pipeline import fix as align
@@ -119,7 +105,7 @@ def fix(run_folder: Target, out: Out = None, as_json: AsJson = False) -> None:
     _show(metrics, target, as_json)
 
 
-@_command("rightreasons score runs/parts --json")
+@register(app, "rightreasons score runs/parts --json")
 def score(run_folder: Target, out: Out = None, as_json: AsJson = False) -> None:
     """Score the model before and after on the test split."""
     reporter = _reporter()
@@ -128,7 +114,7 @@ def score(run_folder: Target, out: Out = None, as_json: AsJson = False) -> None:
     _show(metrics, target, as_json)
 
 
-@_command("rightreasons bench decoy-mnist --seeds 1 --json")
+@register(app, "rightreasons bench decoy-mnist --seeds 1 --json")
 def bench(
     study: Annotated[str, typer.Argument(help="The name of a study, such as decoy-mnist, or a TOML file.")],
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds: 0, 1, ... Finished ones are not run again.")] = 1,
@@ -156,17 +142,13 @@ def _reporter() -> Reporter:
     return Terminal()
 
 
-def _default_folder(config: Path) -> Path:
-    return Path("runs") / config.stem
-
-
 def _load(target: Path, out: Path | None) -> tuple[Project, Run, Any]:
     """The run that a folder or a configuration names, and the folder that results go to."""
     from rightreasons.project import load_run
     from rightreasons.runs import RunFolder
 
     if target.suffix == ".toml":
-        source = RunFolder(out or _default_folder(target))
+        source = RunFolder(out or default_folder(target))
         project, run = load_run(source)
         return project, run, source
     source = RunFolder(target)

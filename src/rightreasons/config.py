@@ -96,6 +96,8 @@ class CriticConfig(_Table):
     judge: str | None = Field(default=None, description="another model for the judge; default: the same")
     base_url: str = "http://127.0.0.1:8000/v1"
     votes: Literal[1] = 1
+    max_usd: Annotated[float, Field(ge=0)] | None = Field(default=None, description="stop before the next request could pass this many US dollars")
+    prices: str | None = Field(default=None, description="a file of prices like lvlm/prices.toml, which come before the packaged ones")
     examples: str | None = Field(default=None, description="a file of critique -> verdict pairs for the judge; default: the packaged one")
 
 
@@ -151,7 +153,7 @@ def match_descriptions(described: dict[str, ClassDescription], classes: tuple[st
     missing = [name for name in classes if name not in described]
     if missing:
         raise ConfigError(
-            f"no description for class {_quoted(missing)}: add a table [classes.{_key(missing[0])}] with a description or an irrelevant"
+            f"a class without a description: {_quoted(missing)}. Add a table [classes.{_key(missing[0])}] with a description or an irrelevant"
         )
     unknown = [name for name in described if name not in classes]
     if unknown:

@@ -30,15 +30,19 @@ from rightreasons.attribute import attribute_images, check_attribution
 from rightreasons.config import Config, SegmentConfig, match_descriptions, parse_config
 from rightreasons.critique import critique_image
 from rightreasons.data.loading import Batch, count_images, read_all, read_batches, some_images
+from rightreasons.descriptions import check_descriptions
 from rightreasons.errors import DataError
-from rightreasons.judge import judge_critique, read_examples
+from rightreasons.judge import Example, judge_critique, read_examples
+from rightreasons.lettering import has_lettering
 from rightreasons.lvlm import LVLM
 from rightreasons.lvlm.ledger import Ledger
+from rightreasons.lvlm.prices import Price
+from rightreasons.lvlm.protocol import Answer, Request
 from rightreasons.mask import build_masks
 from rightreasons.models import as_classifier, check_model, hash_weights, load_checkpoint, model_device, place_model, save_checkpoint, unwrap
 from rightreasons.progress import Advance, Reporter, Silent
 from rightreasons.records import Attribution, ClassDescription, Critique, Pictures, Segmentation, Selection, Subject, Verdict
-from rightreasons.render import render_pictures
+from rightreasons.render import render_pictures, to_bytes
 from rightreasons.runs import RunFolder, write_atomically, write_bytes
 from rightreasons.sample import select_images
 from rightreasons.seeds import seeded
@@ -138,6 +142,8 @@ def find_shortcuts(
     model = as_classifier(model)
     check_classifier(model, train_set, tuple(words), config)
     lvlm.check()
+    for note in check_descriptions(ordered):
+        (reporter or Silent()).note(note)
     folder = RunFolder(Path(out))
     manifest = f"{type(train_set).__name__} of {count_images(train_set)}, model {hash_weights(model)}"
     folder.start(config, manifest=manifest, root=Path.cwd())
@@ -156,36 +162,24 @@ def find(
     judge: LVLM | None = None,
     examples: Path | None = None,
     retry_unknown: bool = False,
+    prices: Mapping[str, Price] | None = None,
+    max_usd: float | None = None,
     reporter: Reporter,
 ) -> Run:
     """The stages of ``find_shortcuts``, on inputs that were checked and in a run folder that was started."""
     few_shot = read_examples(examples, seeded(config.run.seed, "few-shot"))
     model = place_model(model, next(read_batches(train, batch_size=2)).images)
     with folder.locked():
-        selection = folder.load_selection() or _select(model, train, len(descriptions), config, folder, reporter)
-        images = read_all(train, selection.indices)
-        attribution = folder.load_attribution() or _attribute(model, train, images, config, folder, reporter)
-        segmentation = folder.load_segmentation() or _segment(model, attribution, config, folder, reporter)
-        _report_outcomes(segmentation, attribution, reporter)
-        effect = shown_effect(model, attribution, segmentation, config.segment)
-        subjects = [Subject(int(index), *parts) for index, *parts in zip(selection.indices, segmentation.segments, effect, strict=True)]
-        judged = [row for row in range(len(selection)) if segmentation.count(row)]
+        found = inspect_images(config, folder, model, train, len(descriptions), reporter)
+        selection, attribution, segmentation, subjects, judged = found.selection, found.attribution, found.segmentation, found.subjects, found.judged
+        if lvlm.address is not None:
+            warn_of_lettering(found, reporter)
         ledger = Ledger(folder.ledger, retry_unknown=retry_unknown)
         try:
-            pictures = _render(images, segmentation, judged, folder, reporter)
+            pictures = _render(found.images, segmentation, judged, folder, reporter)
 
             def criticise(row: int) -> tuple[Critique, list[Verdict]]:
-                count = segmentation.count(row)
-                shares = segmentation.shares[row, :count].tolist()
-                label = int(selection.labels[row])
-                critique = critique_image(
-                    lambda request: ledger.ask(lvlm, request), pictures[row], subjects[row], label=label, descriptions=descriptions, shares=shares
-                )
-                judge_model = judge or lvlm
-                verdicts = judge_critique(
-                    lambda request: ledger.ask(judge_model, request), critique, segments=count, examples=few_shot, source=judge_model.name
-                )
-                return critique, verdicts
+                return consult(found, row, pictures[row], descriptions, few_shot, critic=lvlm, judge=judge or lvlm, ask=ledger.ask)
 
             with reporter.stage("judge") as advance:
                 results = _map_in_order(criticise, judged, workers=lvlm.concurrency[0], advance=advance)
@@ -203,6 +197,76 @@ def find(
     if not run.found:
         reporter.note("no shortcut found: no segment was judged spurious")
     return run
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What the critic is asked about: the stages before it, finished. ``judged`` has the rows of the images with segments."""
+
+    folder: RunFolder
+    images: Batch
+    selection: Selection
+    attribution: Attribution
+    segmentation: Segmentation
+    subjects: list[Subject]
+    judged: list[int]
+
+    def pictures(self, row: int) -> Pictures:
+        """What the critic is shown of one image, drawn where it has not been."""
+        return _render(self.images, self.segmentation, [row], self.folder, Silent())[row]
+
+
+def inspect_images(config: Config, folder: RunFolder, model: nn.Module, train: Dataset, classes: int, reporter: Reporter) -> Inspection:
+    """The stages that ask nobody, up to the segments. In a folder in which they have finished they are read; ``folder`` is locked by the caller."""
+    selection = folder.load_selection() or _select(model, train, classes, config, folder, reporter)
+    images = read_all(train, selection.indices)
+    attribution = folder.load_attribution() or _attribute(model, train, images, config, folder, reporter)
+    segmentation = folder.load_segmentation() or _segment(model, attribution, config, folder, reporter)
+    _report_outcomes(segmentation, attribution, reporter)
+    effect = shown_effect(model, attribution, segmentation, config.segment)
+    subjects = [Subject(int(index), *parts) for index, *parts in zip(selection.indices, segmentation.segments, effect, strict=True)]
+    judged = [row for row in range(len(selection)) if segmentation.count(row)]
+    return Inspection(folder, images, selection, attribution, segmentation, subjects, judged)
+
+
+def consult(
+    found: Inspection,
+    row: int,
+    pictures: Pictures,
+    descriptions: Sequence[ClassDescription],
+    examples: Sequence[Example],
+    *,
+    critic: LVLM,
+    judge: LVLM,
+    ask: Callable[[LVLM, Request], Answer],
+) -> tuple[Critique, list[Verdict]]:
+    """The critic's words on one image, and the judge's verdicts; ``ask`` gives a model's answer to a request."""
+    count = found.segmentation.count(row)
+    critique = critique_image(
+        lambda request: ask(critic, request),
+        pictures,
+        found.subjects[row],
+        label=int(found.selection.labels[row]),
+        descriptions=descriptions,
+        shares=found.segmentation.shares[row, :count].tolist(),
+    )
+    return critique, judge_critique(lambda request: ask(judge, request), critique, segments=count, examples=examples, source=judge.name)
+
+
+def warn_of_lettering(found: Inspection, reporter: Reporter) -> None:
+    """A note where inspected images seem to carry printed text, which may name a patient, before any of them is sent."""
+    with reporter.stage("lettering") as advance:
+        marked = []
+        for done, row in enumerate(found.judged, start=1):
+            if has_lettering(to_bytes(found.images.images[row])):
+                marked.append(int(found.images.indices[row]))
+            advance(done, len(found.judged))
+    if marked:
+        shown = ", ".join(map(str, marked[:5])) + (", ..." if len(marked) > 5 else "")
+        reporter.note(
+            f"{len(marked)} of {len(found.judged)} inspected images seem to have text burned into them (training images {shown}): look whether it names "
+            f"a person before they are sent anywhere. It is a light look, which can be wrong both ways (docs/critic.md)"
+        )
 
 
 def fix_shortcuts(run: Run, *, reporter: Reporter | None = None) -> nn.Module:

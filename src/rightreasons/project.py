@@ -13,9 +13,11 @@ from rightreasons.config import Config, parse_config, read_toml
 from rightreasons.data import open_data, task_defaults
 from rightreasons.data.loading import read_batches
 from rightreasons.data.task import Task
+from rightreasons.descriptions import check_descriptions
 from rightreasons.errors import ConfigError
 from rightreasons.judge import read_examples
 from rightreasons.lvlm import LVLM, open_lvlm
+from rightreasons.lvlm.prices import required_price
 from rightreasons.models import hash_weights, load_checkpoint, place_model, save_checkpoint
 from rightreasons.pipeline import Run, check_classifier, find
 from rightreasons.progress import Reporter
@@ -69,31 +71,59 @@ def read_project(path: Path) -> Project:
 
 
 def find_in_project(
-    project: Project, folder: RunFolder, *, reporter: Reporter, allow_remote: tuple[str, ...] = (), retry_unknown: bool = False
+    project: Project,
+    folder: RunFolder,
+    *,
+    reporter: Reporter,
+    allow_remote: tuple[str, ...] = (),
+    retry_unknown: bool = False,
+    max_usd: float | None = None,
 ) -> Run:
-    """``find`` for a project, training its model first where it has no checkpoint."""
+    """``find`` for a project, training its model first where it has no checkpoint. ``max_usd`` comes before the configuration's."""
     critic = project.config.critic
-    lvlms = [_open(project, spec, allow_remote) for spec in (critic.lvlm, critic.judge or critic.lvlm)]
-    for lvlm in lvlms[: 2 if critic.judge else 1]:
-        lvlm.check()
-    examples = project.root / critic.examples if critic.examples else None
-    read_examples(examples, seeded(project.config.run.seed, "few-shot"))
-    folder.start(project.config, manifest=project.manifest, root=project.root)
-    model = trained_model(project, folder, reporter)
-    run = find(
+    lvlm, judge = open_lvlms(project, allow_remote)
+    prices = {model.name: required_price(model, price_file(project)) for model in (lvlm, judge)}
+    for model in [lvlm] if judge is lvlm else [lvlm, judge]:
+        model.check()
+    model = prepare(project, folder, reporter)
+    return find(
         project.config,
         folder,
         model,
         project.task.splits["train"],
         project.task.splits["validation"],
         project.descriptions,
-        lvlms[0],
-        judge=lvlms[1],
-        examples=examples,
+        lvlm,
+        judge=judge,
+        examples=project.root / critic.examples if critic.examples else None,
         retry_unknown=retry_unknown,
+        prices=prices,
+        max_usd=critic.max_usd if max_usd is None else max_usd,
         reporter=reporter,
     )
-    return run
+
+
+def prepare(project: Project, folder: RunFolder, reporter: Reporter) -> nn.Module:
+    """Checks what can be checked before long work, starts the run folder, and gives the trained model."""
+    examples = project.config.critic.examples
+    read_examples(project.root / examples if examples else None, seeded(project.config.run.seed, "few-shot"))
+    for note in check_descriptions(project.descriptions):
+        reporter.note(note)
+    folder.start(project.config, manifest=project.manifest, root=project.root)
+    return trained_model(project, folder, reporter)
+
+
+def open_lvlms(project: Project, allow_remote: tuple[str, ...]) -> tuple[LVLM, LVLM]:
+    """The critic and the judge, which are one object where the configuration names no other judge."""
+    critic = project.config.critic
+    first = _open(project, critic.lvlm, allow_remote)
+    return first, first if critic.judge is None else _open(project, critic.judge, allow_remote)
+
+
+def price_file(project: Project) -> Path | None:
+    """The user's own prices, where the configuration names a file."""
+    prices = project.config.critic.prices
+    return project.root / prices if prices else None
 
 
 def load_run(folder: RunFolder) -> tuple[Project, Run]:

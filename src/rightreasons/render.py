@@ -41,7 +41,7 @@ class _Label:
 def render_pictures(image: Float[Tensor, "channel height width"], segments: Int[Tensor, "height width"]) -> Pictures:
     """``segments`` counts from 0, with -1 where there is none. Images outside 0 to 1 are stretched to fit."""
     factor = max(1, math.ceil(SIDE / min(segments.shape)))
-    clean = _enlarge(_to_bytes(image), factor)
+    clean = _enlarge(to_bytes(image), factor)
     labels = _enlarge(segments.numpy().astype(np.int16), factor)
     tags = _place_labels(segments, factor)
     outlined = _annotate(_draw_outlines(clean, labels), tags)
@@ -49,7 +49,7 @@ def render_pictures(image: Float[Tensor, "channel height width"], segments: Int[
     return Pictures(_png(Image.fromarray(clean)), _png(outlined), _png(_annotate(colours[labels], tags)))
 
 
-def _to_bytes(image: Float[Tensor, "channel height width"]) -> np.ndarray:
+def to_bytes(image: Float[Tensor, "channel height width"]) -> np.ndarray:
     """(height, width, 3) in 0 to 255; one channel becomes grey, more than three show their first three."""
     low, high = image.min(), image.max()
     if low < 0 or high > 1:

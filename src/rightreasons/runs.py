@@ -64,6 +64,7 @@ class RunFolder:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Raises ConfigError where another process is working on this folder."""
+        (self.path / ".lock").touch(mode=0o600)
         with (self.path / ".lock").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -71,9 +71,7 @@ class Ledger:
     def ask(self, lvlm: LVLM, request: Request) -> Answer:
         """The answer to ``request``, sent only where there is none yet. Raises LVLMError where asking again will not help."""
         body = lvlm.body(request)
-        server = lvlm.address["base_url"] if lvlm.address is not None else None
-        described = canonical({"adapter": ADAPTER_VERSION, "backend": lvlm.name, "server": server, "body": _without_pictures(body)})
-        key = hashlib.sha256(described.encode()).hexdigest()
+        described, key = self._describe(lvlm, body)
         with self._lock:
             flight = self._flights.setdefault(key, threading.Lock())
         # One flight per key: whoever asks the same meanwhile waits for this answer.
@@ -82,6 +80,31 @@ class Ledger:
             if stored is not None:
                 return stored if stored.problem else replace(lvlm.parse(stored.text), cached=True)
             return self._send(lvlm, key, described, body, request)
+
+    def key(self, lvlm: LVLM, request: Request) -> str:
+        """What identifies a request: the SHA-256 of everything in it, with pictures by their hashes."""
+        return self._describe(lvlm, lvlm.body(request))[1]
+
+    def missing(self, lvlm: LVLM, requests: list[Request]) -> list[Request]:
+        """Those that ``ask`` would send."""
+        with self._lock:
+            return [request for request in requests if self._stored(self.key(lvlm, request)) is None]
+
+    def record(self, lvlm: LVLM, request: Request, raw: str) -> Answer:
+        """Stores an answer that came another way."""
+        described, key = self._describe(lvlm, lvlm.body(request))
+        self._end(self._begin(key, request.role, lvlm.name, described), "answered", raw=raw)
+        return lvlm.parse(raw)
+
+    def _describe(self, lvlm: LVLM, body: dict[str, Any]) -> tuple[str, str]:
+        server = lvlm.address["base_url"] if lvlm.address is not None else None
+        described = canonical({"adapter": ADAPTER_VERSION, "backend": lvlm.name, "server": server, "body": _without_pictures(body)})
+        return described, hashlib.sha256(described.encode()).hexdigest()
+
+    def _stored(self, key: str) -> tuple[str, str | None, str | None] | None:
+        return self._connection.execute(
+            "SELECT state, raw, error FROM attempts WHERE key = ? AND state IN ('answered', 'unknown') ORDER BY state LIMIT 1", (key,)
+        ).fetchone()
 
     def _send(self, lvlm: LVLM, key: str, described: str, body: dict[str, Any], request: Request) -> Answer:
         """The answer, after as many attempts as the kind of error allows."""
@@ -123,15 +146,13 @@ class Ledger:
 
     def _find(self, key: str) -> Answer | None:
         with self._lock:
-            row = self._connection.execute(
-                "SELECT state, raw, error FROM attempts WHERE key = ? AND state IN ('answered', 'unknown') ORDER BY state LIMIT 1", (key,)
-            ).fetchone()
+            row = self._stored(key)
             if row is None:
                 return None
             self.cached += row[0] == "answered"
         if row[0] == "unknown":
             return Answer("", problem=f"unknown: {row[2]}; it may have been paid for, and is asked again only with --retry-unknown")
-        return Answer(row[1])
+        return Answer(row[1] or "")
 
     def _begin(self, key: str, role: str, model: str, described: str) -> int:
         with self._lock:

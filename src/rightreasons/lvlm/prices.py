@@ -59,7 +59,7 @@ def price_of(lvlm_name: str, *, base_url: str | None = None, overrides: Path | N
     if declared is not None:
         return _price(declared)
     if lvlm_name.partition(":")[0] in FREE or (host is not None and is_loopback(host)):
-        return Price(0, 0)
+        return Price(0.0, 0.0)
     packaged = _packaged().get(lvlm_name)
     return _price(packaged) if packaged is not None and host in (None, packaged["host"]) else None
 
@@ -67,7 +67,7 @@ def price_of(lvlm_name: str, *, base_url: str | None = None, overrides: Path | N
 def required_price(lvlm: LVLM, overrides: Path | None = None) -> Price:
     """The price of an open backend. Raises ConfigError with the lines that declare one where none is known."""
     server = None if lvlm.address is None else str(lvlm.address["base_url"])
-    price = Price(0, 0) if server is None else price_of(lvlm.name, base_url=server, overrides=overrides)
+    price = Price(0.0, 0.0) if server is None else price_of(lvlm.name, base_url=server, overrides=overrides)
     if price is None:
         raise ConfigError(
             f"no price is known for {lvlm.name!r} at {server}, so that what it costs cannot be bounded. Write it into a file, in US dollars per "
@@ -75,6 +75,11 @@ def required_price(lvlm: LVLM, overrides: Path | None = None) -> Price:
             f"date = {datetime.date.today().isoformat()}\ninput_usd = 0.00\noutput_usd = 0.00"
         )
     return price
+
+
+def provider_hosts() -> tuple[str, ...]:
+    """The hosts whose prices are packaged."""
+    return tuple(sorted({table["host"] for table in _packaged().values()}))
 
 
 def worst_case_tokens(body: Mapping[str, Any], max_tokens: int) -> Usage:

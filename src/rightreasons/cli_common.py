@@ -1,0 +1,43 @@
+"""What the commands share: their options, and how an error ends them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Out = Annotated[Path | None, typer.Option("--out", help="Folder for the results. The same command on it continues where it stopped.")]
+AllowRemote = Annotated[list[str] | None, typer.Option("--allow-remote", metavar="HOST", help="Let inspected images be sent to this host.")]
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="A configuration in TOML.")]
+
+
+def default_folder(config: Path) -> Path:
+    """Where the results of a configuration go unless --out says otherwise."""
+    return Path("runs") / config.stem
+
+
+def register(app: typer.Typer, example: str, name: str | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Makes a function a command of ``app`` whose help ends with an example. Errors raised on purpose are one message and exit code 1."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        return app.command(name, epilog=f"Example: {example}")(_clear_errors(command))
+
+    return decorate
+
+
+def _clear_errors(command: Callable[..., None]) -> Callable[..., None]:
+    @wraps(command)
+    def wrapped(*args: object, **kwargs: object) -> None:
+        from rightreasons.errors import RightReasonsError
+        from rightreasons.lvlm.privacy import redact
+
+        try:
+            command(*args, **kwargs)
+        except RightReasonsError as error:
+            typer.echo(f"error: {redact(str(error))}", err=True)
+            raise typer.Exit(1) from error
+
+    return wrapped

@@ -1,0 +1,181 @@
+"""What ``find`` would ask, without asking it: for an estimate, a dry run, and requests that are carried to a provider by hand.
+
+The questions come out of the very functions that ask them, given a ledger's answers where there are some; so nothing here knows of modes, votes
+or second tries.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import torch
+
+from rightreasons.config import describe_difference
+from rightreasons.data.loading import count_images, read_batches
+from rightreasons.errors import ConfigError
+from rightreasons.judge import Example, read_examples
+from rightreasons.lvlm import LVLM, open_lvlm
+from rightreasons.lvlm.ledger import Ledger
+from rightreasons.lvlm.prices import provider_hosts
+from rightreasons.lvlm.protocol import Answer, Request
+from rightreasons.pipeline import Inspection, consult, inspect_images, warn_of_lettering
+from rightreasons.progress import Reporter, Silent
+from rightreasons.project import Project, open_project, prepare
+from rightreasons.records import Attribution, Segmentation, Selection, Subject
+from rightreasons.runs import RunFolder
+from rightreasons.seeds import seeded
+from rightreasons.segment import AUTO_COMPONENTS
+
+NOT_ASKED = Answer("", problem="not asked yet", outcome="unknown")
+
+
+@dataclass(frozen=True)
+class Question:
+    """A request, and the model that it is for."""
+
+    lvlm: LVLM
+    request: Request
+
+
+@dataclass
+class Desk:
+    """Stands where a ledger stands, and sends nothing: what has no answer is kept in ``open``, and ``stand_in`` says how the talk goes on."""
+
+    ledger: Ledger | None
+    stand_in: Callable[[Request], Answer] = lambda request: NOT_ASKED
+    open: list[Question] = field(default_factory=list)
+    answered: list[Question] = field(default_factory=list)
+
+    def ask(self, lvlm: LVLM, request: Request) -> Answer:
+        """The answer that is there, or the stand-in."""
+        question = Question(lvlm, request)
+        if self.ledger is not None and not self.ledger.missing(lvlm, [request]):
+            self.answered.append(question)
+            return self.ledger.ask(lvlm, request)
+        self.open.append(question)
+        return self.stand_in(request)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a project's critic and judge are asked about. ``images`` is how many there will be, where ``found`` stands for them all."""
+
+    project: Project
+    found: Inspection
+    examples: tuple[Example, ...]
+    critic: LVLM
+    judge: LVLM
+    images: int
+    finished: bool
+
+    def consult(self, row: int, desk: Desk) -> None:
+        """Puts to ``desk`` every question about one image that the answers so far allow."""
+        consult(
+            self.found, row, self.found.pictures(row), self.project.descriptions, self.examples, critic=self.critic, judge=self.judge, ask=desk.ask
+        )
+
+    def open_questions(self, ledger: Ledger | None) -> Iterator[Question]:
+        """Every question that can be sent now, image by image."""
+        for row in self.found.judged:
+            desk = Desk(ledger)
+            self.consult(row, desk)
+            yield from desk.open
+
+    def close(self) -> None:
+        """Lets go of the backends."""
+        for lvlm in {id(lvlm): lvlm for lvlm in (self.critic, self.judge)}.values():
+            getattr(lvlm, "close", lambda: None)()
+
+
+def plan_project(project: Project, found: Inspection, *, images: int | None = None) -> Plan:
+    """The plan of a project whose images were inspected. Its backends are open and may send nothing: leave and keys are not asked for."""
+    critic = project.config.critic
+    examples = read_examples(project.root / critic.examples if critic.examples else None, seeded(project.config.run.seed, "few-shot"))
+    first = _open_silently(project, critic.lvlm)
+    second = first if critic.judge is None else _open_silently(project, critic.judge)
+    return Plan(project, found, examples, first, second, len(found.judged) if images is None else images, images is None)
+
+
+@contextmanager
+def inspect_project(project: Project, folder: RunFolder, reporter: Reporter) -> Iterator[Plan]:
+    """The plan of a project after every stage that asks nobody, each run where it has not finished; the folder is locked meanwhile."""
+    model = prepare(project, folder, reporter)
+    with folder.locked():
+        found = inspect_images(project.config, folder, model, project.task.splits["train"], len(project.descriptions), reporter)
+        plan = plan_project(project, found)
+        if plan.critic.address is not None:
+            warn_of_lettering(found, reporter)
+        yield from _closing(plan)
+
+
+@contextmanager
+def plan_of_folder(folder: RunFolder) -> Iterator[Plan]:
+    """The plan of a run folder, locked meanwhile. Raises ConfigError where the stages before the critic have not finished."""
+    config = folder.config()
+    tables = config.model_dump(by_alias=True, exclude_none=True)
+    project = open_project(tables, source=str(folder.path / "config.toml"), root=Path(folder.environment()["root"]))
+    if not _is_inspected(folder):
+        raise ConfigError(f"{folder.path} has no segments yet: run `rightreasons find CONFIG --dry-run --out {folder.path}`, which sends nothing, first")
+    with folder.locked():
+        yield from _closing(plan_project(project, _read_inspection(project, folder)))
+
+
+@contextmanager
+def plan_or_bound(project: Project, folder: RunFolder) -> Iterator[Plan]:
+    """The plan of a project: from its run folder where the stages before the critic have finished, else from one image and the settings.
+
+    That bound has as many images as are inspected at most, each with as many segments as there can be.
+    """
+    if _is_inspected(folder) and describe_difference(folder.config(), project.config) is None:
+        with folder.locked():
+            yield from _closing(plan_project(project, _read_inspection(project, folder)))
+        return
+    with tempfile.TemporaryDirectory() as place:
+        most = min(project.config.sample.size, count_images(project.task.splits["train"]))
+        yield from _closing(plan_project(project, _stand_in(project, RunFolder(Path(place))), images=most))
+
+
+def _closing(plan: Plan) -> Iterator[Plan]:
+    try:
+        yield plan
+    finally:
+        plan.close()
+
+
+def _is_inspected(folder: RunFolder) -> bool:
+    return all((folder.path / name).exists() for name in ("config.toml", "selection.json", "heatmaps.safetensors", "segments.safetensors"))
+
+
+def _read_inspection(project: Project, folder: RunFolder) -> Inspection:
+    return inspect_images(project.config, folder, project.model, project.task.splits["train"], len(project.descriptions), Silent())
+
+
+def _stand_in(project: Project, folder: RunFolder) -> Inspection:
+    """The first training image, cut into as many segments as there can be, and with the longest words that a prompt can have for it."""
+    images = next(read_batches(project.task.splits["train"], indices=[0], batch_size=1))
+    height, width = images.images.shape[-2:]
+    wanted = project.config.segment.components
+    corner = torch.arange(math.ceil(height / 3) * math.ceil(width / 3)).view(math.ceil(height / 3), -1)
+    count = min(max(AUTO_COMPONENTS) if wanted == "auto" else wanted, corner.numel())
+    # All of them at the bottom right, each with 100 %: nothing is longer to say.
+    segments = torch.full((1, height, width), -1)
+    segments[0, -corner.shape[0] :, -corner.shape[1] :] = corner * count // corner.numel()
+    label = max(range(len(project.descriptions)), key=lambda i: len(project.descriptions[i].name.encode()))
+    labels, zero = torch.tensor([label]), torch.zeros(1)
+    selection = Selection(project.config.sample.strategy, images.indices, labels, zero)
+    attribution = Attribution(torch.zeros(1, height, width), labels, zero)
+    segmentation = Segmentation(segments, segments >= 0, torch.ones(1, count), ("segmented",))
+    subject = Subject(int(images.indices[0]), segments[0], (segments[0] >= 0).float())
+    return Inspection(folder, images, selection, attribution, segmentation, [subject], [0])
+
+
+def _open_silently(project: Project, spec: str) -> LVLM:
+    base_url = project.config.critic.base_url
+    hosts = (urlsplit(base_url).hostname or "", *provider_hosts())
+    return open_lvlm(spec, base_url=base_url, allow_remote=hosts, truth=project.task.truth.get("train"), seed=project.config.run.seed)
