@@ -25,7 +25,9 @@ def test_without_a_server_a_run_folder_or_a_key(tmp_path, monkeypatch):
     assert not (tmp_path / "run").exists(), "nothing is left behind"
     assert found["images"] == 12 and found["roles"]["critic"]["requests"] == found["roles"]["judge"]["requests"] == 12
     total, price = found["total"], price_of("openai:gpt-4o")
-    assert total["usd_at_most"] == pytest.approx((total["input_tokens_at_most"] * price.input_usd + total["output_tokens_at_most"] * price.output_usd) / 1e6)
+    assert total["usd_at_most"] == pytest.approx(
+        (total["input_tokens_at_most"] * price.input_usd + total["output_tokens_at_most"] * price.output_usd) / 1e6
+    )
     assert 0 < total["usd_likely"] < total["usd_at_most"] and total["seconds_likely"] > 0
     assert "no image has been inspected yet" in found["counted"]
 

@@ -121,7 +121,7 @@ def test_a_larger_picture_never_counts_for_less_and_an_unknown_model_counts_by_t
     assert large.input_tokens > small.input_tokens + 20_000, "a snapshot counts as its model does: OpenAI bills gpt-4o-mini's pictures 33-fold"
 
 
-@pytest.mark.parametrize("text", ["plain words " * 50, "損傷そのもの" * 50, "🩺" * 99, "\x00\x07" * 99, "a\\b\"c\n" * 99, ""])
+@pytest.mark.parametrize("text", ["plain words " * 50, "損傷そのもの" * 50, "🩺" * 99, "\x00\x07" * 99, 'a\\b"c\n' * 99, ""])
 def test_no_more_tokens_than_bytes(text):
     """Bytes are the most that a tokenizer of bytes can come to: one token each, with nothing merged."""
     usage = worst_case_tokens(body(text), 77)

@@ -76,6 +76,7 @@ def find(
     dry_run: DryRun = False,
 ) -> None:
     """Find what the classifier leans on and have each piece judged; writes a run folder and report.html."""
+    from rightreasons.plan import carried_backends
     from rightreasons.project import find_in_project, read_project
     from rightreasons.runs import RunFolder
 
@@ -86,7 +87,13 @@ def find(
         cli_lvlm.show_dry_run(project, folder, reporter, as_json=as_json)
         return
     run = find_in_project(
-        project, folder, reporter=reporter, allow_remote=tuple(allow_remote or ()), retry_unknown=retry_unknown, max_usd=max_usd
+        project,
+        folder,
+        reporter=reporter,
+        allow_remote=tuple(allow_remote or ()),
+        retry_unknown=retry_unknown,
+        max_usd=max_usd,
+        carried=None if retry_unknown else carried_backends(project, folder),
     )
     metrics = _finish(project, run, reporter)
     _show(metrics, folder, as_json)

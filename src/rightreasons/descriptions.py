@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from rightreasons.records import ClassDescription
 
 _BETWEEN = """
-a an and any are as at be been both but by can could does do each every everything few for from had has have here how i if in into is it its itself kind
+a an and any are as at be been both but by can could does do each every everything few for from had
+has have here how i if in into is it its itself kind
 like looks looking many may more most much must neither no nor not nothing of often on one only or other others our part parts should shows show shown
 so some something such than that the their them then there these they thing things this those to two type up use used usually very was we were what
 when where which who whole will with within without would you your
@@ -39,7 +40,7 @@ def check_descriptions(descriptions: Sequence[ClassDescription]) -> list[str]:
     """A note for each class whose words name no region and no shortcut, by the rule above; empty where all do."""
     names = {word for description in descriptions for word in _words(description.name)}
     return [
-        f"a description that names no region and no shortcut: that of class {item.name!r} ({_quote(item)}). A critic can only judge a segment by things "
+        f"a description that names no region and no shortcut: that of class {item.name!r} ({_quote(item)}). A critic judges a segment by things "
         f'that can be pointed at: say what part of the picture matters ("the lesion itself: its border and structure"), or what does not '
         f'("plasters and rulers beside it"). If these words do name such a thing, leave them as they are'
         for item in descriptions

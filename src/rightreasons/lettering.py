@@ -23,7 +23,7 @@ LETTER = (6, 72)
 CONTRAST = 70
 FEWEST_LETTERS = 5
 # Letters that were burned in are of one grey, give or take what JPEG does to it.
-SAME_INK = 12
+SAME_INK = 12.0
 
 
 @dataclass(frozen=True)

@@ -171,7 +171,7 @@ def find(
     model = place_model(model, next(read_batches(train, batch_size=2)).images)
     with folder.locked():
         found = inspect_images(config, folder, model, train, len(descriptions), reporter)
-        selection, attribution, segmentation, subjects, judged = found.selection, found.attribution, found.segmentation, found.subjects, found.judged
+        selection, attribution, segmentation, judged = found.selection, found.attribution, found.segmentation, found.judged
         if lvlm.address is not None:
             warn_of_lettering(found, reporter)
         ledger = Ledger(folder.ledger, retry_unknown=retry_unknown)
@@ -264,8 +264,8 @@ def warn_of_lettering(found: Inspection, reporter: Reporter) -> None:
     if marked:
         shown = ", ".join(map(str, marked[:5])) + (", ..." if len(marked) > 5 else "")
         reporter.note(
-            f"{len(marked)} of {len(found.judged)} inspected images seem to have text burned into them (training images {shown}): look whether it names "
-            f"a person before they are sent anywhere. It is a light look, which can be wrong both ways (docs/critic.md)"
+            f"{len(marked)} of {len(found.judged)} inspected images seem to have text burned into them (training images {shown}): see whether "
+            f"it names a person before they are sent anywhere. It is a light look, which can be wrong both ways (docs/critic.md)"
         )
 
 

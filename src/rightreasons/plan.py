@@ -114,6 +114,19 @@ def inspect_project(project: Project, folder: RunFolder, reporter: Reporter) -> 
         yield from _closing(plan)
 
 
+def carried_backends(project: Project, folder: RunFolder) -> tuple[LVLM, LVLM] | None:
+    """Critic and judge of a run whose every question has its answer, which therefore needs no server, leave or price; None for any other run."""
+    if not _is_inspected(folder) or describe_difference(folder.config(), project.config) is not None:
+        return None
+    with folder.locked():
+        plan = plan_project(project, _read_inspection(project, folder))
+        ledger = Ledger(folder.ledger)
+        try:
+            return None if next(plan.open_questions(ledger), None) else (plan.critic, plan.judge)
+        finally:
+            ledger.close()
+
+
 @contextmanager
 def plan_of_folder(folder: RunFolder) -> Iterator[Plan]:
     """The plan of a run folder, locked meanwhile. Raises ConfigError where the stages before the critic have not finished."""
@@ -121,7 +134,9 @@ def plan_of_folder(folder: RunFolder) -> Iterator[Plan]:
     tables = config.model_dump(by_alias=True, exclude_none=True)
     project = open_project(tables, source=str(folder.path / "config.toml"), root=Path(folder.environment()["root"]))
     if not _is_inspected(folder):
-        raise ConfigError(f"{folder.path} has no segments yet: run `rightreasons find CONFIG --dry-run --out {folder.path}`, which sends nothing, first")
+        raise ConfigError(
+            f"{folder.path} has no segments yet: run `rightreasons find CONFIG --dry-run --out {folder.path}`, which sends nothing, first"
+        )
     with folder.locked():
         yield from _closing(plan_project(project, _read_inspection(project, folder)))
 

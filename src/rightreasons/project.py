@@ -78,13 +78,18 @@ def find_in_project(
     allow_remote: tuple[str, ...] = (),
     retry_unknown: bool = False,
     max_usd: float | None = None,
+    carried: tuple[LVLM, LVLM] | None = None,
 ) -> Run:
-    """``find`` for a project, training its model first where it has no checkpoint. ``max_usd`` comes before the configuration's."""
-    critic = project.config.critic
-    lvlm, judge = open_lvlms(project, allow_remote)
-    prices = {model.name: required_price(model, price_file(project)) for model in (lvlm, judge)}
-    for model in [lvlm] if judge is lvlm else [lvlm, judge]:
-        model.check()
+    """``find`` for a project, training its model first where it has no checkpoint. ``max_usd`` comes before the configuration's.
+
+    ``carried`` has the backends of a run that will ask nothing, since every answer is there: no price is needed for it, and no server.
+    """
+    critic, prices = project.config.critic, None
+    lvlm, judge = carried or open_lvlms(project, allow_remote)
+    if carried is None:
+        prices = {model.name: required_price(model, price_file(project)) for model in (lvlm, judge)}
+        for model in [lvlm] if judge is lvlm else [lvlm, judge]:
+            model.check()
     model = prepare(project, folder, reporter)
     return find(
         project.config,

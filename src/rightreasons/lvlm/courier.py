@@ -97,7 +97,9 @@ def wait_for_courier(ledger: Path, timeout: float) -> None:
 
 
 def _lock_file(ledger: Path) -> Path:
-    return ledger.with_name(f".{ledger.name}.courier")
+    path = ledger.with_name(f".{ledger.name}.courier")
+    path.touch(mode=0o600)
+    return path
 
 
 def _serve() -> None:

@@ -14,8 +14,8 @@ from rightreasons.plan import Plan
 from rightreasons.runs import write_bytes, write_text
 
 STRIPPED = (
-    "file names and folders; EXIF, DICOM and text fields of the image files (the pictures are drawn anew from pixels); groups and masks; the classifier "
-    "and its weights; every other image"
+    "file names and folders; EXIF, DICOM and text fields of the image files (the pictures are drawn anew from pixels); groups and masks; "
+    "the classifier and its weights; every other image"
 )
 
 

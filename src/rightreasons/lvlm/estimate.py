@@ -81,10 +81,10 @@ def explain(plan: Plan, seconds_per_answer: float) -> str:
         else f"at most {plan.images} images with as many segments as [segment] components allows, since no image has been inspected yet"
     )
     return (
-        f"Counted from {source}. At most: every byte of text a token, pictures by the dearest published rule for the model, each answer as long as it "
-        f"may be. Likely: four bytes a token, and answers as long as those that came already, or else {LIKELY_OUTPUT['critic']} tokens for a critique. "
-        f"Second tries are not counted; --max-usd bounds the money whatever happens. Time: {seconds_per_answer:g} s an answer, with as many under way "
-        f"as at the start."
+        f"Counted from {source}. At most: every byte of text a token, pictures by the dearest published rule for the model, each answer as long as "
+        f"it may be. Likely: four bytes a token, and answers as long as those that came already, or else {LIKELY_OUTPUT['critic']} tokens for a "
+        f"critique. Second tries are not counted; --max-usd bounds the money in any case. Time: {seconds_per_answer:g} s an answer, with as many "
+        f"under way as at the start."
     )
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import base64
 import importlib.util
-import ipaddress
 import json
 import math
-import os
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from rightreasons.errors import ConfigError, LVLMBusy, LVLMProtocolError, LVLMRejected, LVLMTimeout, LVLMUnavailable, MissingExtra
+from rightreasons.lvlm.privacy import KEYS, check_leave, is_loopback, read_key, redact
 from rightreasons.lvlm.protocol import Answer, Request
 
 if TYPE_CHECKING:
@@ -21,7 +20,7 @@ TIMEOUT_SECONDS = 180.0
 
 
 class OpenAICompatible:
-    """One model on one server. Pictures go as PNG data URLs; the key comes from OPENAI_API_KEY and from nowhere else."""
+    """One model on one server. Pictures go as PNG data URLs; the key comes from OPENAI_API_KEY or the keyring and from nowhere else."""
 
     simulated = False
     concurrency = (4, 32)
@@ -36,12 +35,8 @@ class OpenAICompatible:
             host = None
         if host is None:
             raise ConfigError(f"[critic] base_url = {base_url!r} is not an address such as http://127.0.0.1:8000/v1")
-        remote = not _is_loopback(host)
-        if remote and host not in allow_remote:
-            raise LVLMUnavailable(
-                f"{host} is not this machine, and the pictures, labels and class descriptions of the inspected images would be sent there: "
-                f"allow it with --allow-remote {host}, or use a server on 127.0.0.1"
-            )
+        remote = not is_loopback(host)
+        check_leave(host, allow_remote)
         self.name = f"openai:{model}"
         self.address: dict[str, Any] | None = {"spec": self.name, "base_url": base_url, "allow_remote": list(allow_remote)}
         self._model, self._base_url = model, base_url
@@ -134,20 +129,13 @@ class OpenAICompatible:
 
         # A redirect, or a proxy from the environment, would carry pictures to a host that nobody allowed.
         http = openai.DefaultHttpxClient(follow_redirects=False, trust_env=self._remote)
-        key = os.environ.get("OPENAI_API_KEY") or "none"
+        key = read_key(KEYS["openai"]) or "none"
         return openai.OpenAI(api_key=key, base_url=self._base_url, max_retries=0, timeout=timeout, http_client=http)
 
     def _explain(self, error: openai.APIStatusError) -> str:
         hint = {401: "set OPENAI_API_KEY", 403: "this key may not use this model", 404: f"is {self._model!r} the name of a model there?"}
-        said = str(error.message).replace(os.environ.get("OPENAI_API_KEY") or "\0", "***")[:300]
+        said = redact(str(error.message))[:300]
         return f"{self._base_url} answers {error.status_code}: {said} ({hint.get(error.status_code, 'the run can be resumed')})"
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _retry_after(error: openai.APIStatusError) -> float | None:

@@ -155,6 +155,7 @@ def _rule(model: object) -> Mapping[str, Any]:
 
 def _measure(body: Mapping[str, Any]) -> tuple[int, int]:
     """The bytes of a body without its pictures, and the tokens of those."""
-    rule, sizes = _rule(body.get("model")), []
+    rule = _rule(body.get("model"))
+    sizes: list[tuple[int, int]] = []
     text = replace_pictures(dict(body), lambda encoded: sizes.append(picture_size(encoded)))
-    return len(json.dumps(text, ensure_ascii=False).encode()), sum(picture_tokens(*size, rule) for size in sizes)
+    return len(json.dumps(text, ensure_ascii=False).encode()), sum(picture_tokens(width, height, rule) for width, height in sizes)

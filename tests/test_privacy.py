@@ -1,0 +1,204 @@
+"""What leaves this machine, and what stays in the run folder: no key, no file name, no metadata."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from rightreasons.errors import LVLMUnavailable
+from rightreasons.lvlm import open_lvlm, privacy
+from rightreasons.lvlm.protocol import Request
+from tests.helpers import invoke, pictures, run, start, write_project
+from tests.stub_server import StubServer, error
+
+KEY = "sk-secret-8c1f0a77d1"
+PATIENT = "Mustermann-Erika-1964-08-12"
+
+
+@pytest.fixture
+def named(tmp_path):
+    """A project whose image files carry a patient's name: in the file's name, in EXIF and in text chunks."""
+
+    def write(base_url):
+        config = write_project(tmp_path, base_url)
+        for name, arrays in pictures().items():
+            for i, array in enumerate(arrays):
+                old = tmp_path / "images" / name / f"{i:02d}.png"
+                old.unlink()
+                info, exif = PngInfo(), Image.Exif()
+                info.add_text("Comment", PATIENT)
+                info.add_itxt("PatientName", PATIENT)
+                exif[0x010E] = PATIENT
+                Image.fromarray(array).save(old.with_name(f"{PATIENT}-{i:02d}.png"), pnginfo=info, exif=exif)
+        assert PATIENT.encode() in next((tmp_path / "images").rglob("*.png")).read_bytes()
+        return config
+
+    return write
+
+
+def everything(folder):
+    """Every file of a folder, by name and content; pictures in a page or database are in base64 there, and metadata would be too."""
+    for path in folder.rglob("*"):
+        yield path.name, path.read_bytes() if path.is_file() else b""
+
+
+def test_a_whole_run_keeps_names_metadata_and_the_key_to_itself(named, tmp_path):
+    """Even where the server repeats the key, and with the courier's command line looked at while it runs."""
+    echo = lambda seen: error(500, f"bad key {seen.headers['authorization']}") if seen.number == 1 else None  # noqa: E731
+    with StubServer(misbehave=echo) as stub:
+        config = named(stub.base_url)
+        find = run("find", config, "--out", tmp_path / "run", "--json", OPENAI_API_KEY=KEY)
+        assert all(seen.headers["authorization"] == f"Bearer {KEY}" for seen in stub.seen), "the key was in use"
+        for seen in stub.seen:
+            assert PATIENT not in json.dumps(seen.body) and str(tmp_path) not in json.dumps(seen.body)
+            assert not seen.problems, "each picture is IHDR, IDAT and IEND and nothing else"
+            assert all(not picture.info and not picture.getexif() for picture in seen.pictures)
+    shown = run("find", config, "--out", tmp_path / "run", "--dry-run", OPENAI_API_KEY=KEY)
+    fresh = run("find", config, "--out", tmp_path / "fresh", "--dry-run", OPENAI_API_KEY=KEY)
+    exported = run("lvlm", "export", tmp_path / "fresh", "--to", tmp_path / "fresh" / "requests.jsonl", OPENAI_API_KEY=KEY)
+    for name, content in [*everything(tmp_path / "run"), *everything(tmp_path / "fresh")]:
+        assert KEY.encode() not in content and KEY not in name
+        assert PATIENT.encode() not in content and PATIENT not in name
+    for result in (find, shown, fresh, exported):
+        for text in (result.stdout, result.stderr):
+            assert KEY not in text and PATIENT not in text
+
+
+def test_the_courier_has_no_key_on_its_command_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with StubServer(delay=0.2) as stub:
+        process = start("find", write_project(tmp_path, stub.base_url), "--out", tmp_path / "run", start_new_session=True)
+        try:
+            while not stub.requests:
+                assert process.poll() is None
+            listed = subprocess.run(["ps", "-eo", "pid,pgid,args", "-ww"], capture_output=True, text=True).stdout
+        finally:
+            os.killpg(process.pid, 9)
+            process.wait()
+    ours = [line for line in listed.splitlines() if f" {process.pid} " in f" {line} "]
+    assert any("rightreasons.lvlm.courier" in line for line in ours), listed
+    assert KEY not in listed
+
+
+def test_a_run_folder_is_for_its_owner_alone(tmp_path):
+    """While requests are under way too: the database's journals have its mode."""
+    with StubServer(delay=0.2) as stub:
+        process = start("find", write_project(tmp_path, stub.base_url), "--out", tmp_path / "run", start_new_session=True)
+        try:
+            while not stub.requests:
+                assert process.poll() is None
+            names = {path.name for path in (tmp_path / "run").iterdir()}
+            assert {"lvlm.sqlite", "lvlm.sqlite-wal", "lvlm.sqlite-shm"} <= names
+            check_modes(tmp_path / "run")
+        finally:
+            os.killpg(process.pid, 9)
+            process.wait()
+    with StubServer() as stub:
+        (tmp_path / "whole").mkdir()
+        run("find", write_project(tmp_path / "whole", stub.base_url), "--out", tmp_path / "whole" / "run")
+        run("fix", tmp_path / "whole" / "run")
+        check_modes(tmp_path / "whole" / "run")
+
+
+def check_modes(folder):
+    for path in (folder, *folder.rglob("*")):
+        assert path.stat().st_mode & 0o077 == 0, f"{path.name} is open to others"
+
+
+def test_a_remote_host_hears_of_nothing_until_it_is_allowed_and_the_message_says_what_it_would_hear():
+    with pytest.raises(LVLMUnavailable, match="--allow-remote llm.example") as refused:
+        privacy.check_leave("llm.example", ())
+    for words in ("pixels", "true label", "class descriptions", "no file name", "--dry-run"):
+        assert words in str(refused.value)
+    privacy.check_leave("llm.example", ("llm.example",))
+    privacy.check_leave("127.0.0.1", ())
+    with pytest.raises(LVLMUnavailable):
+        privacy.check_leave("sub.llm.example", ("llm.example",))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
+def test_this_machine(host):
+    assert privacy.is_loopback(host)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1.example.com", "0.0.0.0", "10.0.0.1", "localhost.example", "example.com", ""])
+def test_another_machine(host):
+    assert not privacy.is_loopback(host)
+
+
+@pytest.fixture
+def store():
+    """The real package with a store in memory, whose ``fails`` is what reading it raises."""
+    keyring = pytest.importorskip("keyring")
+    from keyring.backend import KeyringBackend
+
+    class InMemory(KeyringBackend):
+        priority = 1
+        fails = None
+
+        def get_password(self, service, username):
+            if self.fails is not None:
+                raise self.fails
+            return {("rightreasons", "OPENAI_API_KEY"): "from-the-keyring"}.get((service, username))
+
+    before, backend = keyring.get_keyring(), InMemory()
+    keyring.set_keyring(backend)
+    yield backend
+    keyring.set_keyring(before)
+
+
+def test_a_key_from_the_environment_or_a_keyring(store, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "")
+    assert privacy.read_key("OPENAI_API_KEY") == "from-the-keyring" and privacy.read_key("GEMINI_API_KEY") is None
+    assert privacy.redact("it said from-the-keyring") == "it said ***"
+    with StubServer() as stub:
+        lvlm = open_lvlm("openai:stub", base_url=stub.base_url)
+        with contextlib.closing(lvlm):
+            lvlm.send(lvlm.body(Request("judge", ("Now the critique to judge:\n<critique>\nS1: x\n</critique>\nkeys are exactly S1, each",))), None)
+        assert stub.seen[0].headers["authorization"] == "Bearer from-the-keyring"
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    assert privacy.read_key("OPENAI_API_KEY") == KEY, "the environment comes first"
+
+
+def test_without_the_extra(monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setitem(sys.modules, "keyring", None)
+    assert privacy.read_key("OPENAI_API_KEY") is None
+
+
+def test_a_keyring_that_cannot_be_read(store, monkeypatch):
+    from keyring.errors import KeyringLocked, NoKeyringError
+
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    store.fails = NoKeyringError("none here")
+    assert privacy.read_key("OPENAI_API_KEY") is None, "a machine without a keyring has no key in it"
+    store.fails = KeyringLocked("locked")
+    with pytest.raises(LVLMUnavailable, match="unlock it, or set OPENAI_API_KEY"):
+        privacy.read_key("OPENAI_API_KEY")
+
+
+def test_errors_show_no_key(tmp_path, monkeypatch):
+    monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
+    assert privacy.redact(f"x {KEY} y {KEY}") == "x *** y ***"
+    result = invoke("find", tmp_path / f"{KEY}.toml")
+    assert result.exit_code == 1 and KEY not in result.stderr and "***" in result.stderr
+
+
+def test_lettering_is_warned_of_before_anything_is_sent(tmp_path, monkeypatch):
+    from rightreasons.progress import Silent
+    from rightreasons.project import find_in_project, read_project
+    from rightreasons.runs import RunFolder
+
+    monkeypatch.setattr("rightreasons.pipeline.has_lettering", lambda pixels: True)  # 16 pixels are too few to write on
+    reporter, heard = Silent(), []
+    with StubServer(misbehave=lambda seen: heard.append(len(reporter.notes))) as stub:
+        find_in_project(read_project(write_project(tmp_path, stub.base_url)), RunFolder(tmp_path / "run"), reporter=reporter)
+    assert heard[0] == 1 and "12 of 12 inspected images seem to have text burned into them" in reporter.notes[0]
+    assert PATIENT not in reporter.notes[0]
