@@ -26,14 +26,14 @@ RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder."
 @register(app, "rightreasons lvlm probe config.toml --allow-remote api.example.com")
 def probe(config: ConfigFile, allow_remote: AllowRemote = None, as_json: AsJson = False) -> None:
     """What the server and model of a configuration can do, each ability tried with a real call. A few small calls with made-up pictures."""
-    from rightreasons.lvlm import probe as prober
+    from rightreasons.lvlm.probe import probe as probe_lvlm
     from rightreasons.project import open_lvlms, read_project
 
     critic, judge = open_lvlms(read_project(config), tuple(allow_remote or ()))
     models = [critic] if judge is critic else [critic, judge]
     for lvlm in models:
         lvlm.check()
-    found = {lvlm.name: prober.probe(lvlm) for lvlm in models}
+    found = {lvlm.name: probe_lvlm(lvlm) for lvlm in models}
     if as_json:
         typer.echo(json.dumps(found, indent=2))
         return

@@ -36,7 +36,7 @@ from rightreasons.judge import Example, judge_critique, read_examples
 from rightreasons.lettering import has_lettering
 from rightreasons.lvlm import LVLM
 from rightreasons.lvlm.ledger import Ledger
-from rightreasons.lvlm.prices import Price
+from rightreasons.lvlm.prices import Price, dearest
 from rightreasons.lvlm.protocol import Answer, Request
 from rightreasons.mask import build_masks
 from rightreasons.models import as_classifier, check_model, hash_weights, load_checkpoint, model_device, place_model, save_checkpoint, unwrap
@@ -174,7 +174,8 @@ def find(
         selection, attribution, segmentation, judged = found.selection, found.attribution, found.segmentation, found.judged
         if lvlm.address is not None:
             warn_of_lettering(found, reporter)
-        ledger = Ledger(folder.ledger, retry_unknown=retry_unknown)
+        price = dearest(prices.values()) if prices else None
+        ledger = Ledger(folder.ledger, retry_unknown=retry_unknown, price=price, max_usd=max_usd)
         try:
             pictures = _render(found.images, segmentation, judged, folder, reporter)
 

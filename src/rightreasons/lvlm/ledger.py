@@ -17,9 +17,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rightreasons.errors import LVLMBusy, LVLMError, LVLMProtocolError, LVLMTimeout, LVLMUnavailable
+from rightreasons.errors import LVLMBusy, LVLMError, LVLMOverBudget, LVLMProtocolError, LVLMTimeout, LVLMUnavailable
 from rightreasons.lvlm import LVLM
 from rightreasons.lvlm.courier import Courier, wait_for_courier
+from rightreasons.lvlm.prices import Price
 from rightreasons.lvlm.protocol import Answer, Request
 
 ADAPTER_VERSION = 1
@@ -38,7 +39,11 @@ CREATE INDEX IF NOT EXISTS by_key ON attempts (key);
 class Ledger:
     """The attempts of one run folder. Threads may share it; a second process must not (``runs`` holds a lock)."""
 
-    def __init__(self, path: Path, *, retry_unknown: bool = False, first_wait: float = 1.0) -> None:
+    def __init__(
+        self, path: Path, *, retry_unknown: bool = False, first_wait: float = 1.0, price: Price | None = None, max_usd: float | None = None
+    ) -> None:
+        if max_usd is not None and (price is None or price != Price(0.0, 0.0)):
+            raise LVLMOverBudget(f"this ledger cannot keep to max_usd = {max_usd:g} yet: nothing is sent")
         path.touch(mode=0o600)
         self._connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=60)
         self._lock = threading.Lock()
