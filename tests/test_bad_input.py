@@ -60,7 +60,7 @@ def image(config, name):
         ('path = "images"', f'path = "{"x" * 300}"', ["[data] path"]),
         ('path = "images"', 'path = "decoy-mnist:packged"', ["packged", "packaged"]),
         ('path = "images"', "path = 3", ["data.path = 3", "string"]),
-        ("[classes.nut]\n" + DESCRIPTION, "", ["no description", "'nut'", "[classes.nut]"]),
+        ("[classes.nut]\n" + DESCRIPTION, "", ["without a description", "'nut'", "[classes.nut]"]),
         ("[classes.nut]", "[classes.screw]\n" + DESCRIPTION + "\n[classes.nut]", ["'screw'", "'bolt', 'nut'"]),
         (DESCRIPTION, "description = ' '", ["classes.nut", "neither"]),
         ('tag_model:build"\ncheckpoint = "model.safetensors"', 'tag_model:three"', ["3 outputs", "2 classes", "bolt, nut"]),

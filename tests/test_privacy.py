@@ -148,6 +148,9 @@ def store():
                 raise self.fails
             return {("rightreasons", "OPENAI_API_KEY"): "from-the-keyring"}.get((service, username))
 
+        def set_password(self, service, username, password):
+            raise NotImplementedError("nothing here writes a key")
+
     before, backend = keyring.get_keyring(), InMemory()
     keyring.set_keyring(backend)
     yield backend
