@@ -94,7 +94,7 @@ class CriticConfig(_Table):
 
     lvlm: str
     judge: str | None = Field(default=None, description="another model for the judge; default: the same")
-    base_url: str = "http://127.0.0.1:8000/v1"
+    base_url: str | None = Field(default=None, description="of the server; default: port 8000 of this machine for openai:, else the provider's own")
     votes: Literal[1] = 1
     max_usd: Annotated[float, Field(ge=0)] | None = Field(default=None, description="stop before the next request could pass this many US dollars")
     prices: str | None = Field(default=None, description="a file of prices like lvlm/prices.toml, which come before the packaged ones")

@@ -11,34 +11,85 @@ from rightreasons.lvlm.protocol import LVLM
 if TYPE_CHECKING:
     from rightreasons.records import GroundTruth
 
-__all__ = ["LVLM", "open_lvlm"]
+__all__ = ["LOCAL_SERVER", "LVLM", "open_lvlm"]
+
+# Where openai: looks where nothing else is said: vLLM's own default.
+LOCAL_SERVER = "http://127.0.0.1:8000/v1"
+# What follows the colon, for error messages.
+_FORMS = {
+    "openai": "openai:MODEL",
+    "anthropic": "anthropic:MODEL",
+    "gemini": "gemini:MODEL",
+    "local": "local:FOLDER",
+    "replay": "replay:FILE",
+    "human": "human:FILE",
+    "simulated": "simulated:",
+    "scripted": "scripted:FILE",
+}
 
 
 def open_lvlm(
     spec: str,
     *,
-    base_url: str = "http://127.0.0.1:8000/v1",
+    base_url: str | None = None,
     allow_remote: tuple[str, ...] = (),
     truth: GroundTruth | None = None,
     seed: int = 0,
 ) -> LVLM:
-    """The backend that ``spec`` names: ``openai:MODEL`` (any OpenAI-compatible server), ``simulated:`` or ``scripted:FILE``.
+    """The backend that ``spec`` names.
 
-    ``simulated:0.87`` errs on 13 % of the segments, ``simulated:sensitivity=0.9,specificity=0.8`` unevenly; it needs ``truth``.
-    Raises ConfigError for an unknown backend, LVLMUnavailable for a remote host without leave or a simulation without ground truth.
+    ``openai:MODEL`` any server that speaks the OpenAI chat protocol, at ``base_url`` (default: port 8000 of this machine);
+    ``anthropic:MODEL``, ``gemini:MODEL`` the provider's own protocol, at the provider or ``base_url``;
+    ``local:FOLDER`` a transformers model on this machine, in this process;
+    ``replay:FILE`` answers of an earlier run, from its lvlm.sqlite or from exported JSONL;
+    ``human:FILE`` a person, who fills in a file;
+    ``simulated:0.87`` errs on 13 % of the segments, ``simulated:sensitivity=0.9,specificity=0.8`` unevenly; it needs ``truth``;
+    ``scripted:FILE`` fixed answers.
+
+    Raises ConfigError for an unknown backend, MissingExtra, or LVLMUnavailable for a remote host without leave or a simulation without ground truth.
     """
-    kind, _, rest = spec.partition(":")
-    if kind not in _BACKENDS:
-        raise ConfigError(f"[critic] lvlm = {spec!r} is not known; expected openai:MODEL, simulated: or scripted:FILE")
+    kind, colon, rest = spec.partition(":")
+    if kind not in _BACKENDS or not colon:
+        raise ConfigError(f"[critic] lvlm = {spec!r} is not known; expected one of {', '.join(_FORMS.values())}")
+    if not rest and kind != "simulated":
+        raise ConfigError(f"[critic] lvlm = {spec!r} says nothing after the colon; expected {_FORMS[kind]}")
     return _BACKENDS[kind](rest, base_url=base_url, allow_remote=allow_remote, truth=truth, seed=seed)
 
 
-def _open_openai(model: str, *, base_url: str, allow_remote: tuple[str, ...], **_: object) -> LVLM:
+def _open_openai(model: str, *, base_url: str | None, allow_remote: tuple[str, ...], **_: object) -> LVLM:
     from rightreasons.lvlm.openai import OpenAICompatible
 
-    if not model:
-        raise ConfigError("[critic] lvlm = 'openai:' names no model; expected openai:MODEL")
-    return OpenAICompatible(model, base_url=base_url, allow_remote=allow_remote)
+    return OpenAICompatible(model, base_url=base_url or LOCAL_SERVER, allow_remote=allow_remote)
+
+
+def _open_anthropic(model: str, *, base_url: str | None, allow_remote: tuple[str, ...], **_: object) -> LVLM:
+    from rightreasons.lvlm.anthropic import Anthropic
+
+    return Anthropic(model, base_url=base_url, allow_remote=allow_remote)
+
+
+def _open_gemini(model: str, *, base_url: str | None, allow_remote: tuple[str, ...], **_: object) -> LVLM:
+    from rightreasons.lvlm.gemini import Gemini
+
+    return Gemini(model, base_url=base_url, allow_remote=allow_remote)
+
+
+def _open_local(folder: str, **_: object) -> LVLM:
+    from rightreasons.lvlm.local import Local
+
+    return Local(folder)
+
+
+def _open_replay(file: str, **_: object) -> LVLM:
+    from rightreasons.lvlm.replay import Replay
+
+    return Replay(file)
+
+
+def _open_human(file: str, **_: object) -> LVLM:
+    from rightreasons.lvlm.human import Human
+
+    return Human(file)
 
 
 def _open_simulated(options: str, *, truth: GroundTruth | None, seed: int, **_: object) -> LVLM:
@@ -55,4 +106,13 @@ def _open_scripted(path: str, **_: object) -> LVLM:
     return Scripted.from_file(path)
 
 
-_BACKENDS: dict[str, Callable[..., LVLM]] = {"openai": _open_openai, "simulated": _open_simulated, "scripted": _open_scripted}
+_BACKENDS: dict[str, Callable[..., LVLM]] = {
+    "openai": _open_openai,
+    "anthropic": _open_anthropic,
+    "gemini": _open_gemini,
+    "local": _open_local,
+    "replay": _open_replay,
+    "human": _open_human,
+    "simulated": _open_simulated,
+    "scripted": _open_scripted,
+}
