@@ -1,0 +1,154 @@
+"""What a server and model can do, each ability tried with a real call: documentation and a status of 200 both promise more than is kept."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from dataclasses import replace
+from typing import Any
+
+from rightreasons.errors import LVLMBusy, LVLMError, LVLMRejected, LVLMUnavailable, LVLMUnsupported
+from rightreasons.lvlm.protocol import LVLM, Answer, Request
+
+# Two digits to a picture: nobody guesses three of them in order.
+NUMBERS = ("47", "83", "26")
+_SCHEMA = {
+    "type": "object",
+    "properties": {"S1": {"type": "string", "enum": ["relevant", "spurious", "unsure"]}},
+    "required": ["S1"],
+    "additionalProperties": False,
+}
+_CAP = 16
+_TRIES = 4
+_LONGEST_WAIT = 5.0
+
+
+def probe(lvlm: LVLM) -> dict[str, Any]:
+    """What ``lvlm`` can do, by some seven small calls past any ledger.
+
+    ``answers`` it says anything; ``pictures`` it reads the number in a picture; ``most_pictures`` of one prompt that it reads (0, 1 or 3; the critic
+    shows 3); ``json_schema``, ``json_object`` the form holds although the prompt asks for something else (None where the backend has no such form);
+    ``max_tokens_name`` the parameter that caps an answer, None where none does; ``truncates`` it says that an answer was cut off; ``usage`` it counts
+    tokens; ``seconds`` of the longest call; ``problem`` what came instead of the first answer that did not come.
+
+    A poor model makes a poor table, never an error. Raises LVLMUnavailable or LVLMRejected where nothing is answered at all.
+    """
+    talk = _Talk(lvlm)
+    hello = Request("control", ("Say hello in one short sentence.",), max_tokens=256)
+    first = talk.ask(hello, stop=True)
+    read = [count for count in (1, 3) if _numbers_in(talk.ask(_show(count)).text, count)]
+    formed = replace(hello, schema=_SCHEMA)
+    schema = talk.ask(formed)
+    free = _without_schema(lvlm.body(formed))
+    any_object = None if free is None else talk.ask(formed, free)
+    name, truncates = _find_cap(talk)
+    return {
+        "answers": bool(first.text.strip()),
+        "pictures": 1 in read,
+        "most_pictures": max(read, default=0),
+        "json_schema": _object(schema.text).get("S1") in _SCHEMA["properties"]["S1"]["enum"],
+        "json_object": None if any_object is None else _is_object(any_object.text),
+        "max_tokens_name": name,
+        "truncates": truncates,
+        "usage": None not in (first.usage.input_tokens, first.usage.output_tokens),
+        "seconds": round(talk.longest, 3),
+        "problem": talk.problem,
+    }
+
+
+def draw_number(number: str) -> bytes:
+    """A PNG of 512 x 512 with the number in black on white, as large as fits."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    picture = Image.new("RGB", (512, 512), "white")
+    ImageDraw.Draw(picture).text((256, 256), number, fill="black", font=ImageFont.load_default(360), anchor="mm")
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _show(count: int) -> Request:
+    words = "Each picture shows one number. Say the numbers in the order of the pictures, with commas between them, and nothing else."
+    return Request("control", (words, *map(draw_number, NUMBERS[:count])), max_tokens=256)
+
+
+def _numbers_in(text: str, count: int) -> bool:
+    digits = "".join(letter if letter.isdigit() else " " for letter in text).split()
+    return digits == list(NUMBERS[:count])
+
+
+def _without_schema(body: dict[str, Any]) -> dict[str, Any] | None:
+    """The same request for any JSON object, where the backend's protocol has that."""
+    if "response_format" in body:
+        return body | {"response_format": {"type": "json_object"}}
+    if "responseJsonSchema" in body.get("generationConfig", {}):
+        return body | {"generationConfig": {key: value for key, value in body["generationConfig"].items() if key != "responseJsonSchema"}}
+    return None
+
+
+def _find_cap(talk: _Talk) -> tuple[str | None, bool]:
+    """The name under which a cap on the answer holds, and whether it is said that the answer was cut off."""
+    request = Request("control", ("Count from one to three hundred in words.",), max_tokens=_CAP)
+    body = talk.lvlm.body(request)
+    name = next((key for key, value in body.get("generationConfig", body).items() if value == _CAP), None)
+    answer = talk.ask(request, note=False)
+    newer, older = "max_completion_tokens", "max_tokens"
+    if name == newer and any(newer in words for words in talk.refused):
+        name = older
+    elif name == newer and not _is_capped(answer):  # taken with a 200, and not heeded
+        name = older
+        answer = talk.ask(request, {key: value for key, value in body.items() if key != newer} | {older: _CAP}, note=False)
+    return (name, answer.outcome == "truncated") if _is_capped(answer) else (None, False)
+
+
+def _is_capped(answer: Answer) -> bool:
+    return answer.outcome == "truncated" or answer.usage.output_tokens == _CAP
+
+
+class _Talk:
+    """Calls to one backend: what they took, what was refused on the way, and the first thing that went wrong."""
+
+    def __init__(self, lvlm: LVLM) -> None:
+        self.lvlm = lvlm
+        self.longest = 0.0
+        self.refused: list[str] = []
+        self.problem: str | None = None
+
+    def ask(self, request: Request, body: dict[str, Any] | None = None, *, stop: bool = False, note: bool = True) -> Answer:
+        """One answer. A server that is busy, or does not take a parameter, is asked again. ``stop``: no answer at all is an error."""
+        answer = Answer("", problem="no answer", outcome="unknown")
+        for _ in range(_TRIES):
+            began = time.perf_counter()
+            try:
+                answer = self.lvlm.parse(self.lvlm.send(self.lvlm.body(request) if body is None else body, request))
+                self.longest = max(self.longest, time.perf_counter() - began)
+                break
+            except LVLMError as error:
+                answer = replace(answer, problem=str(error))
+                if stop and isinstance(error, LVLMUnavailable | LVLMRejected):
+                    raise
+                if isinstance(error, LVLMUnsupported):
+                    self.refused.append(str(error))
+                elif isinstance(error, LVLMBusy):
+                    time.sleep(min(_LONGEST_WAIT, 1.0 if error.wait is None else error.wait))
+                else:
+                    break
+        if stop and answer.outcome == "unknown":
+            raise LVLMUnavailable(f"{self.lvlm.name} gives no answer: {answer.problem}")
+        if note:
+            self.problem = self.problem or answer.problem
+        return answer
+
+
+def _object(text: str) -> dict[str, Any]:
+    """The JSON object that the whole text is; empty where it is something else."""
+    try:
+        said = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
+def _is_object(text: str) -> bool:
+    return bool(_object(text)) or text.strip() == "{}"
