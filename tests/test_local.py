@@ -13,6 +13,7 @@ from rightreasons.judge import parse_verdicts
 from rightreasons.lvlm import LVLM, open_lvlm
 from rightreasons.lvlm.ledger import Ledger
 from rightreasons.lvlm.protocol import Request
+from tests.helpers import invoke, read_lines, write_project, write_scripted
 from tests.tiny_vlm import build_tiny_vlm
 
 IDS = ["S1", "S2", "S3"]
@@ -99,3 +100,19 @@ def test_a_folder_that_is_no_model(tmp_path, folder):
     (tmp_path / "config.json").write_text((folder / "config.json").read_text())
     with pytest.raises(LVLMUnavailable, match="cannot be loaded"):
         answer(open_lvlm(f"local:{tmp_path}"), Request("critic", ("?",)))
+
+
+def test_find_with_a_judge_in_process(tmp_path, folder):
+    """The whole run: under the schema even noise is one verdict per segment, whichever it is."""
+    config = write_scripted(tmp_path, changes={"[align]": f'judge = "local:{folder}"\n[align]', "size = 12": "size = 3"})
+    assert invoke("find", config, "--out", tmp_path / "run").exit_code == 0
+    verdicts = read_lines(tmp_path / "run" / "verdicts.jsonl")
+    assert verdicts and not any(verdict["problem"] for verdict in verdicts)
+
+
+def test_find_with_a_critic_in_process(tmp_path, folder):
+    """Its prose is noise, with a schema or without: no verdict."""
+    config = write_project(tmp_path, changes={"openai:stub": f"local:{folder}", "size = 12": "size = 1"})
+    result = invoke("find", config, "--out", tmp_path / "run")
+    assert result.exit_code == 1 and "no usable verdict" in result.stderr
+    assert all(verdict["value"] == "unsure" and verdict["problem"] for verdict in read_lines(tmp_path / "run" / "verdicts.jsonl"))
