@@ -14,7 +14,9 @@ import json
 import re
 import socket
 import struct
+import sys
 import threading
+import traceback
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -80,7 +82,10 @@ class Fault:
 
 
 class FaultServer:
-    """``remember=False`` keeps counts alone, for a long run. ``models`` is the reply to the list of models."""
+    """``answer`` (or ``critic`` for its half of it) is what a well-behaved model says, ``models`` the reply to the list of models.
+
+    ``remember=False`` keeps counts alone, for a long run.
+    """
 
     def __init__(
         self,
@@ -89,12 +94,13 @@ class FaultServer:
         delay: float = 0.0,
         misbehave: Callable | None = None,
         critic: Callable | None = None,
+        answer: Callable | None = None,
         hostile: bool = True,
         models: tuple | None = None,
         remember: bool = True,
     ):
         self.tag, self.delay, self.misbehave, self.hostile, self.models = tag, delay, misbehave, hostile, models
-        self.critic, self.remember = critic or self.criticise, remember
+        self.answer, self.remember = answer or (lambda seen: judge(seen) if seen.role == "judge" else (critic or self.criticise)(seen)), remember
         self.bodies: Counter = Counter()
         # Whole answers that reached whoever asked, by body; and answers worked out, which is what costs money.
         self.delivered: Counter = Counter()
@@ -117,6 +123,7 @@ class FaultServer:
         self.server.shutdown()
         self.server.server_close()
         self._thread.join()
+        assert not self.server.broken, f"the server itself failed: {self.server.broken}"
 
     @property
     def money(self) -> float:
@@ -150,10 +157,6 @@ class FaultServer:
                 self.seen.append(seen)
             self.asked.notify_all()
         return key, seen
-
-    def answer(self, seen: Seen) -> str:
-        """What a well-behaved model says."""
-        return judge(seen) if seen.role == "judge" else self.critic(seen)
 
     def criticise(self, seen: Seen) -> str:
         places = dict(re.findall(r"^(S\d+): ([a-z ]+), \d+%$", seen.text, re.MULTILINE))
@@ -268,6 +271,15 @@ def _chunks(png: bytes):
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 256
+
+    def __init__(self, *options) -> None:
+        super().__init__(*options)
+        self.broken: list[str] = []
+
+    def handle_error(self, request, client_address) -> None:
+        failure = sys.exc_info()[1]
+        if not isinstance(failure, OSError):  # whoever asked was killed
+            self.broken.append("".join(traceback.format_exception(failure)))
 
 
 def _handler(stub: FaultServer) -> type[BaseHTTPRequestHandler]:
