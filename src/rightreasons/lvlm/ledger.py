@@ -109,7 +109,7 @@ class Ledger:
 
     def key(self, lvlm: LVLM, request: Request) -> str:
         """What identifies a request: the SHA-256 of all that is sent and of whom is asked, with pictures by their bytes."""
-        return hashlib.sha256(_describe(lvlm, request, lvlm.body(request)).encode()).hexdigest()
+        return _digest(_describe(lvlm, request, lvlm.body(request)))
 
     def missing(self, lvlm: LVLM, requests: Sequence[Request]) -> list[Request]:
         """Those that ``ask`` would send."""
@@ -120,14 +120,14 @@ class Ledger:
 
         Raises LVLMProtocolError where ``raw`` is not an answer of this backend.
         """
-        key, answer = self.key(lvlm, request), lvlm.parse(raw)
+        answer, described = lvlm.parse(raw), _describe(lvlm, request, lvlm.body(request))
+        key = _digest(described)
         with self._flight(key):
             stored = self._recall(lvlm, key)
             if stored is not None and stored.problem is None:
                 return stored
             with self._changed:
-                attempt = Attempt(key, request.role, lvlm.name, _describe(lvlm, request, lvlm.body(request)), 0.0)
-                row = begin(self._connection, attempt)
+                row = begin(self._connection, Attempt(key, request.role, lvlm.name, described, 0.0))
                 keep_answer(self._connection, row, raw)
             self._settle(lvlm, row, raw)
             return answer
@@ -324,6 +324,10 @@ class Ledger:
 def canonical(value: object) -> str:
     """JSON with one spelling for one value."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def _digest(described: str) -> str:
+    return hashlib.sha256(described.encode()).hexdigest()
 
 
 def _describe(lvlm: LVLM, request: Request, body: dict[str, Any]) -> str:
