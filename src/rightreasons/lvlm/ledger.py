@@ -307,7 +307,10 @@ class Ledger:
         return min(LONGEST_BACKOFF, self._first_wait * 2 ** (times - 1)) * self._jitter.uniform(0.5, 1)
 
     def _price_of(self, lvlm: LVLM) -> Price | None:
-        return self._price.get(lvlm.name) if isinstance(self._price, Mapping) else self._price
+        price = self._price.get(lvlm.name) if isinstance(self._price, Mapping) else self._price
+        if price is None and self._max_usd is not None:
+            raise LVLMOverBudget(f"no price is known for {lvlm.name!r}, so that a budget cannot hold: declare one in [critic] prices")
+        return price
 
     def _throttle(self, lvlm: LVLM) -> Throttle:
         with self._changed:
