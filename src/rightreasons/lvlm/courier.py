@@ -127,7 +127,7 @@ def _serve() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     start = json.loads(sys.stdin.readline())
     ledger = Path(start["ledger"])
-    lvlm = open_lvlm(start["address"]["spec"], base_url=start["address"]["base_url"], allow_remote=tuple(start["address"]["allow_remote"]))
+    lvlm = open_lvlm(**{key: tuple(value) if isinstance(value, list) else value for key, value in start["address"].items()})
     connection = open_attempts(ledger)
     mutex = threading.Lock()
 

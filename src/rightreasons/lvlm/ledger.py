@@ -335,6 +335,6 @@ def _digest(described: str) -> str:
 
 def _describe(lvlm: LVLM, request: Request, body: dict[str, Any]) -> str:
     """What is asked and of whom, without pictures. The key, the timeout and the concurrency are not in it: they change no answer."""
-    server = None if lvlm.address is None else str(lvlm.address["base_url"]).rstrip("/")
+    server = None if lvlm.address is None else str(lvlm.address.get("base_url")).rstrip("/")
     asked = {"body": hash_pictures(body), "prompt": request.prompt, "vote": request.vote, "permutation": request.permutation}
     return canonical({"adapter": ADAPTER_VERSION, "backend": lvlm.name, "server": server, **asked})
