@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tests.openai_stub import PLATE
+from tests.fault_server import PLATE
 
 MODEL = """
 from torch import nn

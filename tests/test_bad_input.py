@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.fault_server import FaultServer, always, html, says, wrong_ids
 from tests.helpers import edit, invoke, read_lines, run, start, the_error, write_project, write_scripted
-from tests.stub_server import StubServer, always, html, says, wrong_ids
 
 STAGES = ("selection.json", "heatmaps.safetensors", "segments.safetensors", "pictures", "verdicts.jsonl")
 DESCRIPTION = 'description = "The bright disc at the right."'
@@ -21,7 +21,7 @@ DESCRIPTION = 'description = "The bright disc at the right."'
 
 @pytest.fixture(scope="module")
 def server():
-    with StubServer() as stub:
+    with FaultServer() as stub:
         yield stub
 
 
@@ -241,13 +241,13 @@ def test_a_server_that_is_down(tmp_path):
 
 
 def test_a_server_that_speaks_something_else(tmp_path):
-    with StubServer(models=html(None)) as stub:
+    with FaultServer(models=html(None)) as stub:
         refused(write_project(tmp_path, stub.base_url), stub.base_url, "not as an OpenAI-compatible server")
         assert stub.requests == 0
 
 
 def test_a_server_that_wants_a_key(tmp_path):
-    with StubServer(models=always(401, "no key")(None)) as stub:
+    with FaultServer(models=always(401, "no key")(None)) as stub:
         refused(write_project(tmp_path, stub.base_url), "OPENAI_API_KEY")
         assert stub.requests == 0
 
@@ -270,7 +270,7 @@ def test_a_remote_host_without_leave(parts, server):
 )
 def test_a_server_that_answers_garbage(tmp_path, misbehave, words):
     """Everything it said is kept, every segment is unsure with the reason, and that no verdict came of it is an error."""
-    with StubServer(misbehave=misbehave) as stub:
+    with FaultServer(misbehave=misbehave) as stub:
         config = write_project(tmp_path, stub.base_url, changes={"size = 12": "size = 4"})
         result = find(config)
         asked = stub.requests
@@ -284,7 +284,7 @@ def test_a_server_that_answers_garbage(tmp_path, misbehave, words):
 
 def test_some_segments_that_do_not_exist(tmp_path):
     """One bad critique among good ones costs its own image and no other."""
-    with StubServer(misbehave=lambda seen: wrong_ids(seen) if seen.number == 1 or "S77" in seen.text else None) as stub:
+    with FaultServer(misbehave=lambda seen: wrong_ids(seen) if seen.number == 1 or "S77" in seen.text else None) as stub:
         result = find(write_project(tmp_path, stub.base_url), "--json")
     assert result.exit_code == 0, result.output
     lines = read_lines(tmp_path / "run" / "verdicts.jsonl")
@@ -295,7 +295,7 @@ def test_some_segments_that_do_not_exist(tmp_path):
 
 def test_a_server_that_stops_taking_requests(tmp_path):
     """A rejection in the middle stops the run; what was answered is kept, and the same command goes on."""
-    with StubServer(misbehave=lambda seen: always(403, "quota")(seen) if seen.number == 6 else None) as stub:
+    with FaultServer(misbehave=lambda seen: always(403, "quota")(seen) if seen.number == 6 else None) as stub:
         config = write_project(tmp_path, stub.base_url)
         assert "quota" in the_error_after_stages(find(config))
         stub.misbehave = None
@@ -353,7 +353,7 @@ def test_a_study_that_is_none(tmp_path, text):
 
 
 def test_two_processes_on_one_run_folder(tmp_path):
-    with StubServer(delay=1.0) as stub:
+    with FaultServer(delay=1.0) as stub:
         config = write_project(tmp_path, stub.base_url)
         process = start("find", config, "--out", tmp_path / "run")
         try:

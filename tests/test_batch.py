@@ -15,8 +15,8 @@ from rightreasons.lvlm.batch import Imported, Limits, export_requests, read_answ
 from rightreasons.lvlm.ledger import Ledger
 from rightreasons.lvlm.protocol import Request
 from rightreasons.plan import Question
+from tests.fault_server import FaultServer
 from tests.helpers import invoke, read_lines, the_error, write_project, write_scripted
-from tests.stub_server import StubServer
 
 
 def reply(body: dict) -> str:
@@ -78,7 +78,7 @@ def test_a_run_without_a_connection(inspected):
     assert "every question has its answer" in command("lvlm", "export", run, "--to", inspected / "none.jsonl")
     assert not (inspected / "none.jsonl").exists()
 
-    with StubServer(hostile=False) as stub:
+    with FaultServer(hostile=False) as stub:
         (inspected / "online").mkdir()
         command("find", write_project(inspected / "online", stub.base_url), "--out", inspected / "online" / "run", "--json")
     # There is no server for the carried run, and none is looked for.

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
+from tests.fault_server import FaultServer
 from tests.helpers import invoke, the_error, write_project, write_scripted
-from tests.stub_server import StubServer
 
 
 @pytest.mark.parametrize("name", ["probe", "estimate", "export", "import"])
@@ -35,7 +35,7 @@ def test_a_free_critic_is_within_any_budget(tmp_path):
 
 def test_probe(tmp_path):
     pytest.importorskip("rightreasons.lvlm.probe", reason="the probe is a file of its own")
-    with StubServer() as stub:
+    with FaultServer() as stub:
         config = write_project(tmp_path, stub.base_url)
         found = json.loads(invoke("lvlm", "probe", config, "--json").stdout)
         shown = invoke("lvlm", "probe", config)

@@ -6,13 +6,13 @@ import base64
 import json
 
 from rightreasons.lvlm.pictures import replace_pictures
+from tests.fault_server import FaultServer
 from tests.helpers import invoke, write_project, write_scripted
-from tests.stub_server import StubServer
 
 
 def test_what_is_shown_is_what_is_sent(tmp_path, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    with StubServer() as stub:
+    with FaultServer() as stub:
         config = write_project(tmp_path, stub.base_url)
         shown = json.loads(invoke("find", config, "--out", tmp_path / "run", "--dry-run", "--json").stdout)
         assert (stub.requests, stub.listed) == (0, 0), "not even asked whether it is there"

@@ -8,8 +8,8 @@ import pytest
 
 from rightreasons.lvlm import open_lvlm
 from rightreasons.lvlm.prices import price_of
+from tests.fault_server import FaultServer
 from tests.helpers import invoke, the_error, write_project, write_scripted
-from tests.stub_server import StubServer
 
 
 def estimate(config, out, *more):
@@ -34,7 +34,7 @@ def test_without_a_server_a_run_folder_or_a_key(tmp_path, monkeypatch):
 
 def test_the_bound_holds_for_the_requests_that_are_sent(tmp_path):
     """Before the run: no fewer calls and tokens than it comes to. After the earlier stages: the very requests. After it: nothing is left."""
-    with StubServer(hostile=False) as stub:
+    with FaultServer(hostile=False) as stub:
         config = write_project(tmp_path, stub.base_url)
         before = estimate(config, tmp_path / "run")
         assert invoke("find", config, "--out", tmp_path / "run", "--dry-run").exit_code == 0

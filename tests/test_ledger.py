@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import sqlite3
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from PIL import Image
 
-from rightreasons.errors import LVLMBusy, LVLMProtocolError, LVLMRejected, LVLMUnavailable
+from rightreasons.errors import LVLMProtocolError, LVLMRejected, LVLMUnavailable
 from rightreasons.lvlm import open_lvlm
 from rightreasons.lvlm.ledger import Ledger
 from rightreasons.lvlm.protocol import Request
 from rightreasons.lvlm.scripted import Scripted
-from tests.openai_stub import OpenAIStub, completion
+from tests.fault_server import FaultServer, says
 
 JUDGE = Request("judge", ('<critique>\nS1: over the plate\n</critique> "S1"',), schema={"type": "object"})
+
+
+def png(shade):
+    buffer = io.BytesIO()
+    Image.new("RGB", (16, 16), (shade, 0, 0)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+PNG = png(1)
 
 
 @pytest.fixture
@@ -26,19 +38,9 @@ def ledger(tmp_path):
     ledger.close()
 
 
-def rows(ledger_path):
-    with sqlite3.connect(ledger_path) as connection:
-        found = connection.execute("SELECT state, raw, error, request FROM attempts ORDER BY id").fetchall()
-    connection.close()
-    return found
-
-
-def reply(status, value, **headers):
-    return status, {"content-type": "application/json", **headers}, json.dumps(value).encode()
-
-
-def error(status, message, **headers):
-    return reply(status, {"error": {"message": message}}, **headers)
+def rows(path, columns="state, raw, error, request"):
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        return connection.execute(f"SELECT {columns} FROM attempts ORDER BY id").fetchall()
 
 
 def test_ledger_asks_once(ledger, tmp_path):
@@ -79,7 +81,7 @@ def test_ledger_has_one_flight_per_question(ledger):
 
 
 def test_ledger_key_is_what_is_asked_and_of_whom(ledger, tmp_path):
-    with OpenAIStub() as first, OpenAIStub() as second:
+    with FaultServer(misbehave=says("ok")) as first, FaultServer(misbehave=says("ok")) as second:
         for stub in (first, second):
             ledger.ask(open_lvlm("openai:a", base_url=stub.base_url), JUDGE)
         ledger.ask(open_lvlm("openai:b", base_url=first.base_url), JUDGE)
@@ -90,70 +92,30 @@ def test_ledger_key_is_what_is_asked_and_of_whom(ledger, tmp_path):
 
 def test_ledger_holds_no_picture_and_no_key(ledger, tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
-    with OpenAIStub(misbehave=lambda number, body: reply(200, completion("S1: fine"))) as stub:
-        ledger.ask(open_lvlm("openai:a", base_url=stub.base_url), Request("critic", ("look", b"\x89PNG-bytes")))
-        assert stub.headers[0]["authorization"] == "Bearer sk-very-secret"
+    with FaultServer(misbehave=says("S1: fine")) as stub:
+        ledger.ask(open_lvlm("openai:a", base_url=stub.base_url), Request("critic", ("look", PNG)))
+        assert stub.seen[0].headers["authorization"] == "Bearer sk-very-secret"
     content = (tmp_path / "lvlm.sqlite").read_bytes() + (tmp_path / "lvlm.sqlite-wal").read_bytes()
     assert b"sk-very-secret" not in content and b"base64" not in content
     assert json.loads(rows(tmp_path / "lvlm.sqlite")[0][3])["body"]["messages"][0]["content"][1]["image_url"]["url"]["sha256"]
 
 
-@pytest.mark.parametrize(
-    ("first", "attempts"),
-    [
-        (error(429, "slow down", **{"retry-after": "0.01"}), 2),
-        (error(500, "oh"), 2),
-        (error(503, "oh"), 2),
-        (error(400, "unknown parameter: response_format"), 2),
-    ],
-)
-def test_ledger_sees_every_attempt(ledger, tmp_path, first, attempts):
-    with OpenAIStub(misbehave=lambda number, body: first if number == 1 else None) as stub:
-        answer = ledger.ask(open_lvlm("openai:a", base_url=stub.base_url), JUDGE)
-        assert json.loads(answer.text) == {"S1": "spurious"} and stub.requests == attempts
-    assert [state for state, *_ in rows(tmp_path / "lvlm.sqlite")] == ["failed"] * (attempts - 1) + ["answered"]
-
-
-def test_ledger_gives_up_after_five(ledger, tmp_path):
-    with OpenAIStub(misbehave=lambda number, body: error(500, "oh")) as stub:
-        with pytest.raises(LVLMBusy, match="500"):
-            ledger.ask(open_lvlm("openai:a", base_url=stub.base_url), JUDGE)
-        assert stub.requests == 5
-    assert [state for state, *_ in rows(tmp_path / "lvlm.sqlite")] == ["failed"] * 5
-
-
-@pytest.mark.parametrize(("status", "hint"), [(401, "OPENAI_API_KEY"), (404, "name of a model"), (400, "resumed")])
-def test_ledger_stops_where_asking_again_will_not_help(ledger, status, hint):
-    with OpenAIStub(misbehave=lambda number, body: error(status, "no")) as stub:
-        with pytest.raises(LVLMRejected, match=hint):
-            ledger.ask(open_lvlm("openai:a", base_url=stub.base_url), JUDGE)
-        assert stub.requests == 1
-
-
-@pytest.mark.parametrize(
-    ("value", "problem"),
-    [(completion("", refusal="I will not"), "refused: I will not"), (completion(""), "empty answer"), (completion(None), "empty answer")],
-)
-def test_ledger_records_what_is_no_answer(ledger, value, problem):
-    with OpenAIStub(misbehave=lambda number, body: reply(200, value)) as stub:
-        answer = ledger.ask(open_lvlm("openai:a", base_url=stub.base_url), JUDGE)
-        assert answer.problem.startswith(problem)
-
-
-def test_ledger_does_not_take_another_protocol_for_an_answer(ledger, tmp_path):
-    with OpenAIStub(misbehave=lambda number, body: reply(200, {"hello": 1})) as stub:
-        for _ in range(2):
-            with pytest.raises(LVLMProtocolError, match="base_url"):
-                ledger.ask(open_lvlm("openai:a", base_url=stub.base_url), JUDGE)
-    assert [(state, json.loads(raw)) for state, raw, *_ in rows(tmp_path / "lvlm.sqlite")] == [("failed", {"hello": 1})] * 2
-
-
 def test_ledger_does_not_follow_a_redirect(ledger):
-    with OpenAIStub() as elsewhere:
+    with FaultServer(misbehave=says("ok")) as elsewhere:
         redirect = (307, {"location": f"{elsewhere.base_url}/chat/completions"}, b"")
-        with OpenAIStub(misbehave=lambda number, body: redirect) as stub, pytest.raises(LVLMRejected):
+        with FaultServer(misbehave=lambda seen: redirect) as stub, pytest.raises(LVLMRejected):
             ledger.ask(open_lvlm("openai:a", base_url=stub.base_url), JUDGE)
         assert elsewhere.requests == 0
+
+
+def test_ledger_does_not_take_another_protocol_for_an_answer(tmp_path):
+    with FaultServer(misbehave=lambda seen: (200, {"content-type": "application/json"}, b'{"hello": 1}')) as stub:
+        for _ in range(2):
+            ledger = Ledger(tmp_path / "lvlm.sqlite")
+            with pytest.raises(LVLMProtocolError, match="base_url"):
+                ledger.ask(open_lvlm("openai:a", base_url=stub.base_url), JUDGE)
+            ledger.close()
+    assert rows(tmp_path / "lvlm.sqlite", "state, outcome, raw") == [("failed", "malformed", '{"hello": 1}')] * 2
 
 
 def test_ledger_leaves_unknown_what_a_crash_left_pending(tmp_path):

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import base64
+import email.utils
 import io
 import sqlite3
+import time
 
 import pytest
 from PIL import Image
 
-from rightreasons.errors import ConfigError, LVLMBusy, LVLMProtocolError, LVLMRejected, LVLMTimeout, LVLMUnavailable
+from rightreasons.errors import ConfigError, LVLMBusy, LVLMProtocolError, LVLMRateLimited, LVLMRejected, LVLMTimeout, LVLMUnavailable
 from rightreasons.lvlm import open_lvlm
 from rightreasons.lvlm.ledger import Ledger
 from rightreasons.lvlm.openai import OpenAICompatible
 from rightreasons.lvlm.protocol import Request
 from rightreasons.lvlm.scripted import Scripted
+from tests.fault_server import FaultServer, always, completion, error, first, html, on_the_wire, rejects, says
 from tests.helpers import Direct
-from tests.stub_server import StubServer, always, completion, drop, error, first, html, rejects, says
 
 KEY = "sk-test-0123456789abcdef"
 QUESTION = Request("judge", ("What is S1?",))
@@ -46,7 +48,7 @@ def png(shade: int = 9) -> bytes:
 def test_a_request_as_it_arrives(direct):
     pictures = [png(1), png(2)]
     request = Request("critic", ("look:", pictures[0], "and:", pictures[1]), schema=SCHEMA, max_tokens=77)
-    with StubServer(misbehave=says("ok")) as stub:
+    with FaultServer(misbehave=says("ok")) as stub:
         lvlm = direct(stub, "a/model:7b")
         assert lvlm.parse(lvlm.send(lvlm.body(request), request)).text == "ok"
         (seen,) = stub.seen
@@ -62,7 +64,7 @@ def test_a_request_as_it_arrives(direct):
 
 
 def test_no_schema_no_response_format(direct):
-    with StubServer(misbehave=says("ok")) as stub:
+    with FaultServer(misbehave=says("ok")) as stub:
         lvlm = direct(stub)
         lvlm.send(lvlm.body(QUESTION), QUESTION)
         assert "response_format" not in stub.seen[0].body
@@ -71,7 +73,7 @@ def test_no_schema_no_response_format(direct):
 @pytest.mark.parametrize(("status", "kind"), [(500, LVLMBusy), (502, LVLMBusy), (429, LVLMBusy), (408, LVLMBusy), (409, LVLMBusy)])
 def test_what_may_pass_is_busy_and_sent_once(direct, status, kind):
     """max_retries is 0: the ledger decides, and sees each attempt."""
-    with StubServer(misbehave=always(status)) as stub:
+    with FaultServer(misbehave=always(status)) as stub:
         with pytest.raises(kind, match=str(status)):
             lvlm = direct(stub)
             lvlm.send(lvlm.body(QUESTION), QUESTION)
@@ -82,7 +84,7 @@ def test_what_may_pass_is_busy_and_sent_once(direct, status, kind):
     ("status", "words"), [(400, "too long"), (401, "OPENAI_API_KEY"), (403, "may not use"), (404, "'stub'"), (413, "413"), (422, "422")]
 )
 def test_what_will_not_pass_is_rejected(direct, status, words):
-    with StubServer(misbehave=always(status, "too long")) as stub:
+    with FaultServer(misbehave=always(status, "too long")) as stub:
         with pytest.raises(LVLMRejected, match=words):
             lvlm = direct(stub)
             lvlm.send(lvlm.body(QUESTION), QUESTION)
@@ -91,26 +93,83 @@ def test_what_will_not_pass_is_rejected(direct, status, words):
 
 @pytest.mark.parametrize(
     ("header", "wait"),
-    [("3", 3.0), ("0.25", 0.25), ("86400", 60.0), ("-5", 0.0), ("nan", None), ("Wed, 21 Oct 2015 07:28:00 GMT", None), (None, None)],
+    [("3", 3.0), ("0.25", 0.25), ("-5", None), ("nan", None), ("soon", None), ("Wed, 21 Oct 2015 07:28:00 GMT", None), (None, None)],
 )
 def test_retry_after(direct, header, wait):
-    with StubServer(misbehave=always(429, headers={"retry-after": header} if header else {})) as stub, pytest.raises(LVLMBusy) as busy:
+    with FaultServer(misbehave=always(429, headers={"retry-after": header} if header else {})) as stub, pytest.raises(LVLMRateLimited) as busy:
         lvlm = direct(stub)
         lvlm.send(lvlm.body(QUESTION), QUESTION)
-    assert busy.value.wait == wait or (header == "nan" and busy.value.wait == 60.0)
+    assert busy.value.wait == wait
 
 
-@pytest.mark.parametrize("parameter", ["response_format", "max_completion_tokens"])
-def test_a_parameter_that_a_400_names_is_left_out_from_then_on(direct, ledger, parameter):
-    with StubServer(misbehave=lambda seen: rejects(parameter)(seen) or (200, {}, completion("ok"))) as stub:
+def test_retry_after_as_a_date_and_in_milliseconds(direct):
+    for header, low, high in (
+        ({"retry-after": email.utils.formatdate(time.time() + 30, usegmt=True)}, 20, 31),
+        ({"retry-after-ms": "1500", "retry-after": "2"}, 1.5, 1.5),
+    ):
+        with FaultServer(misbehave=always(429, headers=header)) as stub, pytest.raises(LVLMRateLimited) as busy:
+            lvlm = direct(stub)
+            lvlm.send(lvlm.body(QUESTION), QUESTION)
+        assert low <= busy.value.wait <= high
+
+
+def test_a_server_that_wants_a_day_stops_the_run(direct):
+    with FaultServer(misbehave=always(429, headers={"retry-after": "86400"})) as stub, pytest.raises(LVLMUnavailable, match="86400 seconds"):
+        lvlm = direct(stub)
+        lvlm.send(lvlm.body(QUESTION), QUESTION)
+
+
+def test_the_ladder_goes_down_once(direct, ledger):
+    """A JSON schema, any JSON object, plain text: what a server refuses is not offered to it again."""
+
+    def only_text(seen):
+        kind = seen.body.get("response_format", {}).get("type")
+        return error(400, f"response_format '{kind}' is not supported") if kind else (200, {}, completion("ok"))
+
+    with FaultServer(misbehave=only_text) as stub:
         lvlm = direct(stub)
         for i in range(3):
             assert ledger.ask(lvlm, Request("judge", (f"question {i}",), schema=SCHEMA)).text == "ok"
-        assert [parameter in seen.body for seen in stub.seen] == [True, False, False, False], "learnt once"
+        assert [seen.body.get("response_format", {}).get("type") for seen in stub.seen] == ["json_schema", "json_object", None, None, None]
+
+
+def test_max_completion_tokens_becomes_max_tokens(direct, ledger):
+    with FaultServer(misbehave=lambda seen: rejects("max_completion_tokens")(seen) or (200, {}, completion("ok"))) as stub:
+        lvlm = direct(stub)
+        for i in range(2):
+            assert ledger.ask(lvlm, Request("judge", (f"question {i}",), max_tokens=77)).text == "ok"
+        assert ["max_completion_tokens" in seen.body for seen in stub.seen] == [True, False, False], "learnt once"
+        assert [seen.body["max_tokens"] for seen in stub.seen[1:]] == [77, 77]
+
+
+def test_no_request_goes_without_a_cap(direct, ledger):
+    """A server that takes neither name of the cap is not asked without one: no cost would be bounded."""
+    with FaultServer(
+        misbehave=lambda seen: error(400, "unknown parameter: " + ("max_tokens" if "max_tokens" in seen.body else "max_completion_tokens"))
+    ) as stub:
+        with pytest.raises(LVLMRejected, match="max_tokens"):
+            ledger.ask(direct(stub), QUESTION)
+        assert stub.requests == 2
+
+
+def test_a_422_that_names_several_parameters_at_once(direct, ledger):
+
+    def wrong(seen):
+        named = [key for key in ("max_completion_tokens", "response_format") if key in seen.body]
+        return error(422, f"Unsupported fields in the request: {named}") if named else (200, {}, completion("ok"))
+
+    with FaultServer(misbehave=wrong) as stub:
+        assert ledger.ask(direct(stub), Request("judge", ("?",), schema=SCHEMA)).text == "ok"
+        assert stub.requests == 3
+
+
+def test_store_is_for_servers_elsewhere():
+    body = open_lvlm("openai:m", base_url="http://model.example/v1", allow_remote=("model.example",)).body(QUESTION)
+    assert body["store"] is False and "store" not in open_lvlm("openai:m").body(QUESTION)
 
 
 def test_a_400_that_names_nothing_known_is_not_tried_again(direct, ledger):
-    with StubServer(misbehave=always(400, "your prompt is rude")) as stub:
+    with FaultServer(misbehave=always(400, "your prompt is rude")) as stub:
         with pytest.raises(LVLMRejected, match="rude"):
             ledger.ask(direct(stub), QUESTION)
         assert stub.requests == 1
@@ -120,14 +179,14 @@ def test_a_400_that_names_nothing_known_is_not_tried_again(direct, ledger):
     ("misbehave", "problem"),
     [
         (says(None, refusal="I will not look at that."), "refused: I will not look at that."),
-        (says(""), "empty answer (finish reason 'stop')"),
-        (says(" \n"), "empty answer (finish reason 'stop')"),
-        (says(None, finish_reason="length"), "empty answer (finish reason 'length')"),
-        (says(None, finish_reason="content_filter"), "empty answer (finish reason 'content_filter')"),
+        (says(""), "truncated: empty answer (finish reason 'stop')"),
+        (says(" \n"), "truncated: empty answer (finish reason 'stop')"),
+        (says(None, finish_reason="length"), "truncated: empty answer (finish reason 'length')"),
+        (says(None, finish_reason="content_filter"), "refused: the provider's content filter stopped the answer"),
     ],
 )
 def test_a_200_without_an_answer_is_a_problem(direct, ledger, misbehave, problem):
-    with StubServer(misbehave=misbehave) as stub:
+    with FaultServer(misbehave=misbehave) as stub:
         answer = ledger.ask(direct(stub), QUESTION)
     assert (answer.text, answer.problem) == ("", problem)
 
@@ -136,20 +195,20 @@ def test_a_200_without_an_answer_is_a_problem(direct, ledger, misbehave, problem
     "content", [b"<html>", b"{}", b'{"choices": []}', b'{"choices": [{"message": null}]}', b'{"choices": 5}', b"[]", b"null", b"\xff\xfe"]
 )
 def test_a_200_that_is_no_completion_is_a_protocol_error(direct, ledger, content):
-    with StubServer(misbehave=lambda seen: (200, {"content-type": "application/json"}, content)) as stub:
+    with FaultServer(misbehave=lambda seen: (200, {"content-type": "application/json"}, content)) as stub:
         with pytest.raises(LVLMProtocolError, match="not as an OpenAI-compatible server"):
             ledger.ask(direct(stub), QUESTION)
         assert stub.requests == 1
 
 
 def test_a_dropped_connection_is_tried_again(direct, ledger):
-    with StubServer(misbehave=lambda seen: drop(1)(seen) or (200, {}, completion("ok"))) as stub:
+    with FaultServer(misbehave=lambda seen: on_the_wire("drop", 1)(seen) or (200, {}, completion("ok"))) as stub:
         assert ledger.ask(direct(stub), QUESTION).text == "ok"
         assert stub.requests == 2
 
 
 def test_no_answer_in_time_is_a_timeout_that_says_so():
-    with StubServer(delay=0.6) as stub:
+    with FaultServer(delay=0.6) as stub:
         lvlm = OpenAICompatible("stub", base_url=stub.base_url, timeout=0.2)
         try:
             with pytest.raises(LVLMTimeout, match="0.2 seconds"):
@@ -187,9 +246,9 @@ def test_this_machine_needs_none(address):
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
 def test_a_redirect_is_not_followed(direct, status):
-    with StubServer(misbehave=says("gotcha")) as elsewhere:
+    with FaultServer(misbehave=says("gotcha")) as elsewhere:
         away = (status, {"location": elsewhere.base_url + "/chat/completions"}, b"")
-        with StubServer(misbehave=lambda seen: away, models=(status, {"location": elsewhere.base_url + "/models"}, b"")) as stub:
+        with FaultServer(misbehave=lambda seen: away, models=(status, {"location": elsewhere.base_url + "/models"}, b"")) as stub:
             lvlm = direct(stub)
             lvlm.check()
             with pytest.raises(LVLMRejected):
@@ -198,7 +257,7 @@ def test_a_redirect_is_not_followed(direct, status):
 
 
 def test_a_proxy_from_the_environment_sees_no_loopback_request(direct, monkeypatch):
-    with StubServer(misbehave=says("proxied")) as proxy, StubServer(misbehave=says("direct")) as stub:
+    with FaultServer(misbehave=says("proxied")) as proxy, FaultServer(misbehave=says("direct")) as stub:
         for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
             monkeypatch.setenv(name, proxy.base_url.removesuffix("/v1"))
         lvlm = direct(stub)
@@ -210,7 +269,7 @@ def test_the_key_comes_from_the_environment_and_stays_there(direct, ledger, tmp_
     """Even a server that repeats the key in its error does not get it written down."""
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     echo = lambda seen: error(500, f"Incorrect API key provided: {seen.headers['authorization']}") if seen.times == 1 else (200, {}, completion("ok"))  # noqa: E731
-    with StubServer(misbehave=echo) as stub:
+    with FaultServer(misbehave=echo) as stub:
         assert ledger.ask(direct(stub), QUESTION).text == "ok"
         assert all(seen.headers["authorization"] == f"Bearer {KEY}" for seen in stub.seen)
     for path in tmp_path.iterdir():
@@ -219,7 +278,7 @@ def test_the_key_comes_from_the_environment_and_stays_there(direct, ledger, tmp_
 
 def test_no_error_message_repeats_the_key(direct, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    with StubServer(misbehave=lambda seen: error(401, f"Incorrect API key provided: {KEY}")) as stub, pytest.raises(LVLMRejected) as rejected:
+    with FaultServer(misbehave=lambda seen: error(401, f"Incorrect API key provided: {KEY}")) as stub, pytest.raises(LVLMRejected) as rejected:
         lvlm = direct(stub)
         lvlm.send(lvlm.body(QUESTION), QUESTION)
     assert KEY not in str(rejected.value) and "OPENAI_API_KEY" in str(rejected.value)
@@ -227,20 +286,20 @@ def test_no_error_message_repeats_the_key(direct, monkeypatch):
 
 def test_without_a_key_none_is_made_up(direct, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    with StubServer(misbehave=says("ok")) as stub:
+    with FaultServer(misbehave=says("ok")) as stub:
         lvlm = direct(stub)
         lvlm.send(lvlm.body(QUESTION), QUESTION)
         assert stub.seen[0].headers["authorization"] == "Bearer none"
 
 
 def test_check_is_free(direct):
-    with StubServer() as stub:
+    with FaultServer() as stub:
         direct(stub).check()
         assert (stub.requests, stub.listed) == (0, 1)
 
 
 def test_check_takes_a_server_without_a_list_as_being_there(direct):
-    with StubServer(models=error(404, "no list")) as stub:
+    with FaultServer(models=error(404, "no list")) as stub:
         direct(stub).check()
 
 
@@ -253,7 +312,7 @@ def test_check_takes_a_server_without_a_list_as_being_there(direct):
     ],
 )
 def test_check_says_what_is_wrong(direct, models, kind, words):
-    with StubServer(models=models) as stub, pytest.raises(kind, match=words):
+    with FaultServer(models=models) as stub, pytest.raises(kind, match=words):
         direct(stub).check()
 
 
@@ -282,7 +341,7 @@ def test_the_courier_brings_back_what_kind_of_error_it_was(tmp_path):
     """Through the process of its own that carries requests: kind, message and wait of an error, and the answer after it."""
     ledger = Ledger(tmp_path / "lvlm.sqlite", first_wait=0.01)
     try:
-        with StubServer(misbehave=lambda seen: first(1, 429, "slow down", {"retry-after": "0.1"})(seen) or (200, {}, completion("ok"))) as stub:
+        with FaultServer(misbehave=lambda seen: first(1, 429, "slow down", {"retry-after": "0.1"})(seen) or (200, {}, completion("ok"))) as stub:
             lvlm = open_lvlm("openai:stub", base_url=stub.base_url)
             assert ledger.ask(lvlm, QUESTION).text == "ok"
             stub.misbehave = always(404, "gone")

@@ -15,8 +15,8 @@ from PIL.PngImagePlugin import PngInfo
 from rightreasons.errors import LVLMUnavailable
 from rightreasons.lvlm import open_lvlm, privacy
 from rightreasons.lvlm.protocol import Request
+from tests.fault_server import FaultServer, error
 from tests.helpers import invoke, pictures, run, start, write_project
-from tests.stub_server import StubServer, error
 
 KEY = "sk-secret-8c1f0a77d1"
 PATIENT = "Mustermann-Erika-1964-08-12"
@@ -52,7 +52,7 @@ def everything(folder):
 def test_a_whole_run_keeps_names_metadata_and_the_key_to_itself(named, tmp_path):
     """Even where the server repeats the key, and with the courier's command line looked at while it runs."""
     echo = lambda seen: error(500, f"bad key {seen.headers['authorization']}") if seen.number == 1 else None  # noqa: E731
-    with StubServer(misbehave=echo) as stub:
+    with FaultServer(misbehave=echo) as stub:
         config = named(stub.base_url)
         find = run("find", config, "--out", tmp_path / "run", "--json", OPENAI_API_KEY=KEY)
         assert all(seen.headers["authorization"] == f"Bearer {KEY}" for seen in stub.seen), "the key was in use"
@@ -73,7 +73,7 @@ def test_a_whole_run_keeps_names_metadata_and_the_key_to_itself(named, tmp_path)
 
 def test_the_courier_has_no_key_on_its_command_line(tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    with StubServer(delay=0.2) as stub:
+    with FaultServer(delay=0.2) as stub:
         process = start("find", write_project(tmp_path, stub.base_url), "--out", tmp_path / "run", start_new_session=True)
         try:
             while not stub.requests:
@@ -89,7 +89,7 @@ def test_the_courier_has_no_key_on_its_command_line(tmp_path, monkeypatch):
 
 def test_a_run_folder_is_for_its_owner_alone(tmp_path):
     """While requests are under way too: the database's journals have its mode."""
-    with StubServer(delay=0.2) as stub:
+    with FaultServer(delay=0.2) as stub:
         process = start("find", write_project(tmp_path, stub.base_url), "--out", tmp_path / "run", start_new_session=True)
         try:
             while not stub.requests:
@@ -100,7 +100,7 @@ def test_a_run_folder_is_for_its_owner_alone(tmp_path):
         finally:
             os.killpg(process.pid, 9)
             process.wait()
-    with StubServer() as stub:
+    with FaultServer() as stub:
         (tmp_path / "whole").mkdir()
         run("find", write_project(tmp_path / "whole", stub.base_url), "--out", tmp_path / "whole" / "run")
         run("fix", tmp_path / "whole" / "run")
@@ -161,7 +161,7 @@ def test_a_key_from_the_environment_or_a_keyring(store, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "")
     assert privacy.read_key("OPENAI_API_KEY") == "from-the-keyring" and privacy.read_key("GEMINI_API_KEY") is None
     assert privacy.redact("it said from-the-keyring") == "it said ***"
-    with StubServer() as stub:
+    with FaultServer() as stub:
         lvlm = open_lvlm("openai:stub", base_url=stub.base_url)
         with contextlib.closing(lvlm):
             lvlm.send(lvlm.body(Request("judge", ("Now the critique to judge:\n<critique>\nS1: x\n</critique>\nkeys are exactly S1, each",))), None)
@@ -201,7 +201,7 @@ def test_lettering_is_warned_of_before_anything_is_sent(tmp_path, monkeypatch):
 
     monkeypatch.setattr("rightreasons.pipeline.has_lettering", lambda pixels: True)  # 16 pixels are too few to write on
     reporter, heard = Silent(), []
-    with StubServer(misbehave=lambda seen: heard.append(len(reporter.notes))) as stub:
+    with FaultServer(misbehave=lambda seen: heard.append(len(reporter.notes))) as stub:
         find_in_project(read_project(write_project(tmp_path, stub.base_url)), RunFolder(tmp_path / "run"), reporter=reporter)
     assert heard[0] == 1 and "12 of 12 inspected images seem to have text burned into them" in reporter.notes[0]
     assert PATIENT not in reporter.notes[0]

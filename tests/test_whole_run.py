@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import subprocess
 import time
 
 import pytest
 
-from tests.openai_stub import OpenAIStub
+from tests.fault_server import FaultServer, look_for_plates
 from tests.plates import command, environment, run, write_folder
 
 SCORES = {
@@ -22,7 +24,7 @@ SCORES = {
 def one_go(tmp_path_factory):
     """The run folder, metrics and request count of an undisturbed find."""
     root = tmp_path_factory.mktemp("plates")
-    with OpenAIStub() as stub:
+    with FaultServer(critic=look_for_plates) as stub:
         config = write_folder(root, stub.base_url)
         printed = run("find", config, "--out", root / "run", "--json")
         again = run("find", config, "--out", root / "run", "--json")
@@ -42,10 +44,7 @@ def test_find_against_a_server(one_go):
 
 def test_pictures_that_were_sent(one_go):
     *_, stub, _ = one_go
-    for pictures in stub.pictures:
-        assert len(pictures) == 3
-        for picture in pictures:
-            assert min(picture.size) >= 512 and picture.format == "PNG" and not picture.info
+    assert {len(seen.pictures) for seen in stub.seen} == {0, 3} and not stub.problems
 
 
 def test_run_folder(one_go):
@@ -79,12 +78,10 @@ def test_fix_and_score(one_go):
 @pytest.mark.parametrize("answered", [0, 3, 11])
 def test_kill_in_the_middle_of_find(one_go, tmp_path, answered):
     expected = (one_go[0] / "verdicts.jsonl").read_text()
-    with OpenAIStub(delay=0.1) as stub:
+    with FaultServer(critic=look_for_plates, delay=0.1) as stub:
         config = write_folder(tmp_path, stub.base_url)
         process = subprocess.Popen(command("find", config, "--out", tmp_path / "run"), env=environment(), stderr=subprocess.DEVNULL)
-        while stub.requests <= answered:
-            assert process.poll() is None, "find ended before it was killed"
-            time.sleep(0.005)
+        stub.wait_for(answered + 1, alive=lambda: process.poll() is None)
         process.kill()  # requests are under way at this moment
         process.wait()
         run("find", config, "--out", tmp_path / "run")
@@ -108,17 +105,12 @@ def test_kill_in_the_middle_of_fix(one_go, tmp_path):
 
 def test_ledger_keeps_a_request_that_the_courier_lost(one_go, tmp_path):
     """Killed together with its courier, a request stays unknown: not sent again, until somebody says so."""
-    with OpenAIStub(delay=0.3) as stub:
+    with FaultServer(critic=look_for_plates, delay=0.3) as stub:
         config = write_folder(tmp_path, stub.base_url)
         process = subprocess.Popen(
             command("find", config, "--out", tmp_path / "run"), env=environment(), stderr=subprocess.DEVNULL, start_new_session=True
         )
-        while stub.requests < 5:
-            assert process.poll() is None
-            time.sleep(0.005)
-        import os
-        import signal
-
+        stub.wait_for(5, alive=lambda: process.poll() is None)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         run("find", config, "--out", tmp_path / "run")

@@ -11,7 +11,9 @@ RightReasonsError
     ├── LVLMUnavailable    no server, no leave, no key: nothing was answered; the run can be resumed
     ├── LVLMBusy           for now: an error inside the server, no connection
     │   ├── LVLMRateLimited  too many requests
+    │   ├── LVLMUnsupported  a parameter that the server does not take, and that is left out from then on
     │   └── LVLMTimeout    no answer in time, or half of one: it may have been paid for
+    ├── LVLMRefused        the provider's filter took the request for something that it will not answer
     ├── LVLMRejected       the server will not take this request as it is: a bad key, model or parameter
     │   └── LVLMTooBig     too many or too large pictures
     ├── LVLMOverBudget     the next request might cost more than is left; the run can be resumed
@@ -19,6 +21,8 @@ RightReasonsError
 """
 
 from __future__ import annotations
+
+from typing import ClassVar
 
 
 class RightReasonsError(Exception):
@@ -53,15 +57,26 @@ class MissingExtra(RightReasonsError):
 
 
 class LVLMError(RightReasonsError):
-    """Base of what can go wrong with a vision-language model."""
+    """Base of what can go wrong with a vision-language model.
+
+    ``outcome`` is the word for it in the ledger, ``may_be_paid`` whether the provider may charge for the attempt all the same.
+    """
+
+    outcome: ClassVar[str] = "stop"
+    may_be_paid: ClassVar[bool] = True
 
 
 class LVLMUnavailable(LVLMError):
     """No server, no leave or no key. Nothing was answered; the run can be resumed."""
 
+    may_be_paid = False
+
 
 class LVLMBusy(LVLMError):
     """For now: too many requests, an error inside the server, no connection. ``wait`` is what the server asked for, in seconds."""
+
+    outcome = "transient"
+    may_be_paid = False
 
     def __init__(self, message: str, wait: float | None = None) -> None:
         super().__init__(message)
@@ -71,22 +86,48 @@ class LVLMBusy(LVLMError):
 class LVLMRateLimited(LVLMBusy):
     """Too many requests at a time."""
 
+    outcome = "rate"
+
+
+class LVLMUnsupported(LVLMBusy):
+    """The server does not take a parameter. The backend leaves it out from then on: ask again at once."""
+
+    outcome = "parameter"
+
 
 class LVLMTimeout(LVLMBusy):
     """No answer in time, or half of one. The request may have been answered, and paid for, all the same."""
+
+    outcome = "ambiguous"
+    may_be_paid = True
+
+
+class LVLMRefused(LVLMError):
+    """The provider's filter took the request, or what was about to be answered, for something that it will not say. A person decides."""
+
+    outcome = "refused"
 
 
 class LVLMRejected(LVLMError):
     """The server will not take the request as it is: a bad key, model or parameter."""
 
+    may_be_paid = False
+
 
 class LVLMTooBig(LVLMRejected):
     """Too many pictures, or too large ones: one composite picture may do."""
+
+    outcome = "too big"
 
 
 class LVLMOverBudget(LVLMError):
     """The next request might cost more than is left of the budget. The run can be resumed."""
 
+    outcome = "budget"
+    may_be_paid = False
+
 
 class LVLMProtocolError(LVLMError):
     """What answered does not speak the protocol."""
+
+    outcome = "malformed"

@@ -14,7 +14,7 @@ import copy
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -31,7 +31,7 @@ from rightreasons.config import Config, SegmentConfig, match_descriptions, parse
 from rightreasons.critique import critique_image
 from rightreasons.data.loading import Batch, count_images, read_all, read_batches, some_images
 from rightreasons.descriptions import check_descriptions
-from rightreasons.errors import DataError
+from rightreasons.errors import DataError, LVLMError, LVLMUnavailable
 from rightreasons.judge import Example, judge_critique, read_examples
 from rightreasons.lettering import has_lettering
 from rightreasons.lvlm import LVLM
@@ -183,7 +183,7 @@ def find(
                 return consult(found, row, pictures[row], descriptions, few_shot, critic=lvlm, judge=judge or lvlm, ask=ledger.ask)
 
             with reporter.stage("judge") as advance:
-                results = _map_in_order(criticise, judged, workers=lvlm.concurrency[0], advance=advance)
+                results = _map_in_order(criticise, judged, workers=_workers(lvlm, judge or lvlm), advance=advance, stop=ledger.stop)
             calls, cached = ledger.count("answered"), ledger.cached
         finally:
             ledger.close()
@@ -467,19 +467,31 @@ def _render(images: Batch, segmentation: Segmentation, judged: Sequence[int], fo
     return pictures
 
 
-def _map_in_order(function: Callable[[int], T], rows: Sequence[int], *, workers: int, advance: Advance) -> list[T]:
-    """The results in the order of ``rows``, whatever order they finish in. The first error stops what has not started yet."""
+def _map_in_order(
+    function: Callable[[int], T], rows: Sequence[int], *, workers: int, advance: Advance, stop: Callable[[LVLMError], None] | None = None
+) -> list[T]:
+    """The results in the order of ``rows``, whatever order they finish in. The first error, in time, keeps what has not started from starting.
+
+    ``stop`` is told of it, so that what has started asks for nothing new; its last requests are waited for.
+    """
     with ThreadPoolExecutor(workers) as pool:
         futures = [pool.submit(function, row) for row in rows]
         try:
-            results = []
-            for done, future in enumerate(futures, start=1):
-                results.append(future.result())
+            for done, future in enumerate(as_completed(futures), start=1):
+                future.result()
                 advance(done, len(rows))
         except BaseException:
+            if stop is not None:
+                stop(LVLMUnavailable("the run is stopping"))
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return results
+    return [future.result() for future in futures]
+
+
+def _workers(*lvlms: LVLM) -> int:
+    """Threads for images: more than requests may be under way, since one that waits for another try has no request under way."""
+    most = max(lvlm.concurrency[1] for lvlm in lvlms)
+    return most if most == 1 else 2 * most
 
 
 def _accuracy(model: nn.Module, dataset: Dataset) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import json
 import signal
 import sqlite3
@@ -16,13 +17,16 @@ import sys
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rightreasons import errors
 from rightreasons.errors import LVLMBusy, LVLMError, LVLMUnavailable
+from rightreasons.lvlm.attempts import Attempt, begin, keep_answer, keep_failure, open_attempts
 
-MOST_UNDER_WAY = 32
+READY = "ready\n"
+_ENDED = "the process that sends requests has ended; run the same command again, and it goes on where it stopped"
 
 
 class Courier:
@@ -32,54 +36,67 @@ class Courier:
         command = [sys.executable, "-m", "rightreasons.lvlm.courier"]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8")
         self._waiting: dict[int, Future[dict[str, Any]]] = {}
-        self._lock = threading.Lock()
+        self._numbers = itertools.count()
+        self._lock, self._writing = threading.Lock(), threading.Lock()
+        self._reader: threading.Thread | None = None
+        assert self._process.stdout is not None  # a pipe was asked for
         self._write({"ledger": str(ledger), "address": address})
+        # It holds its lock now: a command that comes after a kill of this one waits for whatever is handed over.
+        if self._process.stdout.readline() != READY:
+            self.close()
+            raise LVLMUnavailable("the process that sends requests did not start; what it said is above")
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
-    def send(self, row: int, body: dict[str, Any]) -> str:
-        """The raw answer, which is in the ledger already. Raises the LVLMError that the backend raised."""
+    @property
+    def pid(self) -> int:
+        """Of the courier's own process."""
+        return self._process.pid
+
+    def send(self, attempt: Attempt, body: dict[str, Any]) -> tuple[int, str]:
+        """The row in the ledger and the raw answer, which is in it already. Raises the LVLMError that the backend raised."""
         word: Future[dict[str, Any]] = Future()
         with self._lock:
-            self._waiting[row] = word
-        self._write({"row": row, "body": body})
+            number = next(self._numbers)
+            self._waiting[number] = word
+        self._write({"number": number, "attempt": asdict(attempt), "body": body})
         said = word.result()
         if "raw" in said:
-            return said["raw"]
-        kind = getattr(errors, said["kind"], LVLMError)
+            return said["row"], said["raw"]
+        kind = getattr(errors, said["kind"])
         raise kind(said["message"], said["wait"]) if issubclass(kind, LVLMBusy) else kind(said["message"])
 
     def close(self) -> None:
         """No more requests. Waits for what is under way."""
         if self._process.stdin is not None and not self._process.stdin.closed:
-            self._process.stdin.close()
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.close()
         self._process.wait()
-        self._reader.join()
+        if self._reader is not None:
+            self._reader.join()
         if self._process.stdout is not None:
             self._process.stdout.close()
 
     def _write(self, message: dict[str, Any]) -> None:
         assert self._process.stdin is not None  # a pipe was asked for
         try:
-            with self._lock:
+            with self._writing:
                 self._process.stdin.write(json.dumps(message) + "\n")
                 self._process.stdin.flush()
-        except BrokenPipeError as error:
-            raise LVLMUnavailable("the process that sends requests has ended; run the same command again, and it goes on where it stopped") from error
+        except (BrokenPipeError, ValueError) as error:  # a closed pipe is a ValueError
+            raise LVLMUnavailable(_ENDED) from error
 
     def _read(self) -> None:
         assert self._process.stdout is not None  # a pipe was asked for
         for line in self._process.stdout:
             said = json.loads(line)
             with self._lock:
-                word = self._waiting.pop(said["row"])
+                word = self._waiting.pop(said["number"])
             word.set_result(said)
         with self._lock:
             lost, self._waiting = self._waiting, {}
         for word in lost.values():
-            word.set_exception(
-                LVLMUnavailable("the process that sends requests has ended; run the same command again, and it goes on where it stopped")
-            )
+            word.set_exception(LVLMUnavailable(_ENDED))
 
 
 def wait_for_courier(ledger: Path, timeout: float) -> None:
@@ -103,39 +120,53 @@ def _lock_file(ledger: Path) -> Path:
 
 
 def _serve() -> None:
-    """The courier's own life: one line in, one request out, one row written, one line back."""
+    """The courier's own life: one line in, one row written, one request out, its answer written, one line back."""
     from rightreasons.lvlm import open_lvlm
 
     # An interrupt from the keyboard reaches the whole group of processes; the command decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     start = json.loads(sys.stdin.readline())
     ledger = Path(start["ledger"])
-    lvlm = open_lvlm(start["address"]["spec"], base_url=start["address"]["base_url"], allow_remote=tuple(start["address"]["allow_remote"]))
-    connection = sqlite3.connect(ledger, check_same_thread=False, isolation_level=None, timeout=60)
-    connection.execute("PRAGMA synchronous = FULL")
+    lvlm = open_lvlm(**{key: tuple(value) if isinstance(value, list) else value for key, value in start["address"].items()})
+    connection = open_attempts(ledger)
     mutex = threading.Lock()
 
     def carry(job: dict[str, Any]) -> None:
-        word: dict[str, Any]
+        with mutex:
+            row = begin(connection, Attempt(**job["attempt"]))
+        word: dict[str, Any] = {"number": job["number"], "row": row}
         try:
             raw = lvlm.send(job["body"], None)
         except Exception as error:  # whatever it is, the command must hear of it
-            kind = type(error).__name__ if isinstance(error, LVLMError) else "LVLMError"
-            state, word = "failed", {"kind": kind, "message": str(error) or repr(error), "wait": getattr(error, "wait", None)}
+            failure = error if isinstance(error, LVLMError) else LVLMError(repr(error))
+            word |= {"kind": type(failure).__name__, "message": str(failure), "wait": getattr(failure, "wait", None)}
+            with mutex:
+                keep_failure(connection, row, failure)
         else:
-            state, word = "answered", {"raw": raw}
-        with mutex:
-            values = (state, word.get("raw"), word.get("message"), time.time(), job["row"])
-            connection.execute("UPDATE attempts SET state = ?, raw = ?, error = ?, ended = ? WHERE id = ?", values)
-            # Where the command is gone nobody listens; what matters is in the ledger.
-            with contextlib.suppress(BrokenPipeError):
-                print(json.dumps({"row": job["row"], **word}), flush=True)
+            word["raw"] = raw
+            with mutex:
+                keep_answer(connection, row, raw)
+        say(word)
+
+    def say(word: dict[str, Any]) -> None:
+        # Where the command is gone nobody listens; what matters is in the ledger.
+        with mutex, contextlib.suppress(BrokenPipeError):
+            print(json.dumps(word), flush=True)
+
+    def take(line: str) -> None:
+        try:
+            carry(json.loads(line))
+        except sqlite3.Error as error:
+            message = f"cannot write {ledger} ({error}): make room, and run the same command again"
+            say({"number": json.loads(line)["number"], "kind": "LVLMUnavailable", "message": message, "wait": None})
 
     with _lock_file(ledger).open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_SH)  # several couriers may serve one ledger; whoever waits for them asks for it alone
-        with ThreadPoolExecutor(MOST_UNDER_WAY) as pool:
+        print(READY, end="", flush=True)
+        with ThreadPoolExecutor(lvlm.concurrency[1]) as pool:
             for line in sys.stdin:
-                pool.submit(carry, json.loads(line))
+                if line.endswith("\n"):  # a kill of the command can cut the last one short
+                    pool.submit(take, line)
         connection.close()
     # At exit Python writes out what is buffered for a command that may be gone.
     with contextlib.suppress(BrokenPipeError):

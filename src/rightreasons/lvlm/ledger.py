@@ -1,7 +1,7 @@
 """The ledger: every attempt at a request is written down before it is sent, every answer before it is read, and none is asked for twice.
 
-pending -> answered, or pending -> failed. Requests to a server go through a courier, which outlives a kill of the command; what is left
-pending even so becomes unknown: it may have been paid for, so it is not sent again unless somebody says so.
+Requests to a server go through a courier, which outlives a kill of the command. What may be paid for counts with the most that it may cost until a
+provider's own count is there, and a budget holds for that sum. The kinds of failure, and what follows from each, are in docs/critic.md.
 """
 
 from __future__ import annotations
@@ -10,169 +10,318 @@ import hashlib
 import json
 import os
 import random
-import sqlite3
 import threading
-import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rightreasons.errors import LVLMBusy, LVLMError, LVLMOverBudget, LVLMProtocolError, LVLMTimeout, LVLMUnavailable
-from rightreasons.lvlm import LVLM
+from rightreasons.errors import (
+    ConfigError,
+    LVLMBusy,
+    LVLMError,
+    LVLMOverBudget,
+    LVLMRateLimited,
+    LVLMRefused,
+    LVLMTimeout,
+    LVLMTooBig,
+    LVLMUnsupported,
+)
+from rightreasons.lvlm.attempts import Attempt, begin, keep_answer, keep_failure, open_attempts, recover
+from rightreasons.lvlm.composite import join_pictures
 from rightreasons.lvlm.courier import Courier, wait_for_courier
-from rightreasons.lvlm.prices import Price
-from rightreasons.lvlm.protocol import Answer, Request
+from rightreasons.lvlm.pictures import hash_pictures
+from rightreasons.lvlm.prices import Price, worst_case_tokens
+from rightreasons.lvlm.protocol import LVLM, Answer, Request
+from rightreasons.lvlm.throttle import Throttle
 
-ADAPTER_VERSION = 1
-MOST_ATTEMPTS = 5
+ADAPTER_VERSION = 2
+# How often one request may meet each kind of failure.
+MOST = {"rate": 20, "transient": 5, "ambiguous": 2}
+LONGEST_BACKOFF = 60.0
 # Seconds to wait for the courier of an earlier command: a little longer than a request may take.
 LONGEST_WAIT = 200.0
-_TABLE = """
-CREATE TABLE IF NOT EXISTS attempts (
-    id INTEGER PRIMARY KEY, key TEXT NOT NULL, state TEXT NOT NULL CHECK (state IN ('pending', 'answered', 'failed', 'unknown')),
-    role TEXT NOT NULL, model TEXT NOT NULL, request TEXT NOT NULL, raw TEXT, error TEXT, started REAL NOT NULL, ended REAL);
-CREATE UNIQUE INDEX IF NOT EXISTS one_flight ON attempts (key) WHERE state IN ('pending', 'answered');
-CREATE INDEX IF NOT EXISTS by_key ON attempts (key);
-"""
 
 
 class Ledger:
-    """The attempts of one run folder. Threads may share it; a second process must not (``runs`` holds a lock)."""
+    """The attempts of one run folder. Threads may share it; a second process must not (``runs`` holds a lock).
+
+    ``price`` is what tokens cost: of every model, or by its name. ``max_usd`` bounds what the whole folder may cost, earlier commands included.
+    The first error that no other attempt can mend stops it: what is under way ends and is written down, and nothing new is sent.
+    """
 
     def __init__(
-        self, path: Path, *, retry_unknown: bool = False, first_wait: float = 1.0, price: Price | None = None, max_usd: float | None = None
+        self,
+        path: Path,
+        *,
+        retry_unknown: bool = False,
+        price: Price | Mapping[str, Price] | None = None,
+        max_usd: float | None = None,
+        first_wait: float = 1.0,
     ) -> None:
-        if max_usd is not None and (price is None or price != Price(0.0, 0.0)):
-            raise LVLMOverBudget(f"this ledger cannot keep to max_usd = {max_usd:g} yet: nothing is sent")
-        path.touch(mode=0o600)
-        self._connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=60)
-        self._lock = threading.Lock()
-        self._first_wait = first_wait
+        if max_usd is not None and price is None:
+            raise ConfigError(f"a budget of {max_usd:g} US dollars needs a price: declare one, as `rightreasons lvlm estimate` shows")
+        self._path, self._price, self._max_usd, self._first_wait = path, price, max_usd, first_wait
+        wait_for_courier(path, LONGEST_WAIT)
+        self._connection = open_attempts(path)
+        recover(self._connection, retry_unknown=retry_unknown)
+        # Guards the connection and everything below; told of whenever a request has ended.
+        self._changed = threading.Condition()
         self._jitter = random.Random(os.getpid())  # spreads out waiting; no result depends on it
         self._couriers: dict[str, Courier] = {}
-        self._flights: dict[str, threading.Lock] = {}
-        self._path, self._closing = path, False
-        self.sent = self.cached = 0
-        wait_for_courier(path, LONGEST_WAIT)
-        self._connection.execute("PRAGMA journal_mode = WAL")
-        self._connection.execute("PRAGMA synchronous = FULL")
-        self._connection.executescript(_TABLE)
-        self._connection.execute("UPDATE attempts SET state = 'unknown', error = 'the run stopped before an answer came' WHERE state = 'pending'")
-        if retry_unknown:
-            self._connection.execute("UPDATE attempts SET state = 'failed' WHERE state = 'unknown'")
+        self._throttles: dict[str, Throttle] = {}
+        self._joined: set[str] = set()
+        self._keys: set[str] = set()
+        self._under_way = 0
+        self._committed_usd = self.cost_usd() or 0.0
+        self._stopped_by: LVLMError | None = None
+        self._stopping = threading.Event()
+        self._answers = self.sent = self.cached = 0
 
     def close(self) -> None:
         """Wait for what is under way, write everything out and let go of the file."""
-        self._closing = True
         for courier in self._couriers.values():
             courier.close()
         self._connection.close()
 
+    def stop(self, error: LVLMError) -> None:
+        """Nothing new is sent from now on: whoever asks gets ``error``."""
+        with self._changed:
+            self._stopped_by = self._stopped_by or error
+            self._stopping.set()
+            self._changed.notify_all()
+            throttles = list(self._throttles.values())
+        for throttle in throttles:
+            throttle.end_pause()
+
     def count(self, state: str) -> int:
         """How many attempts are in a state."""
-        with self._lock:
-            return self._connection.execute("SELECT count(*) FROM attempts WHERE state = ?", (state,)).fetchone()[0]
+        return self._query("SELECT count(*) FROM attempts WHERE state = ?", state)[0][0]
 
-    def ask(self, lvlm: LVLM, request: Request) -> Answer:
-        """The answer to ``request``, sent only where there is none yet. Raises LVLMError where asking again will not help."""
-        body = lvlm.body(request)
-        described, key = self._describe(lvlm, body)
-        with self._lock:
-            flight = self._flights.setdefault(key, threading.Lock())
-        # One flight per key: whoever asks the same meanwhile waits for this answer.
-        with flight:
-            stored = self._find(key)
-            if stored is not None:
-                return stored if stored.problem else replace(lvlm.parse(stored.text), cached=True)
-            return self._send(lvlm, key, described, body, request)
+    def cost_usd(self) -> float | None:
+        """What all attempts have cost, in US dollars, with the most possible where nobody counted; None where a price is not known."""
+        ((total, unknown),) = self._query(
+            "SELECT total(coalesce(cost_usd, reserved_usd)), count(*) - count(coalesce(cost_usd, reserved_usd)) FROM attempts"
+        )
+        return None if unknown else total
 
     def key(self, lvlm: LVLM, request: Request) -> str:
-        """What identifies a request: the SHA-256 of everything in it, with pictures by their hashes."""
-        return self._describe(lvlm, lvlm.body(request))[1]
+        """What identifies a request: the SHA-256 of all that is sent and of whom is asked, with pictures by their bytes."""
+        return _digest(_describe(lvlm, request, lvlm.body(request)))
 
-    def missing(self, lvlm: LVLM, requests: list[Request]) -> list[Request]:
+    def missing(self, lvlm: LVLM, requests: Sequence[Request]) -> list[Request]:
         """Those that ``ask`` would send."""
-        with self._lock:
-            return [request for request in requests if self._stored(self.key(lvlm, request)) is None]
+        return [request for request in requests if self._recall(lvlm, self.key(lvlm, request)) is None]
 
     def record(self, lvlm: LVLM, request: Request, raw: str) -> Answer:
-        """Stores an answer that came another way."""
-        described, key = self._describe(lvlm, lvlm.body(request))
-        self._end(self._begin(key, request.role, lvlm.name, described), "answered", raw=raw)
-        return lvlm.parse(raw)
+        """Stores an answer that came another way, which cost what its usage says, or nothing. One that is there already stays.
 
-    def _describe(self, lvlm: LVLM, body: dict[str, Any]) -> tuple[str, str]:
-        server = lvlm.address["base_url"] if lvlm.address is not None else None
-        described = canonical({"adapter": ADAPTER_VERSION, "backend": lvlm.name, "server": server, "body": _without_pictures(body)})
-        return described, hashlib.sha256(described.encode()).hexdigest()
+        Raises LVLMProtocolError where ``raw`` is not an answer of this backend.
+        """
+        answer, described = lvlm.parse(raw), _describe(lvlm, request, lvlm.body(request))
+        key = _digest(described)
+        with self._flight(key):
+            stored = self._recall(lvlm, key)
+            if stored is not None and stored.problem is None:
+                return stored
+            with self._changed:
+                row = begin(self._connection, Attempt(key, request.role, lvlm.name, described, 0.0))
+                keep_answer(self._connection, row, raw)
+            self._settle(lvlm, row, raw)
+            return answer
 
-    def _stored(self, key: str) -> tuple[str, str | None, str | None] | None:
-        return self._connection.execute(
-            "SELECT state, raw, error FROM attempts WHERE key = ? AND state IN ('answered', 'unknown') ORDER BY state LIMIT 1", (key,)
-        ).fetchone()
+    def ask(self, lvlm: LVLM, request: Request) -> Answer:
+        """The answer to ``request``, sent only where there is none yet.
 
-    def _send(self, lvlm: LVLM, key: str, described: str, body: dict[str, Any], request: Request) -> Answer:
-        """The answer, after as many attempts as the kind of error allows."""
-        timeouts = 0
-        for attempt in range(1, MOST_ATTEMPTS + 1):
-            if self._closing:
-                raise LVLMUnavailable("the run is stopping")
-            row = self._begin(key, request.role, lvlm.name, described)
+        What was refused, cut off, or is unknown comes back with its problem. Raises LVLMError where the run must stop; it can be resumed.
+        """
+        key = self.key(lvlm, request)
+        with self._flight(key):
+            stored = self._recall(lvlm, key)
+            if stored is not None:
+                self.cached += stored.problem is None
+                return stored
             try:
-                raw = self._deliver(lvlm, row, body, request)
+                return self._send(lvlm, request, key)
             except LVLMError as error:
-                timeouts += isinstance(error, LVLMTimeout)
-                # A timeout may have been paid for, so it is tried again once only.
-                if not isinstance(error, LVLMBusy) or attempt == MOST_ATTEMPTS or timeouts > 1:
-                    raise
-                time.sleep(error.wait if error.wait is not None else self._first_wait * 2 ** (attempt - 1) * self._jitter.uniform(0.5, 1))
-                continue
-            try:
-                return lvlm.parse(raw)
-            except LVLMProtocolError as error:  # not from a model at all: kept to be looked at, and no answer
-                self._end(row, "failed", raw=raw, error=str(error))
+                self.stop(error)
                 raise
-        raise AssertionError("the last attempt returns or raises")
 
-    def _deliver(self, lvlm: LVLM, row: int, body: dict[str, Any], request: Request) -> str:
-        """The raw answer, written down before it is given back."""
+    @contextmanager
+    def _flight(self, key: str) -> Iterator[None]:
+        """One flight per key: whoever asks the same meanwhile waits, and finds the answer."""
+        with self._changed:
+            self._changed.wait_for(lambda: key not in self._keys)
+            self._keys.add(key)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._keys.discard(key)
+                self._changed.notify_all()
+
+    def _recall(self, lvlm: LVLM, key: str) -> Answer | None:
+        """What earlier attempts came to; None where another one is due. Reads a stored answer again, which is free."""
+        rows = self._query("SELECT id, state, outcome, raw, error FROM attempts WHERE key = ? ORDER BY id", key)
+        for row, state, outcome, raw, _ in rows:
+            if state == "answered" and outcome is not None:
+                return replace(lvlm.parse(raw), cached=True)
+            if state == "answered":  # a crash came between keeping this answer and reading it
+                with suppress(LVLMError):
+                    self._settle(lvlm, row, raw)
+                return self._recall(lvlm, key)
+        if any(state == "unknown" for _, state, *_ in rows):
+            said = "it may have been paid for, and is asked again only with --retry-unknown"
+            return Answer("", problem=f"unknown: {rows[-1][4]}; {said}", outcome="unknown")
+        refused = [row for row in rows if row[2] == "refused"]
+        cut = [row for row in rows if row[2] == "truncated"]
+        if refused or len(cut) > 1:
+            *_, outcome, raw, error = (refused or cut)[-1]
+            return lvlm.parse(raw) if raw is not None else Answer("", problem=f"refused: {error}", outcome="refused")
+        return None
+
+    def _send(self, lvlm: LVLM, request: Request, key: str) -> Answer:
+        """The answer, after as many attempts as each kind of failure allows."""
+        # What may have been paid for is remembered over a crash; a server that was busy then may not be now.
+        paid = self._query("SELECT outcome FROM attempts WHERE key = ? AND outcome IN ('truncated', 'ambiguous')", key)
+        met = Counter(outcome for (outcome,) in paid)
+        throttle, answers = self._throttle(lvlm), self._answers
+        while True:
+            shaped = replace(request, max_tokens=2 * request.max_tokens) if met["truncated"] else request
+            shaped = join_pictures(shaped) if lvlm.name in self._joined else shaped
+            with throttle.slot() as started:
+                try:
+                    answer = self._attempt(lvlm, shaped, key)
+                    throttle.speed_up()
+                except LVLMError as error:
+                    failure = error
+                else:
+                    if answer.outcome != "truncated" or met["truncated"]:
+                        return answer
+                    met["truncated"] += 1
+                    continue
+            if isinstance(failure, LVLMRefused):
+                return Answer("", problem=f"refused: {failure}", outcome="refused")
+            if isinstance(failure, LVLMTooBig) and sum(isinstance(part, bytes) for part in shaped.parts) > 1:
+                self._joined.add(lvlm.name)
+            elif not isinstance(failure, LVLMBusy):
+                raise failure
+            elif not isinstance(failure, LVLMUnsupported):
+                met[failure.outcome] += 1
+                if met[failure.outcome] >= MOST[failure.outcome]:
+                    return self._give_up(key, failure, alone=self._answers == answers)
+                if isinstance(failure, LVLMRateLimited):
+                    throttle.slow_down(started, failure.wait)
+                if failure.wait is None or not isinstance(failure, LVLMRateLimited):
+                    self._stopping.wait(failure.wait or self._backoff(met[failure.outcome]))
+
+    def _give_up(self, key: str, error: LVLMBusy, *, alone: bool) -> Answer:
+        """A request that failed while others were answered is a person's to decide. Where nothing was answered the server is at fault."""
+        if isinstance(error, LVLMTimeout):
+            self._query("UPDATE attempts SET state = 'unknown' WHERE id = (SELECT max(id) FROM attempts WHERE key = ?)", key)
+        if alone:
+            raise error
+        return Answer("", problem=f"no answer after {MOST[error.outcome]} attempts: {error}", outcome="unknown")
+
+    def _attempt(self, lvlm: LVLM, request: Request, key: str) -> Answer:
+        """One attempt: money set aside, the answer written down, and then read."""
+        body = lvlm.body(request)
+        price = self._price_of(lvlm)
+        reserved = None if price is None else price.cost(worst_case_tokens(body, request.max_tokens))
+        attempt = Attempt(key, request.role, lvlm.name, _describe(lvlm, request, body), reserved)
+        cost = usd = reserved or 0.0
+        self._reserve(usd)
+        try:
+            row, raw = self._deliver(lvlm, attempt, body, request)
+            answer = self._settle(lvlm, row, raw)
+            counted = None if price is None else price.cost(answer.usage)
+            cost = usd if counted is None else counted
+            return answer
+        except LVLMError as error:
+            cost = usd if error.may_be_paid else 0.0
+            raise
+        finally:
+            with self._changed:
+                self._committed_usd += cost - usd
+                self._under_way -= 1
+                self._changed.notify_all()
+
+    def _reserve(self, usd: float) -> None:
+        """Sets the most aside that a request may cost. Where it does not fit, waits for what is under way, which mostly costs less than that."""
+        limit = float("inf") if self._max_usd is None else self._max_usd + 1e-9
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopped_by or self._committed_usd + usd <= limit or not self._under_way)
+            if self._stopped_by is not None:
+                raise self._stopped_by
+            if self._committed_usd + usd > limit:
+                raise LVLMOverBudget(
+                    f"the next request may cost up to {usd:.4f} US dollars, and of {self._max_usd:g} allowed {self._committed_usd:.4f} are "
+                    f"spent: raise --max-usd and run the same command again, which goes on where it stopped"
+                )
+            self._committed_usd += usd
+            self._under_way += 1
+            self.sent += 1
+
+    def _deliver(self, lvlm: LVLM, attempt: Attempt, body: dict[str, Any], request: Request) -> tuple[int, str]:
+        """The row and the raw answer, which is in it already."""
         if lvlm.address is not None:
-            with self._lock:
-                name = canonical(lvlm.address)
-                courier = self._couriers[name] = self._couriers.get(name) or Courier(self._path, lvlm.address)
-            return courier.send(row, body)
+            return self._courier(lvlm.address).send(attempt, body)
+        with self._changed:
+            row = begin(self._connection, attempt)
         try:
             raw = lvlm.send(body, request)
         except LVLMError as error:
-            self._end(row, "failed", error=str(error))
+            with self._changed:
+                keep_failure(self._connection, row, error)
             raise
-        self._end(row, "answered", raw=raw)
-        return raw
+        with self._changed:
+            keep_answer(self._connection, row, raw)
+        return row, raw
 
-    def _find(self, key: str) -> Answer | None:
-        with self._lock:
-            row = self._stored(key)
-            if row is None:
-                return None
-            self.cached += row[0] == "answered"
-        if row[0] == "unknown":
-            return Answer("", problem=f"unknown: {row[2]}; it may have been paid for, and is asked again only with --retry-unknown")
-        return Answer(row[1] or "")
+    def _settle(self, lvlm: LVLM, row: int, raw: str) -> Answer:
+        """Reads an answer that is kept, and writes down what it is and what it cost. Raises LVLMError for what is no answer of a model at all."""
+        try:
+            answer = lvlm.parse(raw)
+        except LVLMError as error:
+            with self._changed:
+                keep_failure(self._connection, row, error)
+            raise
+        price, state = self._price_of(lvlm), "answered" if answer.outcome == "answered" else "failed"
+        cost = None if price is None else price.cost(answer.usage)
+        self._query(
+            "UPDATE attempts SET state = ?, outcome = ?, error = ?, cost_usd = coalesce(?, reserved_usd), input_tokens = ?, output_tokens = ?"
+            " WHERE id = ?",
+            state, answer.outcome, answer.problem, cost, answer.usage.input_tokens, answer.usage.output_tokens, row,
+        )  # fmt: skip
+        with self._changed:
+            self._answers += 1
+        return answer
 
-    def _begin(self, key: str, role: str, model: str, described: str) -> int:
-        with self._lock:
-            self.sent += 1
-            cursor = self._connection.execute(
-                "INSERT INTO attempts (key, state, role, model, request, started) VALUES (?, 'pending', ?, ?, ?, ?)",
-                (key, role, model, described, time.time()),
-            )
-            return int(cursor.lastrowid or 0)
+    def _query(self, sql: str, *values: object) -> list[tuple]:
+        with self._changed:
+            return self._connection.execute(sql, values).fetchall()
 
-    def _end(self, row: int, state: str, *, raw: str | None = None, error: str | None = None) -> None:
-        with self._lock:
-            self._connection.execute(
-                "UPDATE attempts SET state = ?, raw = ?, error = ?, ended = ? WHERE id = ?", (state, raw, error, time.time(), row)
-            )
+    def _backoff(self, times: int) -> float:
+        return min(LONGEST_BACKOFF, self._first_wait * 2 ** (times - 1)) * self._jitter.uniform(0.5, 1)
+
+    def _price_of(self, lvlm: LVLM) -> Price | None:
+        price = self._price.get(lvlm.name) if isinstance(self._price, Mapping) else self._price
+        if price is None and self._max_usd is not None:
+            raise LVLMOverBudget(f"no price is known for {lvlm.name!r}, so that a budget cannot hold: declare one in [critic] prices")
+        return price
+
+    def _throttle(self, lvlm: LVLM) -> Throttle:
+        with self._changed:
+            return self._throttles.setdefault(canonical([lvlm.name, lvlm.address]), Throttle(*lvlm.concurrency))
+
+    def _courier(self, address: dict[str, Any]) -> Courier:
+        with self._changed:
+            name = canonical(address)
+            if name not in self._couriers:
+                self._couriers[name] = Courier(self._path, address)
+            return self._couriers[name]
 
 
 def canonical(value: object) -> str:
@@ -180,12 +329,12 @@ def canonical(value: object) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
-def _without_pictures(value: Any) -> Any:  # noqa: ANN401 -- any JSON value
-    """The same JSON, with every picture replaced by its length and SHA-256."""
-    if isinstance(value, dict):
-        return {key: _without_pictures(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_without_pictures(inner) for inner in value]
-    if isinstance(value, str) and value.startswith("data:image/"):
-        return {"sha256": hashlib.sha256(value.encode()).hexdigest(), "length": len(value)}
-    return value
+def _digest(described: str) -> str:
+    return hashlib.sha256(described.encode()).hexdigest()
+
+
+def _describe(lvlm: LVLM, request: Request, body: dict[str, Any]) -> str:
+    """What is asked and of whom, without pictures. The key, the timeout and the concurrency are not in it: they change no answer."""
+    server = None if lvlm.address is None else str(lvlm.address.get("base_url")).rstrip("/")
+    asked = {"body": hash_pictures(body), "prompt": request.prompt, "vote": request.vote, "permutation": request.permutation}
+    return canonical({"adapter": ADAPTER_VERSION, "backend": lvlm.name, "server": server, **asked})

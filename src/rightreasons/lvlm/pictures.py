@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import struct
 from collections.abc import Callable
 from typing import Any
@@ -26,3 +27,13 @@ def replace_pictures(value: Any, replace: Callable[[str], object]) -> Any:  # no
 def picture_size(encoded: str) -> tuple[int, int]:
     """Width and height of a PNG in base64, from its header alone."""
     return struct.unpack(">II", base64.b64decode(encoded[:32])[16:24])
+
+
+def hash_pictures(value: Any) -> Any:  # noqa: ANN401 -- any JSON value
+    """The same JSON value with every picture replaced by the SHA-256 and length of its bytes: the same picture in any encoding."""
+
+    def digest(encoded: str) -> dict[str, object]:
+        content = base64.b64decode(encoded)
+        return {"sha256": hashlib.sha256(content).hexdigest(), "length": len(content)}
+
+    return replace_pictures(value, digest)

@@ -1,0 +1,100 @@
+"""The table of attempts in lvlm.sqlite, which the ledger and its couriers write. Free of torch.
+
+pending -> answered, or pending -> failed. What a crash left pending becomes unknown: it may have been paid for.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from dataclasses import astuple, dataclass
+from pathlib import Path
+
+from rightreasons.errors import ConfigError, LVLMError
+
+SCHEMA = 2
+_TABLE = f"""
+BEGIN IMMEDIATE;
+CREATE TABLE IF NOT EXISTS attempts (
+    id INTEGER PRIMARY KEY, key TEXT NOT NULL, state TEXT NOT NULL CHECK (state IN ('pending', 'answered', 'failed', 'unknown')), outcome TEXT,
+    role TEXT NOT NULL, model TEXT NOT NULL, request TEXT NOT NULL, raw TEXT, error TEXT, reserved_usd REAL, cost_usd REAL,
+    input_tokens INTEGER, output_tokens INTEGER, started REAL NOT NULL, ended REAL);
+CREATE UNIQUE INDEX IF NOT EXISTS one_flight ON attempts (key) WHERE state IN ('pending', 'answered');
+CREATE INDEX IF NOT EXISTS by_key ON attempts (key);
+PRAGMA user_version = {SCHEMA};
+COMMIT;
+"""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One try at a request, as it is written down before it is sent: ``request`` without pictures, and the most that it may cost."""
+
+    key: str
+    role: str
+    model: str
+    request: str
+    reserved_usd: float | None
+
+
+def open_attempts(path: Path) -> sqlite3.Connection:
+    """A connection that threads may share under a lock of their own; every statement is committed, and on the disk, when it returns.
+
+    Raises ConfigError for a ledger of another version.
+    """
+    path.touch(mode=0o600)
+    connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=60)
+    try:
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        made = connection.execute("SELECT count(*) FROM sqlite_master WHERE name = 'attempts'").fetchone()[0]
+        if made and version != SCHEMA:
+            other = "an older" if version < SCHEMA else "a newer"
+            raise ConfigError(
+                f"{path} was written by {other} version of rightreasons (schema {version}, expected {SCHEMA}), and its answers would be paid for "
+                f"again: go on with that version, or choose another --out"
+            )
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        if not made:
+            connection.executescript(_TABLE)
+    except sqlite3.DatabaseError as error:
+        connection.close()
+        raise ConfigError(f"{path} cannot be used as a ledger ({error}): choose another --out, or bring back a copy of that file") from error
+    except ConfigError:
+        connection.close()
+        raise
+    return connection
+
+
+def begin(connection: sqlite3.Connection, attempt: Attempt) -> int:
+    """Writes down that a request is about to be sent. Returns the row."""
+    columns = "key, role, model, request, reserved_usd, state, started"
+    values = (*astuple(attempt), "pending", time.time())
+    return int(connection.execute(f"INSERT INTO attempts ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?)", values).lastrowid or 0)
+
+
+def keep_answer(connection: sqlite3.Connection, row: int, raw: str) -> None:
+    """Writes down what came back, before anybody reads it. Until it is read it counts with what was reserved for it."""
+    connection.execute("UPDATE attempts SET state = 'answered', raw = ?, ended = ? WHERE id = ?", (raw, time.time(), row))
+
+
+def keep_failure(connection: sqlite3.Connection, row: int, error: LVLMError) -> None:
+    """Writes down why no answer came. What may have been paid for counts with what was reserved."""
+    connection.execute(
+        "UPDATE attempts SET state = 'failed', outcome = ?, error = ?, cost_usd = CASE WHEN ? THEN reserved_usd ELSE 0 END, ended = ? WHERE id = ?",
+        (error.outcome, str(error), error.may_be_paid, time.time(), row),
+    )
+
+
+def recover(connection: sqlite3.Connection, *, retry_unknown: bool) -> None:
+    """After a crash: nobody knows what became of a pending attempt, nor of a request whose one retry ended as unclear as it began.
+
+    With ``retry_unknown`` all of those may be asked again, and what they may have cost still counts.
+    """
+    connection.execute(
+        "UPDATE attempts SET state = 'unknown', outcome = 'unknown', error = 'the run stopped before an answer came' WHERE state = 'pending'"
+    )
+    twice = "SELECT max(id) FROM attempts WHERE outcome = 'ambiguous' GROUP BY key HAVING count(*) > 1"
+    connection.execute(f"UPDATE attempts SET state = 'unknown' WHERE id IN ({twice})")
+    if retry_unknown:
+        connection.execute("UPDATE attempts SET state = 'failed', outcome = 'asked again' WHERE state = 'unknown' OR outcome = 'ambiguous'")

@@ -1,0 +1,70 @@
+"""How many requests may be under way at one server: more while it answers, fewer when it says that there are too many."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+# What is left of the concurrency after a rate limit.
+DECREASE = 0.8
+
+
+class Throttle:
+    """Slots for requests, from ``start`` up to ``most``. Threads share it.
+
+    Until the first rate limit every answer adds a slot, so that the number doubles with each round; after it, a round of answers adds one.
+    """
+
+    def __init__(self, start: int, most: int) -> None:
+        self._limit, self._most = float(start), most
+        self._under_way = 0
+        self._paused_until = -math.inf
+        self._slowed_at = -math.inf
+        self._changed = threading.Condition()
+
+    @property
+    def limit(self) -> int:
+        """How many requests may be under way now."""
+        return int(self._limit)
+
+    @contextmanager
+    def slot(self) -> Iterator[float]:
+        """Waits for a free slot and for the end of a pause; gives the time at which the slot was had."""
+        with self._changed:
+            while (pause := self._paused_until - time.monotonic()) > 0 or self._under_way >= self.limit:
+                self._changed.wait(pause if pause > 0 else None)
+            self._under_way += 1
+        try:
+            yield time.monotonic()
+        finally:
+            with self._changed:
+                self._under_way -= 1
+                self._changed.notify_all()
+
+    def speed_up(self) -> None:
+        """After an answer."""
+        with self._changed:
+            step = 1.0 if self._slowed_at == -math.inf else 1.0 / self._limit
+            self._limit = min(float(self._most), self._limit + step)
+            self._changed.notify_all()
+
+    def slow_down(self, started: float, wait: float | None) -> None:
+        """After a rate limit on a request that got its slot at ``started``. Where the server says how long to ``wait`` (seconds), all do.
+
+        Requests of one round that are refused together slow down once.
+        """
+        with self._changed:
+            now = time.monotonic()
+            if started > self._slowed_at:
+                self._limit, self._slowed_at = max(1.0, self._limit * DECREASE), now
+            if wait is not None:
+                self._paused_until = max(self._paused_until, now + wait)
+
+    def end_pause(self) -> None:
+        """Nobody waits any longer: the run is stopping."""
+        with self._changed:
+            self._paused_until = -math.inf
+            self._changed.notify_all()
