@@ -50,7 +50,15 @@ def answers(kind: str, text: str = "ok", reason: str | None = None, **more: obje
     if kind == "anthropic":
         usage = {"input_tokens": 10, "cache_read_input_tokens": 4, "output_tokens": 5}
         content = [{"type": "thinking", "thinking": "hm", "signature": "x"}, {"type": "text", "text": text}] if text else []
-        return {"id": "m", "type": "message", "role": "assistant", "model": "m", "content": content, "stop_reason": reason or "end_turn", "usage": usage} | more
+        return {
+            "id": "m",
+            "type": "message",
+            "role": "assistant",
+            "model": "m",
+            "content": content,
+            "stop_reason": reason or "end_turn",
+            "usage": usage,
+        } | more
     parts = [{"text": "hm", "thought": True}, {"text": text}] if text else []
     usage = {"promptTokenCount": 14, "candidatesTokenCount": 3, "thoughtsTokenCount": 2, "totalTokenCount": 19}
     return {"candidates": [{"content": {"role": "model", "parts": parts}, "finishReason": reason or "STOP"}], "usageMetadata": usage} | more
@@ -168,7 +176,14 @@ def test_a_success_that_is_no_answer(ask, kind, whole, outcome, words):
         ("gemini", 403, "PERMISSION_DENIED", "no", LVLMRejected, "may not use"),
         ("gemini", 404, "NOT_FOUND", "models/some-model is not found", LVLMRejected, "name of a model"),
         ("gemini", 413, "INVALID_ARGUMENT", "no", LVLMTooBig, "413"),
-        ("gemini", 429, "RESOURCE_EXHAUSTED", "You exceeded your current quota, please check your plan and billing", LVLMRejected, "no quota is left"),
+        (
+            "gemini",
+            429,
+            "RESOURCE_EXHAUSTED",
+            "You exceeded your current quota, please check your plan and billing",
+            LVLMRejected,
+            "no quota is left",
+        ),
         ("gemini", 503, "UNAVAILABLE", "The model is overloaded", LVLMBusy, "503"),
         ("gemini", 504, "DEADLINE_EXCEEDED", "slow", LVLMBusy, "504"),
     ],
@@ -280,7 +295,10 @@ def test_no_error_repeats_the_key(ask, kind, monkeypatch):
 @pytest.mark.parametrize("kind", BACKENDS)
 def test_check_is_free_and_says_what_is_wrong(kind, monkeypatch):
     replies = {
-        "fine": (lambda seen: (200, {}, {"id": "m", "type": "model", "display_name": "m", "created_at": "2026-01-01T00:00:00Z", "name": "models/m"}), None),
+        "fine": (
+            lambda seen: (200, {}, {"id": "m", "type": "model", "display_name": "m", "created_at": "2026-01-01T00:00:00Z", "name": "models/m"}),
+            None,
+        ),
         "no such list": (lambda seen: (404, {}, b"nothing here"), None),
         "no such model": (fails(kind, 404, "no model m", "not_found_error" if kind == "anthropic" else "NOT_FOUND"), "name of a model"),
         "a bad key": (fails(kind, 401, "no"), "_API_KEY"),
@@ -317,7 +335,14 @@ def test_through_courier_and_ledger(kind, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("spec", "words"),
-    [("", "anthropic:MODEL"), ("gpt-4o", "openai:MODEL"), ("openai", "expected one of"), ("local:", "local:FOLDER"), ("gemini:", "gemini:MODEL"), ("human:", "human:FILE")],
+    [
+        ("", "anthropic:MODEL"),
+        ("gpt-4o", "openai:MODEL"),
+        ("openai", "expected one of"),
+        ("local:", "local:FOLDER"),
+        ("gemini:", "gemini:MODEL"),
+        ("human:", "human:FILE"),
+    ],
 )
 def test_a_backend_that_is_not_known(spec, words):
     with pytest.raises(ConfigError, match=words):

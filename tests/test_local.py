@@ -64,7 +64,9 @@ def test_words_under_a_schema_are_bounded(tiny):
 
 def test_it_sees_the_pictures(tiny):
     """Noise, but not the same noise: what is shown changes what is said, and the same question gets the same answer."""
-    ask = [answer(tiny, Request("critic", ("Look.", *pictures), max_tokens=24)).text for pictures in ([], [png(0)], [png(250)], [png(0)], [png(0)] * 3)]
+    ask = [
+        answer(tiny, Request("critic", ("Look.", *pictures), max_tokens=24)).text for pictures in ([], [png(0)], [png(250)], [png(0)], [png(0)] * 3)
+    ]
     assert ask[1] == ask[3] and len({ask[0], ask[1], ask[2], ask[4]}) == 4
 
 
@@ -92,7 +94,11 @@ def test_a_folder_that_is_no_model(tmp_path, folder):
     with pytest.raises(ConfigError, match="safetensors"):
         open_lvlm(f"local:{tmp_path}")
     (tmp_path / "model.safetensors").touch()
-    for config, words in (('{"model_type": "bert"}', "reads no pictures"), ("{}", "cannot be read"), ('{"auto_map": {"AutoConfig": "evil.Config"}}', "cannot be read")):
+    for config, words in (
+        ('{"model_type": "bert"}', "reads no pictures"),
+        ("{}", "cannot be read"),
+        ('{"auto_map": {"AutoConfig": "evil.Config"}}', "cannot be read"),
+    ):
         (tmp_path / "config.json").write_text(config)
         (tmp_path / "evil.py").write_text("raise SystemExit('code of the folder was run')")
         with pytest.raises(LVLMUnavailable, match=words):

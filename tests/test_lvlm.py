@@ -321,7 +321,7 @@ def test_check_where_nobody_listens(direct):
         direct("http://127.0.0.1:9/v1").check()
 
 
-@pytest.mark.parametrize("spec", ["", "openai", "gpt-4o", "anthropic:x", "openai:", "simulated:2", "simulated:a=1", "scripted:/absent.json"])
+@pytest.mark.parametrize("spec", ["", "openai", "gpt-4o", "claude:x", "openai:", "simulated:2", "simulated:a=1", "scripted:/absent.json"])
 def test_a_backend_that_is_not_known(spec):
     from rightreasons.records import GroundTruth
 

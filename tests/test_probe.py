@@ -39,7 +39,9 @@ def read_number(url: str) -> str:
 class Model:
     """A server of the OpenAI protocol that keeps every promise, save what the options take away."""
 
-    def __init__(self, *, sees=3, forms=("json_schema", "json_object"), caps=("max_completion_tokens",), refuses=(), counts=True, says_length=True, text=None):
+    def __init__(
+        self, *, sees=3, forms=("json_schema", "json_object"), caps=("max_completion_tokens",), refuses=(), counts=True, says_length=True, text=None
+    ):
         self.sees, self.forms, self.caps, self.refuses = sees, forms, caps, refuses
         self.counts, self.says_length, self.text = counts, says_length, text
 
@@ -62,7 +64,8 @@ class Model:
         cap = next((body[name] for name in self.caps if name in body), None)
         tokens = words.split()
         cut = cap is not None and len(tokens) > cap
-        choice = {"message": {"role": "assistant", "content": " ".join(tokens[:cap])}, "finish_reason": "length" if cut and self.says_length else "stop"}
+        reason = "length" if cut and self.says_length else "stop"
+        choice = {"message": {"role": "assistant", "content": " ".join(tokens[:cap])}, "finish_reason": reason}
         usage = {"prompt_tokens": 9, "completion_tokens": len(tokens[:cap])} if self.counts else None
         return 200, {}, {"id": "x", "object": "chat.completion", "choices": [choice], "usage": usage}
 
@@ -130,9 +133,9 @@ def test_nobody_there_or_a_bad_key():
 def test_the_native_backends():
     def anthropic(seen):
         text = '{"S1": "unsure"}' if "output_config" in seen.body else "Hello."
-        cut = seen.body["max_tokens"] == 16
+        reason = "max_tokens" if seen.body["max_tokens"] == 16 else "end_turn"
         usage = {"input_tokens": 5, "output_tokens": 5}
-        return 200, {}, {"type": "message", "content": [{"type": "text", "text": text}], "stop_reason": "max_tokens" if cut else "end_turn", "usage": usage}
+        return 200, {}, {"type": "message", "content": [{"type": "text", "text": text}], "stop_reason": reason, "usage": usage}
 
     def gemini(seen):
         settings = seen.body["generationConfig"]

@@ -1,4 +1,4 @@
-"""A real server that nobody here wrote, with a model whose answers are noise: a whole `find` against it gives no verdict, and says what came instead."""
+"""A real server that nobody here wrote, and a model of noise: a whole `find` against it gives no verdict, and says what came instead."""
 
 from __future__ import annotations
 

@@ -62,7 +62,9 @@ class Gemini:
 
     def body(self, request: Request) -> dict[str, Any]:
         """The request as the REST interface takes it, and the model beside it."""
-        parts = [{"text": part} if isinstance(part, str) else {"inlineData": {"mimeType": "image/png", "data": _encode(part)}} for part in request.parts]
+        parts = [
+            {"text": part} if isinstance(part, str) else {"inlineData": {"mimeType": "image/png", "data": _encode(part)}} for part in request.parts
+        ]
         settings: dict[str, Any] = {"maxOutputTokens": request.max_tokens}
         if request.schema is not None:
             settings |= {"responseMimeType": "application/json", "responseJsonSchema": dict(request.schema)}
@@ -99,7 +101,9 @@ class Gemini:
             raise self._server.alien(raw, like=_LIKE) from error
         reason = candidate.get("finishReason")
         if reason not in ("STOP", "MAX_TOKENS", None):
-            return Answer("", problem=f"refused: {candidate.get('finishMessage') or 'no answer was given'} ({reason})", outcome="refused", usage=usage)
+            return Answer(
+                "", problem=f"refused: {candidate.get('finishMessage') or 'no answer was given'} ({reason})", outcome="refused", usage=usage
+            )
         if reason == "MAX_TOKENS" or not text.strip():
             said = "the answer was cut off at its longest" if text.strip() else "empty answer"
             return Answer(text, problem=f"truncated: {said} (finish reason {reason!r})", outcome="truncated", usage=usage)

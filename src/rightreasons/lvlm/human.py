@@ -60,7 +60,9 @@ class Human:
     def parse(self, raw: str) -> Answer:
         """The person's words; an empty answer is none yet."""
         answer = read_human(raw)
-        return answer if answer.problem is None else Answer("", problem=f"waiting for a person: write the answer into {self._file}", outcome="unknown")
+        return (
+            answer if answer.problem is None else Answer("", problem=f"waiting for a person: write the answer into {self._file}", outcome="unknown")
+        )
 
     def _entries(self) -> dict[str, dict[str, Any]]:
         if not self._file.exists():
@@ -72,7 +74,9 @@ class Human:
                     entry = json.loads(line)
                     entries[entry["custom_id"]] = entry
                 except (ValueError, LookupError, TypeError) as error:
-                    raise ConfigError(f"{self._file}, line {number}: {error!r}; expected a JSON object with custom_id and answer on one line") from error
+                    raise ConfigError(
+                        f"{self._file}, line {number}: {error!r}; expected a JSON object with custom_id and answer on one line"
+                    ) from error
         return entries
 
     def _entry(self, key: str, request: Request) -> dict[str, Any]:

@@ -109,7 +109,7 @@ class Ledger:
 
     def key(self, lvlm: LVLM, request: Request) -> str:
         """What identifies a request: the SHA-256 of all that is sent and of whom is asked, with pictures by their bytes."""
-        return _digest(_describe(lvlm, request, lvlm.body(request)))
+        return request_key(lvlm, request)
 
     def missing(self, lvlm: LVLM, requests: Sequence[Request]) -> list[Request]:
         """Those that ``ask`` would send."""
@@ -331,6 +331,11 @@ def canonical(value: object) -> str:
 
 def _digest(described: str) -> str:
     return hashlib.sha256(described.encode()).hexdigest()
+
+
+def request_key(lvlm: LVLM, request: Request) -> str:
+    """The key of a request, in any ledger."""
+    return _digest(_describe(lvlm, request, lvlm.body(request)))
 
 
 def _describe(lvlm: LVLM, request: Request, body: dict[str, Any]) -> str:

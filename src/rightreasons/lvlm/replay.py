@@ -75,9 +75,11 @@ def _read_ledger(path: Path) -> Iterator[tuple[Asked, str]]:
     query = "SELECT request, model, outcome, raw FROM attempts WHERE raw IS NOT NULL ORDER BY coalesce(outcome, 'answered') = 'answered', id"
     with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
         for described, model, outcome, raw in connection.execute(query):
-            if outcome is None or outcome in _OUTCOMES:
-                said = json.loads(described)
-                yield (tuple(_parts(said["body"])), said.get("vote", 0), said.get("permutation", 0)), _recorded(model.partition(":")[0], raw)
+            said = json.loads(described)
+            parts = tuple(_parts(said["body"]))
+            # Simulations and scripts keep no pictures: theirs can be made again.
+            if parts and (outcome is None or outcome in _OUTCOMES):
+                yield (parts, said["vote"], said["permutation"]), _recorded(model.partition(":")[0], raw)
 
 
 def _read_lines(path: Path) -> Iterator[tuple[Asked, str]]:
@@ -120,7 +122,7 @@ def _parts(body: dict[str, Any]) -> Iterator[str]:
         elif isinstance(value, list):
             yield from (found for inner in value for found in walk(inner))
 
-    yield from walk(body.get("messages") or body.get("contents") or body.get("texts"))
+    yield from walk(body.get("messages") or body.get("contents"))
 
 
 def _recorded(backend: str, raw: str) -> str:
