@@ -1,4 +1,4 @@
-"""The native backends against a loopback server that speaks their wire format: what is sent, what it makes of what comes back, where it refuses to send."""
+"""The native backends against a loopback server in their wire format: what is sent, what is made of an answer, where they refuse to send."""
 
 from __future__ import annotations
 

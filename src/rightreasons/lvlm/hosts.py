@@ -1,4 +1,4 @@
-"""One provider's server as a native SDK reaches it: leave to send, one deadline, no proxy or redirect that nobody allowed, and failures in our words."""
+"""One provider's server as a native SDK reaches it: leave to send, one deadline, no proxy or redirect unasked, and failures in our words."""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from rightreasons.errors import ConfigError
 from rightreasons.lvlm.chat import chat_message
+from rightreasons.lvlm.keys import request_key
 from rightreasons.lvlm.protocol import Answer, Request, Usage
 
 _NO_TOKENS = Usage(0, 0)
@@ -45,8 +46,6 @@ class Human:
 
     def send(self, body: dict[str, Any], request: Request | None) -> str:
         """What the person has written so far: nothing, for a question that is new."""
-        from rightreasons.lvlm.ledger import request_key
-
         assert request is not None  # a person is never handed to a courier
         key = request_key(self, request)
         with self._lock:

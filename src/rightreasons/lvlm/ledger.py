@@ -6,8 +6,6 @@ provider's own count is there, and a budget holds for that sum. The kinds of fai
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import random
 import threading
@@ -32,12 +30,11 @@ from rightreasons.errors import (
 from rightreasons.lvlm.attempts import Attempt, begin, keep_answer, keep_failure, open_attempts, recover
 from rightreasons.lvlm.composite import join_pictures
 from rightreasons.lvlm.courier import Courier, wait_for_courier
-from rightreasons.lvlm.pictures import hash_pictures
+from rightreasons.lvlm.keys import canonical, describe_request, hash_description, request_key
 from rightreasons.lvlm.prices import Price, worst_case_tokens
 from rightreasons.lvlm.protocol import LVLM, Answer, Request
 from rightreasons.lvlm.throttle import Throttle
 
-ADAPTER_VERSION = 2
 # How often one request may meet each kind of failure.
 MOST = {"rate": 20, "transient": 5, "ambiguous": 2}
 LONGEST_BACKOFF = 60.0
@@ -120,8 +117,8 @@ class Ledger:
 
         Raises LVLMProtocolError where ``raw`` is not an answer of this backend.
         """
-        answer, described = lvlm.parse(raw), _describe(lvlm, request, lvlm.body(request))
-        key = _digest(described)
+        answer, described = lvlm.parse(raw), describe_request(lvlm, request, lvlm.body(request))
+        key = hash_description(described)
         with self._flight(key):
             stored = self._recall(lvlm, key)
             if stored is not None and stored.problem is None:
@@ -230,7 +227,7 @@ class Ledger:
         body = lvlm.body(request)
         price = self._price_of(lvlm)
         reserved = None if price is None else price.cost(worst_case_tokens(body, request.max_tokens))
-        attempt = Attempt(key, request.role, lvlm.name, _describe(lvlm, request, body), reserved)
+        attempt = Attempt(key, request.role, lvlm.name, describe_request(lvlm, request, body), reserved)
         cost = usd = reserved or 0.0
         self._reserve(usd)
         try:
@@ -322,24 +319,3 @@ class Ledger:
             if name not in self._couriers:
                 self._couriers[name] = Courier(self._path, address)
             return self._couriers[name]
-
-
-def canonical(value: object) -> str:
-    """JSON with one spelling for one value."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-
-
-def _digest(described: str) -> str:
-    return hashlib.sha256(described.encode()).hexdigest()
-
-
-def request_key(lvlm: LVLM, request: Request) -> str:
-    """The key of a request, in any ledger."""
-    return _digest(_describe(lvlm, request, lvlm.body(request)))
-
-
-def _describe(lvlm: LVLM, request: Request, body: dict[str, Any]) -> str:
-    """What is asked and of whom, without pictures. The key, the timeout and the concurrency are not in it: they change no answer."""
-    server = None if lvlm.address is None else str(lvlm.address.get("base_url")).rstrip("/")
-    asked = {"body": hash_pictures(body), "prompt": request.prompt, "vote": request.vote, "permutation": request.permutation}
-    return canonical({"adapter": ADAPTER_VERSION, "backend": lvlm.name, "server": server, **asked})

@@ -135,13 +135,16 @@ def _raw(content: Any) -> str:  # noqa: ANN401 -- any JSON value
 
 @functools.cache
 def _reader(backend: str) -> Callable[[str], Answer]:
-    """How a backend reads a raw answer. Those of servers are opened on this machine's address, and send nothing."""
-    from rightreasons.lvlm import LOCAL_SERVER, open_lvlm
+    """How a backend reads a raw answer. Those of servers are opened on an address of this machine, and send nothing."""
+    from rightreasons.lvlm.anthropic import Anthropic
+    from rightreasons.lvlm.gemini import Gemini
     from rightreasons.lvlm.human import read_human
     from rightreasons.lvlm.local import read_local
+    from rightreasons.lvlm.openai import OpenAICompatible
 
-    if backend in ("openai", "anthropic", "gemini"):
-        return open_lvlm(f"{backend}:recorded", base_url=LOCAL_SERVER).parse
+    servers = {"openai": OpenAICompatible, "anthropic": Anthropic, "gemini": Gemini}
+    if backend in servers:
+        return servers[backend]("recorded", base_url="http://127.0.0.1").parse
     return {"local": read_local, "human": read_human}.get(backend, Answer)
 
 
