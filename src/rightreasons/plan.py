@@ -192,5 +192,5 @@ def _stand_in(project: Project, folder: RunFolder) -> Inspection:
 
 def _open_silently(project: Project, spec: str) -> LVLM:
     base_url = project.config.critic.base_url
-    hosts = (urlsplit(base_url).hostname or "", *provider_hosts())
+    hosts = (urlsplit(base_url or "").hostname or "", *provider_hosts())
     return open_lvlm(spec, base_url=base_url, allow_remote=hosts, truth=project.task.truth.get("train"), seed=project.config.run.seed)
