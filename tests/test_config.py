@@ -49,7 +49,7 @@ def test_defaults_are_those_of_the_documentation():
     config = parse()
     assert (config.sample.strategy, config.sample.size, config.sample.per_class) == ("low-entropy", 100, "auto")
     assert (config.segment.components, config.segment.smooth) == (5, "auto")
-    assert (config.critic.votes, config.critic.base_url, config.critic.judge) == (1, "http://127.0.0.1:8000/v1", None)
+    assert (config.critic.votes, config.critic.base_url, config.critic.judge) == (1, None, None)
     assert (config.align.term, config.align.epochs, config.align.ratio) == ("auto", 5, 0.25) and config.run.seed == 0
 
 
