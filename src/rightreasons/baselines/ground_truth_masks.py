@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -19,5 +20,6 @@ def train(bench: Bench) -> nn.Module:
     empty = torch.zeros(run.attribution.heatmaps.shape[1:], dtype=torch.bool)
     masks = torch.stack([empty if mask is None else mask for mask in found])
     model = copy.deepcopy(run.model)
-    align(model, run, build_alignment(run, masks, torch.zeros_like(masks), bench.reporter), reporter=bench.reporter)
+    alignment = build_alignment(run, masks, torch.zeros_like(masks), bench.reporter)
+    align(model, run, replace(alignment, exact=True), reporter=bench.reporter)
     return model
