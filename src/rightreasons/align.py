@@ -52,14 +52,13 @@ SMALLEST_EFFECT = 1e-6
 class AlignmentSet:
     """The inspected images with their corrective masks, and ``protected``: pixels judged relevant, which no swap covers.
 
-    ``spread`` tells of the other training images, where the verdicts could be spread to them. Masks that are not ``exact`` give way to it.
+    ``spread`` tells of the other training images, where the verdicts could be spread to them.
     """
 
     batch: Batch
     masks: Bool[Tensor, "image height width"]
     protected: Bool[Tensor, "image height width"]
     spread: Spread | None = None
-    exact: bool = False
 
     @property
     def donors(self) -> Int[Tensor, " donor"]:
@@ -75,7 +74,7 @@ class AlignmentSet:
         for place, index in enumerate(indices.tolist()):
             if index in row_of:
                 protected[place] = self.protected[row_of[index]]
-                if self.exact or not spurious[place].any():  # else the probe has cut it out more sharply than the heatmap
+                if not spurious[place].any():  # else the probe has cut it out more sharply than the heatmap
                     spurious[place] = self.masks[row_of[index]]
         return spurious & ~protected, protected
 
