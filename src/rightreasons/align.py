@@ -15,7 +15,7 @@ only where a gradient penalty is chosen. BatchNorm statistics stay as they are.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from torch.utils.data import Dataset
 
 from rightreasons.config import AlignConfig, Flips
 from rightreasons.data.loading import Batch, count_images, read_batches
+from rightreasons.gradient_penalty import GRADIENT_PENALTIES
 from rightreasons.models import model_device
 from rightreasons.progress import Advance
 from rightreasons.seeds import seeded
@@ -155,7 +156,7 @@ class AlignLoss:
     @property
     def needs_calibration(self) -> bool:
         """Whether the penalty has a scale of its own."""
-        return self.penalty in _GRADIENT_PENALTIES
+        return self.penalty in GRADIENT_PENALTIES
 
     def calibrate(self, batch: Batch, generator: torch.Generator) -> None:
         """lambda "auto" of a gradient penalty: its ratio to the cross-entropy is one on the first batch (Ross et al. 2017)."""
@@ -187,9 +188,9 @@ class AlignLoss:
         cross_entropy = F.cross_entropy(logits[: len(shown)], batch.labels.to(device))
         if len(others):
             return cross_entropy, effect_penalty(logits[: len(shown)][PASTED][COMPARED], logits[len(shown) :], logits)
-        if self.penalty in _GRADIENT_PENALTIES:
+        if self.penalty in GRADIENT_PENALTIES:
             samples, masks = images[-self.part :].to(device), spurious[-self.part :].to(device)
-            return cross_entropy, _GRADIENT_PENALTIES[self.penalty](self.model, samples, masks, generator)
+            return cross_entropy, GRADIENT_PENALTIES[self.penalty](self.model, samples, masks, generator)
         return cross_entropy, torch.zeros_like(cross_entropy)
 
 
@@ -276,34 +277,3 @@ def effect_penalty(
     variance = all_logits.var(0, correction=0).sum().clamp_min(SMALLEST_EFFECT)
     index = (before - after).square().sum(1) / (2 * variance)
     return (index + SMALLEST_EFFECT).sqrt().mean()
-
-
-def jacobian_penalty(
-    model: nn.Module, images: Float[Tensor, "image channel height width"], masks: Bool[Tensor, "image height width"], generator: torch.Generator
-) -> Tensor:
-    """An unbiased estimate of the squared Jacobian inside the mask, by one random projection of the logits (Hoffman et al. 2019; eq. 11)."""
-
-    def projected(logits: Tensor) -> Tensor:
-        return (logits * torch.randn(logits.shape, generator=generator).to(logits)).sum()
-
-    return _squared_gradient(model, images, masks, projected)
-
-
-def log_prob_sum_penalty(
-    model: nn.Module, images: Float[Tensor, "image channel height width"], masks: Bool[Tensor, "image height width"], generator: torch.Generator
-) -> Tensor:
-    """The published right-reasons loss: the squared gradient, inside the mask, of the sum of log-probabilities (eq. 8)."""
-    return _squared_gradient(model, images, masks, lambda logits: logits.log_softmax(1).sum())
-
-
-def _squared_gradient(model: nn.Module, images: Tensor, masks: Tensor, scalar: Callable[[Tensor], Tensor]) -> Tensor:
-    """Summed over the masked pixels of an image, averaged over the images that have a mask."""
-    masked = masks.any(2).any(1)
-    if not masked.any():
-        return images.new_zeros(())
-    leaf = images[masked].detach().requires_grad_()
-    (gradient,) = torch.autograd.grad(scalar(model(leaf)), leaf, create_graph=True)
-    return (gradient * masks[masked][:, None]).square().sum((1, 2, 3)).mean()
-
-
-_GRADIENT_PENALTIES = {"jacobian": jacobian_penalty, "log_prob_sum": log_prob_sum_penalty}

@@ -190,9 +190,10 @@ def _finish(
     seconds = {**earlier.get("seconds", {}), **reporter.seconds}
     metrics = build_metrics(run, project.task, before=before, after=after, alignment=alignment, reference=reference, seconds=seconds)
     folder.path.mkdir(parents=True, exist_ok=True, mode=0o700)
-    images = read_all(run.train, run.selection.indices).images
-    after_heatmaps = explain_images(run.aligned, images, run.train, run.config).heatmaps if run.aligned is not None else None
-    write_report(run, metrics, images, after_heatmaps, folder)
+    after_heatmaps = None
+    if run.aligned is not None:
+        after_heatmaps = explain_images(run.aligned, read_all(run.train, run.selection.indices).images, run.train, run.config).heatmaps
+    write_report(run, metrics, after_heatmaps, folder)
     folder.save_metrics(metrics)
     for path, reason in project.task.skipped.items():
         reporter.note(f"left out {path}: {reason}")

@@ -16,8 +16,9 @@ from PIL import Image
 from torch import Tensor
 
 from rightreasons.critique import describe_positions
-from rightreasons.pipeline import Run
+from rightreasons.pipeline import Run, segment_settings
 from rightreasons.runs import RunFolder, write_text
+from rightreasons.segment import smooth_heatmaps
 
 # Above this the page would be too heavy to open; the run folder has the rest.
 MOST_CARDS = 200
@@ -58,10 +59,16 @@ class _Card:
     rows: list[_SegmentRow]
 
 
-def write_report(run: Run, metrics: dict[str, Any], images: Tensor, after: Float[Tensor, "image height width"] | None, folder: RunFolder) -> None:
-    """Writes report.html. ``images`` are the inspected ones; ``after`` their heatmaps under the aligned model, once there is one."""
+def write_report(run: Run, metrics: dict[str, Any], after: Float[Tensor, "image height width"] | None, folder: RunFolder) -> None:
+    """Writes report.html. ``after`` are the inspected images' heatmaps under the aligned model, once there is one.
+
+    Heatmaps are shown smoothed as they were for the segments: a person sees no more in single pixels than the segmentation does.
+    """
+    smooth, _ = segment_settings(run.model, run.config.segment)
+    before = smooth_heatmaps(run.attribution.heatmaps, smooth)
+    after = None if after is None else smooth_heatmaps(after, smooth)
     environment = jinja2.Environment(loader=jinja2.PackageLoader("rightreasons", "."), autoescape=True, undefined=jinja2.StrictUndefined)
-    cards = [_card(run, row, images[row], None if after is None else after[row]) for row in _most_telling(run)[:MOST_CARDS]]
+    cards = [_card(run, row, before[row], None if after is None else after[row]) for row in _most_telling(run)[:MOST_CARDS]]
     page = environment.get_template("report.html.jinja").render(
         metrics=metrics,
         columns=[column for column in _COLUMNS if any(_scores(metrics, name).get(column[0]) is not None for name in _models(metrics))],
@@ -90,7 +97,7 @@ def _most_telling(run: Run) -> list[int]:
     return [row for row in share.argsort(descending=True, stable=True).tolist() if run.segmentation.count(row)]
 
 
-def _card(run: Run, row: int, image: Tensor, after: Tensor | None) -> _Card:
+def _card(run: Run, row: int, before: Float[Tensor, "height width"], after: Float[Tensor, "height width"] | None) -> _Card:
     index = int(run.selection.indices[row])
     critique = next(critique for critique in run.critiques if critique.index == index)
     verdicts = {verdict.segment: verdict for verdict in sorted((v for v in run.verdicts if v.index == index), key=lambda v: v.source == "human")}
@@ -108,14 +115,14 @@ def _card(run: Run, row: int, image: Tensor, after: Tensor | None) -> _Card:
         )
         for segment in range(run.segmentation.count(row))
     ]
-    scale = run.attribution.heatmaps[row].abs().max().clamp_min(1e-12)
+    scale = before.abs().max().clamp_min(1e-12)
     return _Card(
         index,
         run.descriptions[int(run.selection.labels[row])].name,
         run.descriptions[int(run.attribution.targets[row])].name,
         _data_url((run.folder.pictures / f"{index:06d}-clean.png").read_bytes()),
         _data_url((run.folder.pictures / f"{index:06d}-contours.png").read_bytes()),
-        _heatmap_url(run.attribution.heatmaps[row] / scale),
+        _heatmap_url(before / scale),
         None if after is None else _heatmap_url(after / scale),
         critique.text,
         critique.problem,

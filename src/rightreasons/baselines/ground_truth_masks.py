@@ -1,4 +1,4 @@
-"""Upper bound: ours with the true masks of the inspected images in place of judged segments. Labels used: masks."""
+"""Ours with the true masks of the inspected images in place of judged segments. Labels used: masks."""
 
 from __future__ import annotations
 

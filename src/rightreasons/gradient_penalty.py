@@ -1,0 +1,94 @@
+"""Penalties on a gradient inside the mask (docs/method.md, eq. 8 and 11). They are trained on, so that gradients of gradients are taken.
+
+Of a convolution in groups, torch differentiates the gradient in a loop over the groups, of which a depthwise one has hundreds. Written as another
+convolution, the gradient has an ordinary one itself: the same values, and EfficientNet-Lite0 takes well under half the time (docs/log.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+_CONVOLUTION = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+
+
+def jacobian_penalty(
+    model: nn.Module, images: Float[Tensor, "image channel height width"], masks: Bool[Tensor, "image height width"], generator: torch.Generator
+) -> Tensor:
+    """An unbiased estimate of the squared Jacobian inside the mask, by one random projection of the logits (Hoffman et al. 2019; eq. 11)."""
+
+    def projected(logits: Tensor) -> Tensor:
+        return (logits * torch.randn(logits.shape, generator=generator).to(logits)).sum()
+
+    return _squared_gradient(model, images, masks, projected)
+
+
+def log_prob_sum_penalty(
+    model: nn.Module, images: Float[Tensor, "image channel height width"], masks: Bool[Tensor, "image height width"], generator: torch.Generator
+) -> Tensor:
+    """The published right-reasons loss: the squared gradient, inside the mask, of the sum of log-probabilities (eq. 8)."""
+    return _squared_gradient(model, images, masks, lambda logits: logits.log_softmax(1).sum())
+
+
+def _squared_gradient(model: nn.Module, images: Tensor, masks: Tensor, scalar: Callable[[Tensor], Tensor]) -> Tensor:
+    """Summed over the masked pixels of an image, averaged over the images that have a mask."""
+    masked = masks.any(2).any(1)
+    if not masked.any():
+        return images.new_zeros(())
+    leaf = images[masked].detach().requires_grad_()
+    with _GroupedConvolutions():
+        logits = model(leaf)
+    (gradient,) = torch.autograd.grad(scalar(logits), leaf, create_graph=True)
+    return (gradient * masks[masked][:, None]).square().sum((1, 2, 3)).mean()
+
+
+class _GroupedConvolutions(TorchFunctionMode):
+    """Gives 2-d convolutions in groups a gradient that is quick to differentiate."""
+
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:  # noqa: ANN401 -- torch's own signature
+        given = dict(zip(_CONVOLUTION, args, strict=False)) | (kwargs or {})
+        if func is not torch.conv2d or given.get("groups", 1) == 1 or isinstance(given.get("padding"), str) or given["input"].ndim != 4:
+            return func(*args, **(kwargs or {}))
+        stride, padding, dilation = (_pair(given.get(name, default)) for name, default in (("stride", 1), ("padding", 0), ("dilation", 1)))
+        out = _GroupedConvolution.apply(given["input"], given["weight"], stride, padding, dilation, given["groups"])
+        return out if given.get("bias") is None else out + given["bias"].view(-1, 1, 1)
+
+
+class _GroupedConvolution(torch.autograd.Function):
+    """conv2d without a bias, whose gradient towards the image is a transposed convolution.
+
+    The weights get theirs only where it will not be differentiated again: the penalties first ask for the image's alone.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, weight: Tensor, stride: tuple, padding: tuple, dilation: tuple, groups: int) -> Tensor:  # noqa: ANN401
+        ctx.save_for_backward(images, weight)
+        ctx.settings = stride, padding, dilation, groups
+        return F.conv2d(images, weight, None, stride, padding, dilation, groups)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:  # noqa: ANN401  # pyright: ignore[reportIncompatibleMethodOverride]
+        images, weight = (tensor.to(gradient.dtype) for tensor in ctx.saved_tensors)
+        stride, padding, dilation, groups = ctx.settings
+        to_images = to_weight = None
+        if ctx.needs_input_grad[0]:
+            sizes = zip(images.shape[2:], gradient.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
+            left_over = [whole - ((out - 1) * step - 2 * edge + gap * (side - 1) + 1) for whole, out, side, step, edge, gap in sizes]
+            to_images = F.conv_transpose2d(gradient, weight, None, stride, padding, left_over, groups, dilation)
+        if ctx.needs_input_grad[1] and not torch.is_grad_enabled():
+            options = (None, stride, padding, dilation, False, (0, 0), groups, (False, True, False))
+            to_weight = torch.ops.aten.convolution_backward(gradient, images, weight, *options)[1]
+        return to_images, to_weight, None, None, None, None
+
+
+def _pair(value: int | tuple[int, ...]) -> tuple[int, ...]:
+    return (value, value) if isinstance(value, int) else tuple(value)
+
+
+GRADIENT_PENALTIES = {"jacobian": jacobian_penalty, "log_prob_sum": log_prob_sum_penalty}
