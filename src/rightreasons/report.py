@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,12 +14,18 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from rightreasons.controls import MEANINGS
 from rightreasons.critique import describe_positions
 from rightreasons.pipeline import Run
+from rightreasons.reading import read_paragraphs
+from rightreasons.records import Critique
 from rightreasons.runs import RunFolder, write_text
+from rightreasons.text import clean_text
+from rightreasons.votes import settle_verdicts
 
 # Above this the page would be too heavy to open; the run folder has the rest.
 MOST_CARDS = 200
+MOST_WAITING = 200
 _COLUMNS = (
     ("accuracy", "Accuracy", "of all test images"),
     ("worst_group_accuracy", "Worst group", "accuracy of the group that fares worst"),
@@ -41,6 +46,7 @@ class _SegmentRow:
     verdict: str
     source: str
     problem: str | None
+    p: float | None
     words: str
 
 
@@ -53,14 +59,15 @@ class _Card:
     contours: str
     before: str
     after: str | None
-    critique: str
-    problem: str | None
+    critiques: list[Critique]
     rows: list[_SegmentRow]
 
 
 def write_report(run: Run, metrics: dict[str, Any], images: Tensor, after: Float[Tensor, "image height width"] | None, folder: RunFolder) -> None:
     """Writes report.html. ``images`` are the inspected ones; ``after`` their heatmaps under the aligned model, once there is one."""
-    environment = jinja2.Environment(loader=jinja2.PackageLoader("rightreasons", "."), autoescape=True, undefined=jinja2.StrictUndefined)
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("rightreasons", "."), autoescape=True, undefined=jinja2.StrictUndefined, finalize=_finalize
+    )
     cards = [_card(run, row, images[row], None if after is None else after[row]) for row in _most_telling(run)[:MOST_CARDS]]
     page = environment.get_template("report.html.jinja").render(
         metrics=metrics,
@@ -69,6 +76,9 @@ def write_report(run: Run, metrics: dict[str, Any], images: Tensor, after: Float
         cards=cards,
         inspected=len(run.selection),
         descriptions=run.descriptions,
+        queue=run.queue[:MOST_WAITING],
+        waiting=len(run.queue),
+        meanings=MEANINGS,
         outcomes={outcome: run.segmentation.outcomes.count(outcome) for outcome in sorted(set(run.segmentation.outcomes))},
     )
     write_text(folder.path / "report.html", page)
@@ -92,9 +102,9 @@ def _most_telling(run: Run) -> list[int]:
 
 def _card(run: Run, row: int, image: Tensor, after: Tensor | None) -> _Card:
     index = int(run.selection.indices[row])
-    critique = next(critique for critique in run.critiques if critique.index == index)
-    verdicts = {verdict.segment: verdict for verdict in sorted((v for v in run.verdicts if v.index == index), key=lambda v: v.source == "human")}
-    paragraphs = _paragraphs(critique.text)
+    critiques = [critique for critique in run.critiques if critique.index == index]
+    verdicts = {verdict.segment: verdict for verdict in settle_verdicts(v for v in run.verdicts if v.index == index).values()}
+    paragraphs = next((read_paragraphs(critique.text) for critique in critiques if critique.problem is None), {})
     positions = describe_positions(torch.where(run.segmentation.effect[row], run.segmentation.segments[row], -1))
     rows = [
         _SegmentRow(
@@ -103,7 +113,8 @@ def _card(run: Run, row: int, image: Tensor, after: Tensor | None) -> _Card:
             float(run.segmentation.shares[row, segment]),
             verdicts[segment].value,
             verdicts[segment].source,
-            verdicts[segment].problem,
+            verdicts[segment].problem or verdicts[segment].doubt,
+            verdicts[segment].p,
             paragraphs.get(f"S{segment + 1}", ""),
         )
         for segment in range(run.segmentation.count(row))
@@ -117,15 +128,14 @@ def _card(run: Run, row: int, image: Tensor, after: Tensor | None) -> _Card:
         _data_url((run.folder.pictures / f"{index:06d}-contours.png").read_bytes()),
         _heatmap_url(run.attribution.heatmaps[row] / scale),
         None if after is None else _heatmap_url(after / scale),
-        critique.text,
-        critique.problem,
+        critiques,
         rows,
     )
 
 
-def _paragraphs(critique: str) -> dict[str, str]:
-    """The critique's words on each segment: the last paragraph that starts with its ID."""
-    return {name: words.strip() for name, words in re.findall(r"^\W*(S\d+)\W+(.*(?:\n(?!\W*S\d+\b|\s*\n).*)*)", critique, re.MULTILINE)}
+def _finalize(value: object) -> object:
+    """Whatever a model wrote stands on the page as something to be read, and no more; it is escaped after this."""
+    return clean_text(value) if type(value) is str else value
 
 
 def _heatmap_url(heatmap: Float[Tensor, "height width"]) -> str:
