@@ -182,7 +182,7 @@ def find(
         found = inspect_images(config, folder, model, train, len(descriptions), reporter)
         if lvlm.address is not None:
             warn_of_lettering(found, reporter)
-        _render(found.images, found.segmentation, found.judged, folder, reporter)
+        _render(found, reporter)
         price = dearest(prices.values()) if prices else None
         ledger = Ledger(folder.ledger, retry_unknown=retry_unknown, price=price, max_usd=max_usd)
         try:
@@ -228,14 +228,13 @@ class Inspection:
     subjects: list[Subject]
     judged: list[int]
 
-    @property
-    def shown(self) -> Int[Tensor, "image height width"]:
-        """Of each segment the pixels that carry its effect, -1 elsewhere."""
-        return torch.where(self.segmentation.effect, self.segmentation.segments, -1)
+    def shown(self, row: int) -> Int[Tensor, "height width"]:
+        """Of each segment of one image the pixels that carry its effect, -1 elsewhere."""
+        return torch.where(self.segmentation.effect[row], self.segmentation.segments[row], -1)
 
     def pictures(self, row: int) -> Pictures:
         """What the critic is shown of one image, drawn where it has not been."""
-        return _draw(self.images, self.shown[row], row, self.folder)
+        return _draw(self.images, self.shown(row), row, self.folder)
 
     def rows(self, critic: LVLM) -> list[int]:
         """Whom ``consult`` is to be called with: the images with segments, and the controls, which have numbers below 0."""
@@ -261,10 +260,14 @@ def consult(
     """The critic's words on one image, one critique a vote, and a verdict per segment; ``ask`` gives a model's answer to a request."""
     if row < 0:
         return consult_control(row, panel, ask)
+    return consult_case(case_of(found, row, descriptions), panel, ask)
+
+
+def case_of(found: Inspection, row: int, descriptions: Sequence[ClassDescription]) -> Case:
+    """One inspected image as it is put to the critic."""
     shares = found.segmentation.shares[row, : found.segmentation.count(row)].tolist()
     label = int(found.selection.labels[row])
-    case = Case(found.images.images[row], found.shown[row], found.pictures(row), found.subjects[row], label, descriptions, shares)
-    return consult_case(case, panel, ask)
+    return Case(found.images.images[row], found.shown(row), found.pictures(row), found.subjects[row], label, descriptions, shares)
 
 
 def warn_of_lettering(found: Inspection, reporter: Reporter) -> None:
@@ -462,13 +465,12 @@ def _report_outcomes(segmentation: Segmentation, attribution: Attribution, repor
         reporter.note(f"the heatmaps' completeness error is {worst:.1%} in the median: they explain the model only in part")
 
 
-def _render(images: Batch, segmentation: Segmentation, judged: Sequence[int], folder: RunFolder, reporter: Reporter) -> None:
-    """The pictures of each image that has segments: of a segment, the pixels that carry its effect."""
-    shown = torch.where(segmentation.effect, segmentation.segments, -1)
+def _render(found: Inspection, reporter: Reporter) -> None:
+    """The pictures of each image that has segments, drawn where they have not been."""
     with reporter.stage("render") as advance:
-        for done, row in enumerate(judged, start=1):
-            _draw(images, shown[row], row, folder)
-            advance(done, len(judged))
+        for done, row in enumerate(found.judged, start=1):
+            found.pictures(row)
+            advance(done, len(found.judged))
 
 
 def _draw(images: Batch, shown: Int[Tensor, "height width"], row: int, folder: RunFolder) -> Pictures:
