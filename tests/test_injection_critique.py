@@ -12,9 +12,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-import rightreasons.lvlm as lvlms
 from rightreasons.consult import Case, Panel, consult_case
-from rightreasons.controls import control_rows
 from rightreasons.judge import Example, judge_request
 from rightreasons.lvlm.scripted import Scripted
 from rightreasons.records import ClassDescription, Critique, Subject
@@ -89,8 +87,10 @@ def hostile_run(tmp_path_factory):
     config = write_scripted(root)
     edit(config, "size = 12", "size = 6")
     believed = {f"S{number}": "relevant" for number in (1, 2, 3)}
-    answers = [json.dumps(believed), json.dumps(believed | {"S99": "relevant"}), '{"S1": "\x1b[31mrelevant<script>"}', json.dumps(believed)]
-    (root / "script.json").write_text(json.dumps({"critic": [HOSTILE], "judge": answers}))
+    fake = {"S99\x1b[2J<script>": "relevant"}
+    answers = [json.dumps(said) for said in (believed, believed | fake, fake, believed)]
+    # Half a letter cannot come from a script's file; it is tested on its own.
+    (root / "script.json").write_text(json.dumps({"critic": [HOSTILE.replace("\ud800", "")], "judge": answers}))
     result = invoke("find", config, "--out", root / "run")
     assert result.exit_code == 0, result.output
     return root / "run", result
@@ -108,7 +108,7 @@ def test_verdicts_are_of_real_segments_and_of_three_kinds(hostile_run):
     folder, _ = hostile_run
     lines = [json.loads(line) for line in (folder / "verdicts.jsonl").read_text(encoding="utf-8").split("\n") if line]
     assert {line["value"] for line in lines} <= {"spurious", "relevant", "unsure"} and {line["segment"] for line in lines} <= {0, 1, 2}
-    assert any("S99" in (line["problem"] or "") or "not a verdict" in (line["problem"] or "") for line in lines)
+    assert any("S99" in (line["problem"] or "") for line in lines), "and a person is told what came instead"
     for name in ("verdicts.jsonl", "critiques.jsonl", "controls.jsonl"):
         for line in filter(None, (folder / name).read_text(encoding="utf-8").split("\n")):
             assert not UNSAFE.search("".join(map(str, json.loads(line).values())))
@@ -119,17 +119,12 @@ def test_the_terminal_sees_no_control_characters(hostile_run):
     assert not UNSAFE.search(result.output.replace("\r", ""))
 
 
-def test_an_error_with_escapes_in_it_is_shown_without(tmp_path, monkeypatch):
-    """A run in which every answer is a refusal full of escapes ends with an error that quotes one."""
-
-    class Refusing(Scripted):
-        def parse(self, raw):
-            return lvlms.protocol.Answer("", problem="refused: \x1b[2J\x9b1m\u202eno", outcome="refused")
-
-    monkeypatch.setitem(lvlms._BACKENDS, "scripted", lambda path, **_: Refusing(lambda request: ""))
-    result = invoke("find", write_scripted(tmp_path), "--out", tmp_path / "run")
-    assert result.exit_code == 1 and "gave no usable verdict" in result.stderr and not UNSAFE.search(result.output)
-    assert control_rows(Refusing(lambda request: "")), "controls were asked, and prove nothing"
+def test_an_error_with_escapes_in_it_is_shown_without(tmp_path):
+    """A run in which no answer can be read ends with an error that quotes one."""
+    config = write_scripted(tmp_path)
+    (tmp_path / "script.json").write_text(json.dumps({"critic": ["S1: x"], "judge": ["\x1b[2J\x9b1m\u202eno"]}))
+    result = invoke("find", config, "--out", tmp_path / "run")
+    assert result.exit_code == 1 and "gave no usable verdict" in result.stderr and not UNSAFE.search(result.output.replace("\r", ""))
 
 
 def test_the_page_in_a_browser(hostile_run, tmp_path):
