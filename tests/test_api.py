@@ -21,7 +21,7 @@ SETTINGS = {"sample": {"size": 8}, "attribute": {"baselines": 3}, "segment": {"c
 
 def reply(request) -> str:
     """A critic that calls what lies at the top left a tag, and a judge that reads it."""
-    if request.role == "critic":
+    if request.role != "judge":
         places = re.findall(r"^(S\d+): ([a-z ]+), \d+%$", request.parts[0], re.MULTILINE)
         return "\n".join(f"{name}: {'A tag.' if place == 'top left' else 'The part.'}" for name, place in places)
     critique = request.parts[0].split("Now the critique")[1]
@@ -94,7 +94,7 @@ def test_the_same_call_goes_on_where_it_stopped(model, train, tmp_path):
     first = find(model, train, tmp_path / "run", lvlm)
     asked = len(lvlm.history)
     again = find(model, train, tmp_path / "run", lvlm)
-    assert again.verdicts == first.verdicts and len(lvlm.history) == asked and again.cached == 16
+    assert again.verdicts == first.verdicts and len(lvlm.history) == asked and again.cached >= 16, "two calls an image, and the controls"
     one, two = rr.fix_shortcuts(first), rr.fix_shortcuts(again)
     assert all(a.equal(b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True))
 

@@ -67,13 +67,15 @@ def test_a_run_without_a_connection(inspected):
     assert wrote == [str(inspected / "critic.jsonl")] and (inspected / "critic.jsonl").stat().st_mode & 0o777 == 0o600
     answers = provide(inspected / "critic.jsonl", inspected / "critic-out.jsonl")
     first = command("lvlm", "import", run, answers, "--json")
-    assert first == {"recorded": 12, "no_answer": 0, "already": 0, "duplicate": [], "failed": [], "malformed": [], "unknown": [], "open": 12}
+    assert first == {"recorded": 14, "no_answer": 0, "already": 0, "duplicate": [], "failed": [], "malformed": [], "unknown": [], "open": 14}, (
+        "twelve images and two controls"
+    )
     again = command("lvlm", "import", run, answers, "--json")
-    assert (again["recorded"], again["already"], again["open"]) == (0, 12, 12), "the same file again changes nothing"
+    assert (again["recorded"], again["already"], again["open"]) == (0, 14, 14), "the same file again changes nothing"
 
     command("lvlm", "export", run, "--to", inspected / "judge.jsonl")
     judged = read_lines(inspected / "judge.jsonl")
-    assert all("Now the critique to judge" in entry["body"]["messages"][0]["content"][0]["text"] for entry in judged) and len(judged) == 12
+    assert all("Now the critique to judge" in entry["body"]["messages"][0]["content"][0]["text"] for entry in judged) and len(judged) == 14
     assert command("lvlm", "import", run, provide(inspected / "judge.jsonl", inspected / "judge-out.jsonl"), "--json")["open"] == 0
     assert "every question has its answer" in command("lvlm", "export", run, "--to", inspected / "none.jsonl")
     assert not (inspected / "none.jsonl").exists()
@@ -82,7 +84,7 @@ def test_a_run_without_a_connection(inspected):
         (inspected / "online").mkdir()
         command("find", write_project(inspected / "online", stub.base_url), "--out", inspected / "online" / "run", "--json")
     # There is no server for the carried run, and none is looked for.
-    assert command("find", inspected / "parts.toml", "--out", run, "--json")["critic"]["cached"] == 24
+    assert command("find", inspected / "parts.toml", "--out", run, "--json")["critic"]["cached"] == 28
     values = [
         [(v["index"], v["segment"], v["value"]) for v in read_lines(folder / "verdicts.jsonl")] for folder in (run, inspected / "online" / "run")
     ]
@@ -97,13 +99,13 @@ def test_a_carried_run_to_a_remote_model_needs_neither_leave_nor_price_nor_key(t
         assert "not this machine" in the_error(invoke("find", config, "--out", run)), "not before every answer is there"
         command("lvlm", "export", run, "--to", tmp_path / f"{role}.jsonl")
         command("lvlm", "import", run, provide(tmp_path / f"{role}.jsonl", tmp_path / f"{role}-out.jsonl"))
-    assert command("find", config, "--out", run, "--json")["critic"]["cached"] == 24
+    assert command("find", config, "--out", run, "--json")["critic"]["cached"] == 28
 
 
 def test_custom_ids_are_the_ledgers_keys_and_nothing_else(inspected):
     command("lvlm", "export", inspected / "run", "--to", inspected / "requests.jsonl")
     ids = [entry["custom_id"] for entry in read_lines(inspected / "requests.jsonl")]
-    assert len(set(ids)) == 12 and all(re.fullmatch("[0-9a-f]{64}", key) for key in ids), "both providers allow 64 characters of these"
+    assert len(set(ids)) == 14 and all(re.fullmatch("[0-9a-f]{64}", key) for key in ids), "both providers allow 64 characters of these"
     command("lvlm", "import", inspected / "run", provide(inspected / "requests.jsonl", inspected / "out.jsonl"))
     stored = sqlite3.connect(inspected / "run" / "lvlm.sqlite")
     assert {key for (key,) in stored.execute("SELECT key FROM attempts WHERE state = 'answered'")} == set(ids)
@@ -116,11 +118,11 @@ def test_another_persons_run_is_replayed(inspected, tmp_path_factory):
     for role in ("critic", "judge"):
         command("lvlm", "export", run, "--to", inspected / f"{role}.jsonl")
         command("lvlm", "import", run, provide(inspected / f"{role}.jsonl", inspected / f"{role}-out.jsonl"))
-    assert command("lvlm", "export", run, "--answers", "--to", inspected / "all.jsonl", "--json")["answers"] == 24
+    assert command("lvlm", "export", run, "--answers", "--to", inspected / "all.jsonl", "--json")["answers"] == 28
     other = tmp_path_factory.mktemp("other")
     command("find", write_project(other), "--out", other / "run", "--dry-run")
     found = command("lvlm", "import", other / "run", inspected / "all.jsonl", "--json")
-    assert (found["recorded"], found["unknown"], found["open"]) == (24, [], 0)
+    assert (found["recorded"], found["unknown"], found["open"]) == (28, [], 0)
 
 
 def test_what_is_wrong_with_a_file_is_said_and_the_rest_is_taken(inspected):

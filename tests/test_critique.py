@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from rightreasons.critique import critique_image, describe_positions
-from rightreasons.judge import MalformedVerdicts, judge_critique, parse_verdicts
+from rightreasons.judge import judge_critique, parse_verdicts
 from rightreasons.lvlm.protocol import Answer
 from rightreasons.lvlm.scripted import Scripted
+from rightreasons.reading import MalformedAnswer
 from rightreasons.records import ClassDescription, Critique, Subject
 from rightreasons.render import render_pictures
 
@@ -104,7 +105,7 @@ def test_positions_in_thirds():
 )
 def test_no_answer_of_a_judge_is_worse_than_malformed(text):
     """A model that runs off into brackets until it is cut off is one as well."""
-    with pytest.raises(MalformedVerdicts):
+    with pytest.raises(MalformedAnswer):
         parse_verdicts(text, ["S1"])
 
 

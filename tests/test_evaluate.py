@@ -224,4 +224,17 @@ def test_verdict_agreement_equals_sklearn(generator):
 def test_verdict_agreement_where_a_rate_has_nothing_to_count():
     assert evaluate.verdict_agreement([], []) == evaluate.VerdictAgreement(None, None, None, 0)
     assert evaluate.verdict_agreement(["unsure"], [True]) == evaluate.VerdictAgreement(None, None, None, 1)
-    assert evaluate.verdict_agreement(["relevant"], [False]) == evaluate.VerdictAgreement(1.0, None, 1.0, 0)
+    only = evaluate.verdict_agreement(["relevant"], [False])
+    assert (only.accuracy, only.spurious_recall, only.core_recall, only.unsure) == (1.0, None, 1.0, 0)
+    assert only.spurious_recall_interval is None and only.core_recall_interval == only.accuracy_interval == evaluate.wilson_interval(1, 1)
+
+
+@pytest.mark.parametrize(("successes", "trials"), [(0, 1), (1, 1), (0, 10), (3, 10), (10, 10), (87, 100), (1, 1000)])
+def test_wilson_interval_solves_its_equation(successes, trials):
+    """Its ends are the rates p at which the observed one lies z standard errors away: (rate - p)^2 = z^2 p (1 - p) / n."""
+    rate, z = successes / trials, 1.959963984540054
+    low, high = evaluate.wilson_interval(successes, trials)
+    assert 0 <= low <= rate <= high <= 1
+    for end in (low, high):
+        if 0 < end < 1:
+            assert (rate - end) ** 2 == pytest.approx(z * z * end * (1 - end) / trials, abs=1e-12)

@@ -7,8 +7,9 @@ import torch
 
 from rightreasons.critique import critique_image, describe_positions
 from rightreasons.errors import ConfigError
-from rightreasons.judge import Example, MalformedVerdicts, judge_critique, parse_verdicts, read_examples
+from rightreasons.judge import Example, judge_critique, parse_verdicts, read_examples
 from rightreasons.lvlm.protocol import Answer
+from rightreasons.reading import MalformedAnswer
 from rightreasons.records import ClassDescription, Critique, Pictures, Subject
 from rightreasons.seeds import seeded
 
@@ -50,14 +51,14 @@ def test_verdicts_that_can_be_read(text):
         ('{"S1": spurious, "S2": 1}', "not JSON"),
         ('{"S1": "spurious"}', "no verdict for S2"),
         ('{"S1": "spurious", "S2": "relevant", "S3": "relevant"}', "do not exist: S3"),
-        ('{"S1": "spurious", "S1": "relevant", "S2": "relevant"}', "named twice"),
+        ('{"S1": "spurious", "S1": "relevant", "S2": "relevant"}', "comes twice"),
         ('{"S1": "bad", "S2": "relevant"}', "not a verdict"),
         ('{"S1": true, "S2": "relevant"}', "not a verdict"),
         ('{"S1": {"S2": "relevant"}, "S2": "relevant"}', "not a verdict"),
     ],
 )
 def test_verdicts_that_cannot(text, complaint):
-    with pytest.raises(MalformedVerdicts, match=complaint):
+    with pytest.raises(MalformedAnswer, match=complaint):
         parse_verdicts(text, ["S1", "S2"])
 
 

@@ -33,11 +33,12 @@ def _clear_errors(command: Callable[..., None]) -> Callable[..., None]:
     def wrapped(*args: object, **kwargs: object) -> None:
         from rightreasons.errors import RightReasonsError
         from rightreasons.lvlm.privacy import redact
+        from rightreasons.text import clean_text
 
         try:
             command(*args, **kwargs)
         except RightReasonsError as error:
-            typer.echo(f"error: {redact(str(error))}", err=True)
+            typer.echo(f"error: {clean_text(redact(str(error)))}", err=True)
             raise typer.Exit(1) from error
 
     return wrapped

@@ -8,7 +8,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from rightreasons.errors import ConfigError
 from rightreasons.records import ClassDescription
@@ -95,10 +95,18 @@ class CriticConfig(_Table):
     lvlm: str
     judge: str | None = Field(default=None, description="another model for the judge; default: the same")
     base_url: str | None = Field(default=None, description="of the server; default: port 8000 of this machine for openai:, else the provider's own")
-    votes: Literal[1] = 1
+    mode: Literal["two-call", "fused"] = Field(default="two-call", description="critic, then judge; or both in one structured answer")
+    votes: Annotated[int, Field(ge=1, le=9)] = Field(default=1, description="how often the critic is asked about an image, with permuted IDs; odd")
     max_usd: Annotated[float, Field(ge=0)] | None = Field(default=None, description="stop before the next request could pass this many US dollars")
     prices: str | None = Field(default=None, description="a file of prices like lvlm/prices.toml, which come before the packaged ones")
     examples: str | None = Field(default=None, description="a file of critique -> verdict pairs for the judge; default: the packaged one")
+
+    @field_validator("votes")
+    @classmethod
+    def _odd(cls, votes: int) -> int:
+        if votes % 2 == 0:
+            raise ValueError("the number of votes is odd, so that they settle something")
+        return votes
 
 
 class AlignConfig(_Table):

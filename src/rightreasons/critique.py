@@ -4,43 +4,85 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rightreasons.lvlm.protocol import Answer, Request
-from rightreasons.prompts import fill_prompt
+from rightreasons.prompts import fill_prompt, prompt_version
 from rightreasons.records import ClassDescription, Critique, Pictures, Subject
+from rightreasons.text import clean_text, contain
 
 Ask = Callable[[Request], Answer]
+# Characters of an answer that go back to its writer, to be put right.
+SHOWN_AGAIN = 6000
 
 
 def critique_image(
-    ask: Ask, pictures: Pictures, subject: Subject, *, label: int, descriptions: Sequence[ClassDescription], shares: Sequence[float]
+    ask: Ask,
+    pictures: Pictures,
+    subject: Subject,
+    *,
+    label: int,
+    descriptions: Sequence[ClassDescription],
+    shares: Sequence[float],
+    vote: int = 0,
+    permutation: int = 0,
 ) -> Critique:
-    """The critic's words on one image. Where no paragraph names a segment, it is asked once more, by text alone.
-
-    ``shares`` has the positive effect's share of each segment, from S1 on.
-    """
-    ids = [f"S{segment + 1}" for segment in range(len(shares))]
-    prompt = fill_prompt(
-        "critic",
-        label=descriptions[label].name,
-        descriptions="\n".join(_describe(description) for description in descriptions),
-        segments="\n".join(
-            f"{name}: {where}, {share:.0%}" for name, where, share in zip(ids, describe_positions(subject.segments), shares, strict=False)
-        ),
-        ids=", ".join(ids),
-    )
-    parts = (prompt, "The image as it is:", pictures.clean, "With outlines:", pictures.contours, "The segments alone:", pictures.map)
-    answer = ask(Request("critic", parts, subject=subject))
+    """The critic's words on one image. Where no paragraph names a segment, it is asked once more, by text alone."""
+    request = critic_request(pictures, subject, label=label, descriptions=descriptions, shares=shares, vote=vote, permutation=permutation)
+    answer = ask(request)
     if answer.problem is None and not _names_a_segment(answer.text):
-        complaint = "That has no paragraph that starts with a segment's ID. Write those paragraphs now."
-        again = f"{prompt}\n\nYou have answered:\n<answer>\n{answer.text[:4000]}\n</answer>\n{complaint}"
-        answer = ask(Request("critic", (again,), subject=subject))
+        answer = ask(ask_again(request, answer.text, "it has no paragraph that starts with a segment's ID. Write those paragraphs now"))
         if answer.problem is None and not _names_a_segment(answer.text):
-            return Critique(subject.index, answer.text, "malformed: no paragraph names a segment")
-    return Critique(subject.index, answer.text, answer.problem)
+            return Critique(subject.index, clean_text(answer.text), "malformed: no paragraph names a segment", vote)
+    return Critique(subject.index, clean_text(answer.text), answer.problem and clean_text(answer.problem), vote)
+
+
+def critic_request(
+    pictures: Pictures,
+    subject: Subject,
+    *,
+    label: int,
+    descriptions: Sequence[ClassDescription],
+    shares: Sequence[float],
+    vote: int = 0,
+    permutation: int = 0,
+) -> Request:
+    """What the critic is asked about one image. ``shares`` has the positive effect's share of each segment, from S1 on."""
+    prompt = fill_prompt("critic", **describe_case(subject, label=label, descriptions=descriptions, shares=shares))
+    version = prompt_version("critic", pictures.style)
+    return Request("critic", show_pictures(prompt, pictures), vote=vote, permutation=permutation, prompt=version, subject=subject)
+
+
+def ask_again(request: Request, said: str, complaint: str) -> Request:
+    """The same question by text alone, with the answer that could not be used."""
+    prompt = request.parts[0]
+    again = f"{prompt}\n\nYou have answered:\n<answer>\n{contain(said[:SHOWN_AGAIN], 'answer')}\n</answer>\nThat could not be used: {complaint}."
+    return replace(request, parts=(again,))
+
+
+def describe_case(subject: Subject, *, label: int, descriptions: Sequence[ClassDescription], shares: Sequence[float]) -> dict[str, str]:
+    """The words for one image in a prompt: its class, what the expert said, and each segment's ID, place and share."""
+    ids = segment_ids(len(shares))
+    places = describe_positions(subject.segments)
+    return {
+        "label": descriptions[label].name,
+        "descriptions": "\n".join(_describe(description) for description in descriptions),
+        "segments": "\n".join(f"{name}: {where}, {share:.0%}" for name, where, share in zip(ids, places, shares, strict=False)),
+        "ids": ", ".join(ids),
+    }
+
+
+def show_pictures(prompt: str, pictures: Pictures) -> tuple[str | bytes, ...]:
+    """The prompt and the three pictures, each announced."""
+    return (prompt, "The image as it is:", pictures.clean, "With outlines:", pictures.contours, "The segments alone:", pictures.map)
+
+
+def segment_ids(count: int) -> list[str]:
+    """What segments are called before a model: S1, S2, ..."""
+    return [f"S{segment + 1}" for segment in range(count)]
 
 
 def describe_positions(segments: Int[Tensor, "height width"]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,14 +40,23 @@ class Averages:
     weighted: float | None
 
 
+Interval = tuple[float, float]
+
+
 @dataclass(frozen=True)
 class VerdictAgreement:
-    """Of the segments that were judged: the share judged right, and of the truly spurious and the others how many were; None where there are none."""
+    """Of the segments that were judged: the share judged right, and of the truly spurious and the others how many were; None where there are none.
+
+    ``spurious_recall`` is the critic's sensitivity, ``core_recall`` its specificity; each comes with a 95 % interval.
+    """
 
     accuracy: float | None
     spurious_recall: float | None
     core_recall: float | None
     unsure: int
+    accuracy_interval: Interval | None = None
+    spurious_recall_interval: Interval | None = None
+    core_recall_interval: Interval | None = None
 
 
 def predict_labels(model: nn.Module, batches: Iterable[Batch]) -> Predictions:
@@ -158,10 +168,16 @@ def truly_spurious(
 def verdict_agreement(values: Sequence[Value], truths: Sequence[bool]) -> VerdictAgreement:
     """Verdicts against the truth; unsure ones are counted apart and enter no rate."""
     judged = [(value == "spurious", truth) for value, truth in zip(values, truths, strict=True) if value != "unsure"]
+    parts = judged, [pair for pair in judged if pair[1]], [pair for pair in judged if not pair[1]]
+    right = [sum(says == is_so for says, is_so in part) for part in parts]
+    rates = [count / len(part) if part else None for count, part in zip(right, parts, strict=True)]
+    intervals = [wilson_interval(count, len(part)) if part else None for count, part in zip(right, parts, strict=True)]
+    return VerdictAgreement(*rates, len(values) - len(judged), *intervals)
 
-    def rate(of: list[tuple[bool, bool]]) -> float | None:
-        return sum(says == is_so for says, is_so in of) / len(of) if of else None
 
-    return VerdictAgreement(
-        rate(judged), rate([pair for pair in judged if pair[1]]), rate([pair for pair in judged if not pair[1]]), len(values) - len(judged)
-    )
+def wilson_interval(successes: int, trials: int, z: float = 1.959963984540054) -> Interval:
+    """Where a rate lies with 95 % confidence (Wilson 1927); it stays within 0 and 1, and is wide where there are few trials, 1 at least."""
+    rate, n = successes / trials, trials
+    centre = (rate + z * z / (2 * n)) / (1 + z * z / n)
+    reach = z / (1 + z * z / n) * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
+    return max(0.0, centre - reach), min(1.0, centre + reach)

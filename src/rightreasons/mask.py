@@ -9,6 +9,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from rightreasons.records import Segmentation, Selection, Value, Verdict
+from rightreasons.votes import settle_verdicts
 
 
 def build_masks(
@@ -21,8 +22,8 @@ def build_masks(
     """
     position = {index: row for row, index in enumerate(selection.indices.tolist())}
     chosen = torch.zeros(len(selection), segmentation.shares.shape[1], dtype=torch.bool)
-    for verdict in sorted(verdicts, key=lambda verdict: verdict.source == "human"):
-        chosen[position[verdict.index], verdict.segment] = verdict.value == value
+    for (index, segment), verdict in settle_verdicts(verdicts).items():
+        chosen[position[index], segment] = verdict.value == value
     return mask_segments(segmentation, chosen, kind=kind)
 
 

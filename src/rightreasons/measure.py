@@ -21,6 +21,7 @@ from rightreasons.pipeline import Alignment, Run, explain_images, segment_settin
 from rightreasons.records import GroundTruth, GroupScore, Scores
 from rightreasons.seeds import seeded
 from rightreasons.segment import smooth_heatmaps
+from rightreasons.votes import settle_verdicts
 
 # mu_align is measured on that many test images, or on fewer that have so many pixels together; a segment is pasted onto so many held-out images.
 MU_ALIGN_IMAGES = 1000
@@ -70,12 +71,17 @@ def read_scores(stored: dict[str, Any]) -> Scores:
 def critic_scores(run: Run, truth: GroundTruth | None) -> dict[str, Any]:
     """Who judged, what it cost, and how often it was right where ground-truth masks tell."""
     agreement = None
+    # What a person overruled was said by the critic all the same.
+    critics = [verdict for verdict in run.verdicts if verdict.source != "human"]
     if truth is not None:
         spurious = _truly_spurious(run, truth)
         row_of = {index: row for row, index in enumerate(run.selection.indices.tolist())}
-        truths = [bool(spurious[row_of[verdict.index]][verdict.segment]) for verdict in run.verdicts]
-        agreement = evaluate.verdict_agreement([verdict.value for verdict in run.verdicts], truths)
+        truths = [bool(spurious[row_of[verdict.index]][verdict.segment]) for verdict in critics]
+        agreement = evaluate.verdict_agreement([verdict.value for verdict in critics], truths)
     backend, _, model = run.lvlm_name.partition(":")
+    rates = ("accuracy", "spurious_recall", "core_recall")
+    told = {f"{part}{what}": getattr(agreement, f"{part}{what}", None) for what in ("", "_interval") for part in rates}
+    settled = settle_verdicts(run.verdicts).values()
     return {
         "backend": backend,
         "model": model,
@@ -83,12 +89,16 @@ def critic_scores(run: Run, truth: GroundTruth | None) -> dict[str, Any]:
         "calls": run.calls,
         "cached": run.cached,
         "cost_usd": 0.0 if run.simulated else None,
-        "verdict_accuracy": agreement.accuracy if agreement else None,
-        "spurious_recall": agreement.spurious_recall if agreement else None,
-        "core_recall": agreement.core_recall if agreement else None,
-        "unsure": sum(verdict.value == "unsure" for verdict in run.verdicts),
-        "spurious": sum(verdict.value == "spurious" for verdict in run.verdicts),
-        "segments": len(run.verdicts),
+        **{f"verdict_{name}" if name.startswith("accuracy") else name: value for name, value in told.items()},
+        "unsure": sum(verdict.value == "unsure" for verdict in settled),
+        "spurious": sum(verdict.value == "spurious" for verdict in settled),
+        "segments": len(settled),
+        "overruled": sum(verdict.source == "human" for verdict in settled),
+        "waiting": len(run.queue),
+        "mode": run.config.critic.mode,
+        "votes": run.config.critic.votes,
+        "prompts": dict(run.prompts),
+        "controls": [asdict(control) for control in run.controls],
     }
 
 

@@ -1,7 +1,7 @@
 """The method, stage by stage. Read this page first.
 
-    select_images -> attribute_images -> segment_heatmaps -> render_pictures -> critique_image -> judge_critique
-    -> build_masks -> align_model
+    select_images -> attribute_images -> segment_heatmaps -> render_pictures -> consult_case (critique_image -> judge_critique, or
+    judge_image in one call; as many times as there are votes) -> build_masks -> align_model
 
 ``find_shortcuts`` runs the first row, ``fix_shortcuts`` the second; ``measure`` scores before and after. Each stage's result
 is saved in the run folder when it is whole, and read from there the next time: the same call on the same folder goes on where it
@@ -15,12 +15,12 @@ import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
@@ -28,26 +28,27 @@ from rightreasons import evaluate
 from rightreasons.align import AlignmentSet, align_model
 from rightreasons.attribute import attribute_images, check_attribution
 from rightreasons.config import Config, SegmentConfig, match_descriptions, parse_config
-from rightreasons.critique import critique_image
+from rightreasons.consult import AskLVLM, Case, Panel, consult_case
+from rightreasons.controls import consult_control, control_rows, read_controls
 from rightreasons.data.loading import Batch, count_images, read_all, read_batches, some_images
 from rightreasons.descriptions import check_descriptions
 from rightreasons.errors import DataError, LVLMError, LVLMUnavailable
-from rightreasons.judge import Example, judge_critique, read_examples
+from rightreasons.judge import read_examples
 from rightreasons.lettering import has_lettering
 from rightreasons.lvlm import LVLM
 from rightreasons.lvlm.ledger import Ledger
 from rightreasons.lvlm.prices import Price, dearest
-from rightreasons.lvlm.protocol import Answer, Request
 from rightreasons.mask import build_masks
 from rightreasons.models import as_classifier, check_model, hash_weights, load_checkpoint, model_device, place_model, save_checkpoint, unwrap
 from rightreasons.progress import Advance, Reporter, Silent
-from rightreasons.records import Attribution, ClassDescription, Critique, Pictures, Segmentation, Selection, Subject, Verdict
-from rightreasons.render import render_pictures, to_bytes
+from rightreasons.records import Attribution, ClassDescription, Control, Critique, Pictures, Segmentation, Selection, Subject, Verdict
+from rightreasons.render import STYLE, render_pictures, to_bytes
 from rightreasons.runs import RunFolder, write_atomically, write_bytes
 from rightreasons.sample import select_images
 from rightreasons.seeds import seeded
 from rightreasons.segment import segment_heatmaps, smooth_heatmaps
 from rightreasons.spread import spread_verdicts
+from rightreasons.votes import Waiting, queue_verdicts
 
 T = TypeVar("T")
 # Past this median completeness error a note says so; rounding stays far below it.
@@ -76,6 +77,8 @@ class Run:
     segmentation: Segmentation
     critiques: list[Critique]
     verdicts: list[Verdict]
+    controls: list[Control] = field(default_factory=list)
+    prompts: Mapping[str, str] = field(default_factory=dict)
     aligned: nn.Module | None = None
     calls: int = 0
     cached: int = 0
@@ -84,6 +87,11 @@ class Run:
     def masks(self) -> Tensor:
         """The corrective masks, (image, height, width), with a person's verdicts first."""
         return build_masks(self.segmentation, self.selection, self.verdicts, kind=self.config.align.mask)
+
+    @property
+    def queue(self) -> list[Waiting]:
+        """The segments that wait for a person, most worth a look first."""
+        return queue_verdicts(self.verdicts, self.selection, self.segmentation)
 
     @property
     def found(self) -> bool:
@@ -168,33 +176,41 @@ def find(
 ) -> Run:
     """The stages of ``find_shortcuts``, on inputs that were checked and in a run folder that was started."""
     few_shot = read_examples(examples, seeded(config.run.seed, "few-shot"))
+    panel = Panel(lvlm, judge or lvlm, few_shot, config.critic.mode, config.critic.votes, config.run.seed)
     model = place_model(model, next(read_batches(train, batch_size=2)).images)
     with folder.locked():
         found = inspect_images(config, folder, model, train, len(descriptions), reporter)
-        selection, attribution, segmentation, judged = found.selection, found.attribution, found.segmentation, found.judged
         if lvlm.address is not None:
             warn_of_lettering(found, reporter)
+        _render(found, reporter)
         price = dearest(prices.values()) if prices else None
         ledger = Ledger(folder.ledger, retry_unknown=retry_unknown, price=price, max_usd=max_usd)
         try:
-            pictures = _render(found.images, segmentation, judged, folder, reporter)
 
-            def criticise(row: int) -> tuple[Critique, list[Verdict]]:
-                return consult(found, row, pictures[row], descriptions, few_shot, critic=lvlm, judge=judge or lvlm, ask=ledger.ask)
+            def criticise(row: int) -> tuple[list[Critique], list[Verdict]]:
+                return consult(found, row, descriptions, panel, ledger.ask)
 
             with reporter.stage("judge") as advance:
-                results = _map_in_order(criticise, judged, workers=_workers(lvlm, judge or lvlm), advance=advance, stop=ledger.stop)
+                results = _map_in_order(criticise, found.rows(lvlm), workers=_workers(lvlm, judge or lvlm), advance=advance, stop=ledger.stop)
             calls, cached = ledger.count("answered"), ledger.cached
         finally:
             ledger.close()
-        critiques, verdicts = [critique for critique, _ in results], [verdict for _, part in results for verdict in part]
+        critiques = [critique for part, _ in results for critique in part if critique.index >= 0]
+        controls = read_controls(verdict for _, part in results for verdict in part if verdict.index < 0)
+        _report_controls(controls, lvlm, reporter)
+        folder.save_controls(controls)
         folder.save_critiques(critiques)
-        folder.save_verdicts(verdicts)
+        folder.save_verdicts([verdict for _, part in results for verdict in part if verdict.index >= 0])
         verdicts = folder.load_verdicts() or []
     run = Run(
-        folder, config, model, descriptions, train, validation, lvlm.name, lvlm.simulated, selection, attribution, segmentation, critiques, verdicts,
+        folder, config, model, descriptions, train, validation, lvlm.name, lvlm.simulated,
+        found.selection, found.attribution, found.segmentation, critiques, verdicts, controls, panel.prompts,
         calls=calls, cached=cached,
     )  # fmt: skip
+    if run.queue:
+        reporter.note(
+            f"{len(run.queue)} of {found.segmentation.shares.gt(0).sum()} segments wait for a person: report.html lists them, most worth a look first"
+        )
     if not run.found:
         reporter.note("no shortcut found: no segment was judged spurious")
     return run
@@ -212,9 +228,17 @@ class Inspection:
     subjects: list[Subject]
     judged: list[int]
 
+    def shown(self, row: int) -> Int[Tensor, "height width"]:
+        """Of each segment of one image the pixels that carry its effect, -1 elsewhere."""
+        return torch.where(self.segmentation.effect[row], self.segmentation.segments[row], -1)
+
     def pictures(self, row: int) -> Pictures:
         """What the critic is shown of one image, drawn where it has not been."""
-        return _render(self.images, self.segmentation, [row], self.folder, Silent())[row]
+        return _draw(self.images, self.shown(row), row, self.folder)
+
+    def rows(self, critic: LVLM) -> list[int]:
+        """Whom ``consult`` is to be called with: the images with segments, and the controls, which have numbers below 0."""
+        return [*self.judged, *control_rows(critic)]
 
 
 def inspect_images(config: Config, folder: RunFolder, model: nn.Module, train: Dataset, classes: int, reporter: Reporter) -> Inspection:
@@ -231,27 +255,19 @@ def inspect_images(config: Config, folder: RunFolder, model: nn.Module, train: D
 
 
 def consult(
-    found: Inspection,
-    row: int,
-    pictures: Pictures,
-    descriptions: Sequence[ClassDescription],
-    examples: Sequence[Example],
-    *,
-    critic: LVLM,
-    judge: LVLM,
-    ask: Callable[[LVLM, Request], Answer],
-) -> tuple[Critique, list[Verdict]]:
-    """The critic's words on one image, and the judge's verdicts; ``ask`` gives a model's answer to a request."""
-    count = found.segmentation.count(row)
-    critique = critique_image(
-        lambda request: ask(critic, request),
-        pictures,
-        found.subjects[row],
-        label=int(found.selection.labels[row]),
-        descriptions=descriptions,
-        shares=found.segmentation.shares[row, :count].tolist(),
-    )
-    return critique, judge_critique(lambda request: ask(judge, request), critique, segments=count, examples=examples, source=judge.name)
+    found: Inspection, row: int, descriptions: Sequence[ClassDescription], panel: Panel, ask: AskLVLM
+) -> tuple[list[Critique], list[Verdict]]:
+    """The critic's words on one image, one critique a vote, and a verdict per segment; ``ask`` gives a model's answer to a request."""
+    if row < 0:
+        return consult_control(row, panel, ask)
+    return consult_case(case_of(found, row, descriptions), panel, ask)
+
+
+def case_of(found: Inspection, row: int, descriptions: Sequence[ClassDescription]) -> Case:
+    """One inspected image as it is put to the critic."""
+    shares = found.segmentation.shares[row, : found.segmentation.count(row)].tolist()
+    label = int(found.selection.labels[row])
+    return Case(found.images.images[row], found.shown(row), found.pictures(row), found.subjects[row], label, descriptions, shares)
 
 
 def warn_of_lettering(found: Inspection, reporter: Reporter) -> None:
@@ -449,22 +465,31 @@ def _report_outcomes(segmentation: Segmentation, attribution: Attribution, repor
         reporter.note(f"the heatmaps' completeness error is {worst:.1%} in the median: they explain the model only in part")
 
 
-def _render(images: Batch, segmentation: Segmentation, judged: Sequence[int], folder: RunFolder, reporter: Reporter) -> dict[int, Pictures]:
-    """The pictures of each image that has segments: of a segment, the pixels that carry its effect."""
-    folder.pictures.mkdir(exist_ok=True, mode=0o700)
-    shown = torch.where(segmentation.effect, segmentation.segments, -1)
-    pictures = {}
+def _render(found: Inspection, reporter: Reporter) -> None:
+    """The pictures of each image that has segments, drawn where they have not been."""
     with reporter.stage("render") as advance:
-        for done, row in enumerate(judged, start=1):
-            paths = {kind: folder.pictures / f"{int(images.indices[row]):06d}-{kind}.png" for kind in ("clean", "contours", "map")}
-            if all(path.exists() for path in paths.values()):
-                pictures[row] = Pictures(**{kind: path.read_bytes() for kind, path in paths.items()})
-            else:
-                pictures[row] = drawn = render_pictures(images.images[row], shown[row])
-                for kind, path in paths.items():
-                    write_bytes(path, getattr(drawn, kind))
-            advance(done, len(judged))
-    return pictures
+        for done, row in enumerate(found.judged, start=1):
+            found.pictures(row)
+            advance(done, len(found.judged))
+
+
+def _draw(images: Batch, shown: Int[Tensor, "height width"], row: int, folder: RunFolder) -> Pictures:
+    """The pictures of one image, from the run folder where they were drawn before."""
+    folder.pictures.mkdir(exist_ok=True, mode=0o700)
+    paths = {kind: folder.pictures / f"{int(images.indices[row]):06d}-{kind}.png" for kind in ("clean", "contours", "map")}
+    if all(path.exists() for path in paths.values()):
+        return Pictures(**{kind: path.read_bytes() for kind, path in paths.items()}, style=STYLE)
+    drawn = render_pictures(images.images[row], shown)
+    for kind, path in paths.items():
+        write_bytes(path, getattr(drawn, kind))
+    return drawn
+
+
+def _report_controls(controls: Sequence[Control], critic: LVLM, reporter: Reporter) -> None:
+    """A note for each control that was failed, before any verdict is used."""
+    for control in controls:
+        if control.passed is False:
+            reporter.note(f"{critic.name} fails the control {control.name!r}: it says {control.said}. Do not trust its verdicts unseen")
 
 
 def _map_in_order(

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import torch
 
 from rightreasons.config import describe_difference
+from rightreasons.consult import Panel
 from rightreasons.data.loading import count_images, read_batches
 from rightreasons.errors import ConfigError
 from rightreasons.judge import Example, read_examples
@@ -75,14 +76,14 @@ class Plan:
     finished: bool
 
     def consult(self, row: int, desk: Desk) -> None:
-        """Puts to ``desk`` every question about one image that the answers so far allow."""
-        consult(
-            self.found, row, self.found.pictures(row), self.project.descriptions, self.examples, critic=self.critic, judge=self.judge, ask=desk.ask
-        )
+        """Puts to ``desk`` every question about one image, or control, that the answers so far allow."""
+        critic = self.project.config.critic
+        panel = Panel(self.critic, self.judge, self.examples, critic.mode, critic.votes, self.project.config.run.seed)
+        consult(self.found, row, self.project.descriptions, panel, desk.ask)
 
     def open_questions(self, ledger: Ledger | None) -> Iterator[Question]:
         """Every question that can be sent now, image by image."""
-        for row in self.found.judged:
+        for row in self.found.rows(self.critic):
             desk = Desk(ledger)
             self.consult(row, desk)
             yield from desk.open

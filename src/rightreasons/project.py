@@ -150,6 +150,7 @@ def load_run(folder: RunFolder) -> tuple[Project, Run]:
         lvlm_name=f"{critic['backend']}:{critic['model']}" if critic else config.critic.lvlm,
         simulated=critic.get("simulated", config.critic.lvlm.startswith("simulated:")),
         selection=selection, attribution=attribution, segmentation=segmentation, critiques=critiques, verdicts=verdicts,
+        controls=folder.load_controls(), prompts=critic.get("prompts", {}),
         calls=critic.get("calls", 0), cached=critic.get("cached", 0),
     )  # fmt: skip
     aligned = folder.path / "aligned.safetensors"

@@ -82,20 +82,25 @@ class Segmentation:
 
 @dataclass(frozen=True)
 class Subject:
-    """What a picture shows, as tensors: for a simulated critic alone. Never part of a request's body or key."""
+    """What a picture shows, as tensors: for a simulated critic alone. Never part of a request's body or key.
+
+    ``order`` has the segment that is shown as S1, S2, ... where a vote permutes them; empty where S1 is segment 0. An index below 0 is a control's.
+    """
 
     index: int
     segments: Int[Tensor, "height width"]
     positive_effect: Float[Tensor, "height width"]
+    order: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """What the critic sees of one image, as PNG bytes."""
+    """What the critic sees of one image, as PNG bytes, and the ``style`` in which they are drawn."""
 
     clean: bytes
     contours: bytes
     map: bytes
+    style: str = ""
 
 
 @dataclass(frozen=True)
@@ -105,17 +110,33 @@ class Critique:
     index: int
     text: str
     problem: str | None = None
+    vote: int = 0
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One segment judged. ``segment`` counts from 0; people and prompts see ``S1`` for 0."""
+    """One segment judged. ``segment`` counts from 0; people and prompts see ``S1`` for 0.
+
+    ``p`` is how likely it is spurious by the votes (None where nobody voted: a person's verdict), ``problem`` why there is no vote at all, and
+    ``doubt`` why a person should look at a verdict that there is.
+    """
 
     index: int
     segment: int
     value: Value
     source: str
     problem: str | None = None
+    p: float | None = None
+    doubt: str | None = None
+
+
+@dataclass(frozen=True)
+class Control:
+    """A question whose answer is known, asked along with the others. ``passed`` is None where there was no answer."""
+
+    name: str
+    passed: bool | None
+    said: str
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,8 @@ EDGE = 2
 COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (213, 94, 0), (0, 114, 178), (204, 121, 167), (240, 228, 66), (148, 85, 211))
 _PAPER = (255, 255, 255)
 _EMPTY = (60, 60, 60)
+# All that shapes a picture beside the image and its segments: part of a prompt's version, since the style of the marks alone moves verdicts.
+STYLE = f"side={SIDE} margin={MARGIN} font={FONT_SIZE} outline={OUTLINE} edge={EDGE} paper={_PAPER} empty={_EMPTY} colours={COLOURS} v1"
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ def render_pictures(image: Float[Tensor, "channel height width"], segments: Int[
     tags = _place_labels(segments, factor)
     outlined = _annotate(_draw_outlines(clean, labels), tags)
     colours = np.array([*(COLOURS[i % len(COLOURS)] for i in range(int(segments.max()) + 1)), _EMPTY], dtype=np.uint8)
-    return Pictures(_png(Image.fromarray(clean)), _png(outlined), _png(_annotate(colours[labels], tags)))
+    return Pictures(_png(Image.fromarray(clean)), _png(outlined), _png(_annotate(colours[labels], tags)), STYLE)
 
 
 def to_bytes(image: Float[Tensor, "channel height width"]) -> np.ndarray:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,13 +14,19 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from rightreasons.controls import MEANINGS
 from rightreasons.critique import describe_positions
 from rightreasons.pipeline import Run, segment_settings
+from rightreasons.reading import read_paragraphs
+from rightreasons.records import Critique
 from rightreasons.runs import RunFolder, write_text
 from rightreasons.segment import smooth_heatmaps
+from rightreasons.text import clean_text
+from rightreasons.votes import settle_verdicts
 
 # Above this the page would be too heavy to open; the run folder has the rest.
 MOST_CARDS = 200
+MOST_WAITING = 200
 _COLUMNS = (
     ("accuracy", "Accuracy", "of all test images"),
     ("worst_group_accuracy", "Worst group", "accuracy of the group that fares worst"),
@@ -42,6 +47,7 @@ class _SegmentRow:
     verdict: str
     source: str
     problem: str | None
+    p: float | None
     words: str
 
 
@@ -54,8 +60,7 @@ class _Card:
     contours: str
     before: str
     after: str | None
-    critique: str
-    problem: str | None
+    critiques: list[Critique]
     rows: list[_SegmentRow]
 
 
@@ -67,7 +72,9 @@ def write_report(run: Run, metrics: dict[str, Any], after: Float[Tensor, "image 
     smooth, _ = segment_settings(run.model, run.config.segment)
     before = smooth_heatmaps(run.attribution.heatmaps, smooth)
     after = None if after is None else smooth_heatmaps(after, smooth)
-    environment = jinja2.Environment(loader=jinja2.PackageLoader("rightreasons", "."), autoescape=True, undefined=jinja2.StrictUndefined)
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("rightreasons", "."), autoescape=True, undefined=jinja2.StrictUndefined, finalize=_finalize
+    )
     cards = [_card(run, row, before[row], None if after is None else after[row]) for row in _most_telling(run)[:MOST_CARDS]]
     page = environment.get_template("report.html.jinja").render(
         metrics=metrics,
@@ -76,6 +83,9 @@ def write_report(run: Run, metrics: dict[str, Any], after: Float[Tensor, "image 
         cards=cards,
         inspected=len(run.selection),
         descriptions=run.descriptions,
+        queue=run.queue[:MOST_WAITING],
+        waiting=len(run.queue),
+        meanings=MEANINGS,
         outcomes={outcome: run.segmentation.outcomes.count(outcome) for outcome in sorted(set(run.segmentation.outcomes))},
     )
     write_text(folder.path / "report.html", page)
@@ -99,9 +109,9 @@ def _most_telling(run: Run) -> list[int]:
 
 def _card(run: Run, row: int, before: Float[Tensor, "height width"], after: Float[Tensor, "height width"] | None) -> _Card:
     index = int(run.selection.indices[row])
-    critique = next(critique for critique in run.critiques if critique.index == index)
-    verdicts = {verdict.segment: verdict for verdict in sorted((v for v in run.verdicts if v.index == index), key=lambda v: v.source == "human")}
-    paragraphs = _paragraphs(critique.text)
+    critiques = [critique for critique in run.critiques if critique.index == index]
+    verdicts = {verdict.segment: verdict for verdict in settle_verdicts(v for v in run.verdicts if v.index == index).values()}
+    paragraphs = next((read_paragraphs(critique.text) for critique in critiques if critique.problem is None), {})
     positions = describe_positions(torch.where(run.segmentation.effect[row], run.segmentation.segments[row], -1))
     rows = [
         _SegmentRow(
@@ -110,7 +120,8 @@ def _card(run: Run, row: int, before: Float[Tensor, "height width"], after: Floa
             float(run.segmentation.shares[row, segment]),
             verdicts[segment].value,
             verdicts[segment].source,
-            verdicts[segment].problem,
+            verdicts[segment].problem or verdicts[segment].doubt,
+            verdicts[segment].p,
             paragraphs.get(f"S{segment + 1}", ""),
         )
         for segment in range(run.segmentation.count(row))
@@ -124,15 +135,14 @@ def _card(run: Run, row: int, before: Float[Tensor, "height width"], after: Floa
         _data_url((run.folder.pictures / f"{index:06d}-contours.png").read_bytes()),
         _heatmap_url(before / scale),
         None if after is None else _heatmap_url(after / scale),
-        critique.text,
-        critique.problem,
+        critiques,
         rows,
     )
 
 
-def _paragraphs(critique: str) -> dict[str, str]:
-    """The critique's words on each segment: the last paragraph that starts with its ID."""
-    return {name: words.strip() for name, words in re.findall(r"^\W*(S\d+)\W+(.*(?:\n(?!\W*S\d+\b|\s*\n).*)*)", critique, re.MULTILINE)}
+def _finalize(value: object) -> object:
+    """Whatever a model wrote stands on the page as something to be read, and no more; it is escaped after this."""
+    return clean_text(value) if type(value) is str else value
 
 
 def _heatmap_url(heatmap: Float[Tensor, "height width"]) -> str:

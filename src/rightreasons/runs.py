@@ -20,7 +20,7 @@ from torch import Tensor
 from rightreasons.config import Config, describe_difference, read_config
 from rightreasons.errors import ConfigError
 from rightreasons.models import best_device
-from rightreasons.records import Attribution, Critique, Outcome, Segmentation, Selection, Verdict
+from rightreasons.records import Attribution, Control, Critique, Outcome, Segmentation, Selection, Verdict
 
 _OUTCOMES: tuple[Outcome, ...] = ("segmented", "no-positive-effect", "constant", "not-finite")
 
@@ -170,6 +170,14 @@ class RunFolder:
         """critiques.jsonl, read back."""
         lines = self._read_lines("critiques.jsonl")
         return None if lines is None else [Critique(**line) for line in lines]
+
+    def save_controls(self, controls: list[Control]) -> None:
+        """controls.jsonl, one line a control."""
+        write_text(self.path / "controls.jsonl", "".join(json.dumps(asdict(control), ensure_ascii=False) + "\n" for control in controls))
+
+    def load_controls(self) -> list[Control]:
+        """controls.jsonl, read back; none of a run from before there were any."""
+        return [Control(**line) for line in self._read_lines("controls.jsonl") or []]
 
     def save_verdicts(self, verdicts: list[Verdict]) -> None:
         """verdicts.jsonl, one line a segment. A person's verdicts are kept, behind the new ones."""

@@ -108,7 +108,7 @@ def import_answers(plan: Plan, ledger: Ledger, file: Path) -> Imported:
     counts = Imported()
     answers = dict(read_answers(file, counts))
     unused = set(answers)
-    for row in plan.found.judged:
+    for row in plan.found.rows(plan.critic):
         while True:
             desk = Desk(ledger)
             plan.consult(row, desk)

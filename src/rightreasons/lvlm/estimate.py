@@ -31,13 +31,14 @@ class _Tally:
     likely_in: int = 0
     seen_out: list[int] = field(default_factory=list)
 
-    def note(self, request: Request, critique_tokens: int) -> None:
+    def note(self, request: Request, critique_tokens: int, times: int) -> None:
+        """``times`` images have a request like this one."""
         body = self.lvlm.body(request)
         worst = worst_case_tokens(body, request.max_tokens)
-        self.requests += 1
-        self.most_in += (worst.input_tokens or 0) + critique_tokens
-        self.most_out += request.max_tokens
-        self.likely_in += likely_input_tokens(body) + (LIKELY_OUTPUT["critic"] if critique_tokens else 0)
+        self.requests += times
+        self.most_in += times * ((worst.input_tokens or 0) + critique_tokens)
+        self.most_out += times * request.max_tokens
+        self.likely_in += times * (likely_input_tokens(body) + (LIKELY_OUTPUT["critic"] if critique_tokens else 0))
 
 
 def estimate_plan(plan: Plan, ledger: Ledger | None, *, prices: Path | None = None, seconds_per_answer: float = 10.0) -> dict[str, Any]:
@@ -46,21 +47,21 @@ def estimate_plan(plan: Plan, ledger: Ledger | None, *, prices: Path | None = No
     Money is None where no price is known, and so is its sum. Second tries after a failure are not in it: ``max_usd`` is what bounds those.
     """
     tallies: dict[str, _Tally] = {}
-    for row in plan.found.judged:
-        desk = Desk(ledger, stand_in=lambda request: _CRITIQUE if request.role == "critic" else NOT_ASKED)
+    # One image stands for all where the stages before the critic have not run; controls stand for themselves.
+    images = 1 if plan.finished else round(plan.images / max(1, len(plan.found.judged)))
+    for row in plan.found.rows(plan.critic):
+        desk = Desk(ledger, stand_in=lambda request: NOT_ASKED if request.schema is not None else _CRITIQUE)
         plan.consult(row, desk)
-        critique_tokens = max((question.request.max_tokens for question in desk.open if question.request.role == "critic"), default=0)
+        critique_tokens = max((question.request.max_tokens for question in desk.open if question.request.role != "judge"), default=0)
         for question in desk.open:
             tally = tallies.setdefault(question.request.role, _Tally(question.lvlm))
-            tally.note(question.request, critique_tokens if question.request.role == "judge" else 0)
+            tally.note(question.request, critique_tokens if question.request.role == "judge" else 0, images if row >= 0 else 1)
         for question in desk.answered:
             tally = tallies.setdefault(question.request.role, _Tally(question.lvlm))
             tally.answered += 1
             if ledger is not None:
                 tally.seen_out.append(ledger.ask(question.lvlm, question.request).usage.output_tokens or 0)
-    # One image stands for all where the stages before the critic have not run.
-    times = plan.images / max(1, len(plan.found.judged)) if not plan.finished else 1
-    roles = {role: _summary(role, tally, round(times), prices) for role, tally in tallies.items()}
+    roles = {role: _summary(role, tally, prices) for role, tally in tallies.items()}
     total: dict[str, Any] = defaultdict(int)
     for summary in roles.values():
         for key in ("requests", "answered", "input_tokens_at_most", "output_tokens_at_most", "input_tokens_likely", "output_tokens_likely"):
@@ -69,7 +70,7 @@ def estimate_plan(plan: Plan, ledger: Ledger | None, *, prices: Path | None = No
         values = [summary[key] for summary in roles.values()]
         total[key] = None if None in values else sum(values)
     workers = [(tally, 1 if tally.lvlm.simulated else tally.lvlm.concurrency[0]) for tally in tallies.values()]
-    total["seconds_likely"] = sum(0 if t.lvlm.simulated else t.requests * round(times) * seconds_per_answer / most for t, most in workers)
+    total["seconds_likely"] = sum(0 if t.lvlm.simulated else t.requests * seconds_per_answer / most for t, most in workers)
     return {"images": plan.images, "roles": roles, "total": dict(total), "counted": explain(plan, seconds_per_answer)}
 
 
@@ -88,14 +89,14 @@ def explain(plan: Plan, seconds_per_answer: float) -> str:
     )
 
 
-def _summary(role: str, tally: _Tally, times: int, prices: Path | None) -> dict[str, Any]:
+def _summary(role: str, tally: _Tally, prices: Path | None) -> dict[str, Any]:
     price = _price(tally.lvlm, prices)
     mean = math.ceil(sum(tally.seen_out) / len(tally.seen_out)) if any(tally.seen_out) else LIKELY_OUTPUT[role]
-    most = Usage(tally.most_in * times, tally.most_out * times)
-    likely = Usage(tally.likely_in * times, min(mean * tally.requests, tally.most_out) * times)
+    most = Usage(tally.most_in, tally.most_out)
+    likely = Usage(tally.likely_in, min(mean * tally.requests, tally.most_out))
     return {
         "model": tally.lvlm.name,
-        "requests": tally.requests * times,
+        "requests": tally.requests,
         "answered": tally.answered,
         "input_tokens_at_most": most.input_tokens,
         "output_tokens_at_most": most.output_tokens,

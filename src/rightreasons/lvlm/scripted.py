@@ -24,17 +24,25 @@ class Scripted:
 
     @classmethod
     def from_file(cls, path: str) -> Scripted:
-        """A JSON file ``{"critic": [...], "judge": [...]}``: the answers for each role, in order, the last one repeated."""
+        """A JSON file ``{"critic": [...], "judge": [...]}``, or ``{"fused": [...]}``: the answers for each role, in order, the last one repeated.
+
+        A control is given the critic's last one, and uses none up.
+        """
         try:
             script = json.loads(Path(path).read_text(encoding="utf-8"))
-            answers = {role: list(script[role]) for role in ("critic", "judge")}
+            answers = {role: list(script[role]) for role in (("fused",) if "fused" in script else ("critic", "judge"))}
         except (OSError, ValueError, LookupError, TypeError) as error:
-            raise ConfigError(f"[critic] lvlm = 'scripted:{path}': {error}; expected a JSON file with the lists critic and judge") from error
+            raise ConfigError(
+                f"[critic] lvlm = 'scripted:{path}': {error}; expected a JSON file with the lists critic and judge, or fused"
+            ) from error
 
         def reply(request: Request) -> str:
-            queue = answers[request.role]
+            role = request.role if request.role != "control" else "fused" if "fused" in answers else "critic"
+            queue = answers.get(role)
             if not queue:
-                raise LVLMUnavailable(f"scripted:{path} has no answer for the {request.role}")
+                raise LVLMUnavailable(f"scripted:{path} has no answer for the {role}")
+            if request.role == "control":
+                return str(queue[-1])
             return str(queue.pop(0) if len(queue) > 1 else queue[0])
 
         return cls(reply, f"scripted:{path}")

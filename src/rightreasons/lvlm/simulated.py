@@ -1,6 +1,7 @@
 """A critic made of ground-truth masks, with a set sensitivity and specificity: for studies only, and always called simulated.
 
-Its critique is text, one paragraph a segment, and its judge reads that text and nothing else. Its errors are fixed per segment.
+Its critique is text, one paragraph a segment, and its judge reads that text and nothing else. In one call it says the same as an object.
+Its errors are fixed per segment, whatever a vote calls it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 
+from rightreasons.controls import CORE
 from rightreasons.errors import ConfigError
 from rightreasons.evaluate import truly_spurious
 from rightreasons.lvlm.protocol import Answer, Request
@@ -39,27 +41,50 @@ class Simulated:
     def body(self, request: Request) -> dict[str, Any]:
         """The texts alone, and which image and errors are meant."""
         index = None if request.subject is None else request.subject.index
-        return {"texts": [part for part in request.parts if isinstance(part, str)], "image": index, "seed": self._seed}
+        texts = [part for part in request.parts if isinstance(part, str)]
+        return {"texts": texts, "image": index, "seed": self._seed, "permutation": request.permutation}
 
     def send(self, body: dict[str, Any], request: Request | None) -> str:
         """A critique from the masks, or verdicts from a critique's text."""
-        subject = request.subject if request is not None else None
-        return self._criticise(subject) if subject is not None else _judge("\n".join(body["texts"]))
+        if request is None or request.subject is None:
+            return _judge("\n".join(body["texts"]))
+        said = self._says_spurious(request.subject)
+        return _write_object(said) if request.schema is not None else _write_critique(said)
 
     def parse(self, raw: str) -> Answer:
         """The raw answer is the text."""
         return Answer(raw)
 
-    def _criticise(self, subject: Subject) -> str:
-        spurious = truly_spurious(subject.segments, subject.positive_effect, self._truth.mask(subject.index))
-        lines = []
-        for segment, truth in enumerate(spurious.tolist()):
+    def _says_spurious(self, subject: Subject) -> dict[str, bool]:
+        """What it says of each segment, by the ID that is shown."""
+        if subject.index < 0:  # a control, whose truth is known without masks
+            truths = [subject.index != CORE]
+        else:
+            truths = truly_spurious(subject.segments, subject.positive_effect, self._truth.mask(subject.index)).tolist()
+        said = {}
+        for shown, truth in enumerate(truths):
+            segment = subject.order[shown] if subject.order else shown
             rate = self.sensitivity if truth else self.specificity
             errs = torch.rand((), generator=seeded(self._seed, "simulated critic", subject.index, segment)).item() >= rate
-            says_spurious = truth != errs
-            covers = "a region that is not part of the class" if says_spurious else "a part of what the description names"
-            lines.append(f"S{segment + 1}: This segment covers {covers}. {_MISSES if says_spurious else _COVERS}")
-        return "(simulated critique)\n" + "\n".join(lines)
+            said[f"S{shown + 1}"] = truth != errs
+        return said
+
+
+def _covers(says_spurious: bool) -> str:
+    return f"This segment covers {'a region that is not part of the class' if says_spurious else 'a part of what the description names'}."
+
+
+def _write_critique(said: dict[str, bool]) -> str:
+    lines = [f"{name}: {_covers(spurious)} {_MISSES if spurious else _COVERS}" for name, spurious in said.items()]
+    return "(simulated critique)\n" + "\n".join(lines)
+
+
+def _write_object(said: dict[str, bool]) -> str:
+    segments = {
+        name: {"covers": _covers(spurious), "reason": _MISSES if spurious else _COVERS, "verdict": "spurious" if spurious else "relevant"}
+        for name, spurious in said.items()
+    }
+    return json.dumps({"image_observation": "(simulated critique)", "class_region": "", "segments": segments})
 
 
 def _judge(text: str) -> str:

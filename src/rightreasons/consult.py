@@ -1,0 +1,94 @@
+"""One image before the critic and the judge, in either mode and as many times as there are votes. Asks through whatever ``ask`` it is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from rightreasons.critique import critique_image
+from rightreasons.fused import judge_image
+from rightreasons.judge import Example, judge_critique, judge_version
+from rightreasons.lvlm.protocol import LVLM, Answer, Request
+from rightreasons.prompts import prompt_version
+from rightreasons.records import ClassDescription, Critique, Pictures, Subject, Verdict
+from rightreasons.render import STYLE, render_pictures
+from rightreasons.votes import count_votes, draw_permutation, permute_segments, renumber, restore_vote
+
+AskLVLM = Callable[[LVLM, Request], Answer]
+
+
+@dataclass(frozen=True)
+class Case:
+    """An image as it is put to the critic: ``shown`` has the pixels of each segment that carry its effect (-1 elsewhere), ``pictures`` shows them."""
+
+    image: Float[Tensor, "channel height width"]
+    shown: Int[Tensor, "height width"]
+    pictures: Pictures
+    subject: Subject
+    label: int
+    descriptions: Sequence[ClassDescription]
+    shares: Sequence[float]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Who is asked, how, and how often."""
+
+    critic: LVLM
+    judge: LVLM
+    examples: Sequence[Example]
+    mode: str = "two-call"
+    votes: int = 1
+    seed: int = 0
+
+    @property
+    def prompts(self) -> dict[str, str]:
+        """The version of each prompt that is used: its text, few-shot pairs and render settings."""
+        if self.mode == "fused":
+            return {"fused": prompt_version("fused", STYLE)}
+        return {"critic": prompt_version("critic", STYLE), "judge": judge_version(self.examples)}
+
+
+def consult_case(case: Case, panel: Panel, ask: AskLVLM) -> tuple[list[Critique], list[Verdict]]:
+    """The critic's words of every vote, and one verdict per segment. All votes are asked for, whatever becomes of one."""
+    votes = [_vote(case, panel, ask, vote) for vote in range(panel.votes)]
+    return [critique for critique, _ in votes], count_votes([verdicts for _, verdicts in votes])
+
+
+def _vote(case: Case, panel: Panel, ask: AskLVLM, vote: int) -> tuple[Critique, list[Verdict]]:
+    permutation = draw_permutation(panel.seed, case.subject.index, vote)
+    order = permute_segments(len(case.shares), permutation)
+    if permutation:
+        case = _permute(case, order)
+    told = {
+        "label": case.label,
+        "descriptions": case.descriptions,
+        "shares": case.shares,
+        "vote": vote,
+        "permutation": permutation,
+    }
+    if panel.mode == "fused":
+        critique, verdicts = judge_image(lambda request: ask(panel.critic, request), case.pictures, case.subject, **told, source=panel.critic.name)
+    else:
+        critique = critique_image(lambda request: ask(panel.critic, request), case.pictures, case.subject, **told)
+        verdicts = judge_critique(
+            lambda request: ask(panel.judge, request),
+            critique,
+            segments=len(case.shares),
+            examples=panel.examples,
+            source=panel.judge.name,
+            permutation=permutation,
+        )
+    return restore_vote(critique, verdicts, order)
+
+
+def _permute(case: Case, order: Sequence[int]) -> Case:
+    """The same image with other IDs, and so with other colours and in another order."""
+    shown = renumber(case.shown, order)
+    subject = replace(case.subject, segments=renumber(case.subject.segments, order), order=tuple(order))
+    return replace(
+        case, shown=shown, pictures=render_pictures(case.image, shown), subject=subject, shares=[case.shares[segment] for segment in order]
+    )

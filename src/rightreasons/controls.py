@@ -1,0 +1,75 @@
+"""Questions whose answers are known, asked along with every batch: who fails them is not to be believed.
+
+The pictures are drawn here, with a class of their own, so that the right answer does not depend on what an expert wrote.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from dataclasses import replace
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from rightreasons.consult import AskLVLM, Case, Panel, consult_case
+from rightreasons.lvlm.protocol import LVLM, Answer, Request
+from rightreasons.records import ClassDescription, Control, Critique, Subject, Verdict
+from rightreasons.render import render_pictures
+
+# By dataset index, which no image has. The last one is for a simulated critic alone.
+CONTROLS = {-1: "plain background", -2: "blank image", -3: "known core"}
+CORE = -3
+# What each is for; a page shows it.
+MEANINGS = {
+    "plain background": "a segment over nothing, beside the only thing in the picture: relevant is wrong",
+    "blank image": "a segment in a picture of nothing at all: relevant is wrong, and no answer is no fault",
+    "known core": "a segment over the very thing that the class is named for: spurious is wrong",
+}
+_WORDS = (ClassDescription("cross", "The dark cross: its two bars.", "The plain ground around the cross."),)
+_SIDE = 32
+
+
+def control_rows(critic: LVLM) -> list[int]:
+    """The controls that a critic is asked, as dataset indices below 0."""
+    return [index for index in CONTROLS if index != CORE or critic.simulated]
+
+
+def consult_control(index: int, panel: Panel, ask: AskLVLM) -> tuple[list[Critique], list[Verdict]]:
+    """``consult_case`` on a control, asked once; what the critic is asked has the role "control"."""
+
+    def ask_control(lvlm: LVLM, request: Request) -> Answer:
+        return ask(lvlm, request if request.role == "judge" else replace(request, role="control"))
+
+    return consult_case(control_case(index), replace(panel, votes=1), ask_control)
+
+
+@functools.cache
+def control_case(index: int) -> Case:
+    """A picture of a cross, or of nothing, with one segment: a patch of empty ground, or the cross itself."""
+    image = torch.full((3, _SIDE, _SIDE), 0.82)
+    cross = _cross()
+    if CONTROLS[index] != "blank image":
+        image[:, cross] = 0.15
+    patch = torch.zeros_like(cross)
+    patch[3:11, 21:29] = True  # touches neither bar
+    shown = torch.where(cross if index == CORE else patch, 0, -1)
+    subject = Subject(index, shown, (shown >= 0).float())
+    return Case(image, shown, render_pictures(image, shown), subject, 0, _WORDS, (1.0,))
+
+
+def read_controls(verdicts: Iterable[Verdict]) -> list[Control]:
+    """What became of the controls, from their verdicts. Unsure passes; where there was no answer, nothing is proven."""
+    controls = []
+    for verdict in verdicts:
+        name = CONTROLS[verdict.index]
+        wrong = "spurious" if verdict.index == CORE else "relevant"
+        controls.append(Control(name, None if verdict.problem else verdict.value != wrong, verdict.problem or verdict.value))
+    return controls
+
+
+def _cross() -> Bool[Tensor, "height width"]:
+    cross = torch.zeros(_SIDE, _SIDE, dtype=torch.bool)
+    cross[8:28, 10:14] = cross[16:20, 4:20] = True
+    return cross

@@ -1,0 +1,108 @@
+"""Reading what a model wrote: JSON with the usual slips repaired, lines of verdicts, paragraphs of a critique.
+
+Nothing here guesses: an answer that names a segment twice, one that does not exist, or no verdict of the three is malformed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rightreasons.records import Value
+from rightreasons.text import clean_text
+
+VALUES: tuple[Value, ...] = ("relevant", "spurious", "unsure")
+# Past this an answer is no answer: the cap on tokens is far below it.
+LONGEST_ANSWER = 200_000
+_STRING_OR_SLIP = re.compile(r""""(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|,(?=\s*[}\]])""", re.DOTALL)
+_CONCLUSION = re.compile(r"conclusion\W{1,6}(?:it )?(matters|does not matter|doesn't matter|is unclear|unclear)\b", re.IGNORECASE)
+_CONCLUSIONS: Mapping[str, Value] = {"matters": "relevant", "does not matter": "spurious", "doesn't matter": "spurious"}
+
+
+class MalformedAnswer(ValueError):
+    """An answer that cannot be read as what was asked for."""
+
+
+def read_json(text: str) -> dict[str, Any]:
+    """The JSON object in ``text``, which may stand in a code fence, between words or behind a model's thoughts, with raw control characters.
+
+    Commas before a bracket and single quotes are repaired. Raises MalformedAnswer where there is no object, or a key comes twice in one.
+    """
+    if len(text) > LONGEST_ANSWER:
+        raise MalformedAnswer(f"an answer of {len(text):,} characters")
+    said = re.sub(r"<think>.*?</think>", "", text, flags=re.DOTALL)
+    found = re.search(r"\{.*\}", said, re.DOTALL)
+    if found is None:
+        raise MalformedAnswer(f"no JSON object in {clean_text(text[:80])!r}")
+    # Between tokens a control character is noise; inside a string json.loads takes it, and clean_text sees to it later.
+    written = re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufeff]", "", found.group())
+    try:
+        return _load(written)
+    except MalformedAnswer:
+        raise
+    except (ValueError, RecursionError) as error:
+        try:
+            return _load(_STRING_OR_SLIP.sub(_repair, written))
+        except MalformedAnswer:
+            raise
+        except (ValueError, RecursionError):
+            raise MalformedAnswer(f"not JSON: {clean_text(str(error))}") from error
+
+
+def read_tagged(text: str, ids: Sequence[str]) -> dict[str, Any] | None:
+    """Verdicts as lines ``S1: spurious``, from a model that writes no JSON; None unless every one of ``ids``, and no other, has just one."""
+    lines = re.findall(rf"^[\W_]*(S\d+)[\W_]+({'|'.join(VALUES)})[\W_]*$", text, re.MULTILINE | re.IGNORECASE)
+    return dict(lines) if sorted(name for name, _ in lines) == sorted(ids) else None
+
+
+def check_ids(said: Mapping[str, Any], ids: Sequence[str]) -> None:
+    """Raises MalformedAnswer unless the keys of ``said`` are exactly ``ids``."""
+    unknown, missing = [clean_text(key)[:20] for key in said if key not in ids], [key for key in ids if key not in said]
+    if unknown or missing:
+        detail = f"segments that do not exist: {', '.join(unknown[:10])}" if unknown else f"no verdict for {', '.join(missing)}"
+        raise MalformedAnswer(f"{detail}; expected {', '.join(ids)}")
+
+
+def read_values(said: Mapping[str, Any]) -> dict[str, Value]:
+    """Verdicts in whatever case they are written. Raises MalformedAnswer for what is not one of the three."""
+    spelled: dict[str, Value] = {value: value for value in VALUES}
+    plain = {key: str(value).strip(" \t\r\n.\x00").lower() for key, value in said.items()}
+    wrong = [f"{key}: {clean_text(value)!r}" for key, value in plain.items() if value not in spelled]
+    if wrong:
+        raise MalformedAnswer(f"not a verdict: {', '.join(wrong)[:120]}; expected {', '.join(VALUES)}")
+    return {key: spelled[value] for key, value in plain.items()}
+
+
+def read_paragraphs(critique: str) -> dict[str, str]:
+    """A critique's words on each segment that it names: the last paragraph that starts with its ID."""
+    return {name: words.strip() for name, words in re.findall(r"^[\W_]*(S\d+)\b\W*(.*(?:\n(?![\W_]*S\d+\b|\s*\n).*)*)", critique, re.MULTILINE)}
+
+
+def read_conclusion(words: str) -> Value | None:
+    """What a paragraph concludes, where it says so in the sentence that the prompt asks for; None where it does not, or in two ways."""
+    said = {_CONCLUSIONS.get(word.lower(), "unsure") for word in _CONCLUSION.findall(words)}
+    return said.pop() if len(said) == 1 else None
+
+
+def _load(written: str) -> dict[str, Any]:
+    read = json.loads(written, strict=False, object_pairs_hook=_unique)
+    if not isinstance(read, dict):
+        raise MalformedAnswer("not a JSON object")
+    return read
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    if len(set(keys)) < len(keys):
+        raise MalformedAnswer(f"a key comes twice: {clean_text(', '.join(keys))[:80]}")
+    return dict(pairs)
+
+
+def _repair(found: re.Match[str]) -> str:
+    """A string as JSON writes it; a comma too many as nothing."""
+    token = found.group()
+    if token.startswith("'"):
+        return '"' + re.sub(r'(?<!\\)"', r'\\"', token[1:-1].replace("\\'", "'")) + '"'
+    return token if token.startswith('"') else ""

@@ -1,0 +1,19 @@
+"""Text that a model, a server or a picture had a hand in, made safe to show and to put into a prompt. Free of torch."""
+
+from __future__ import annotations
+
+import re
+
+# Control characters but tab and newline, what turns the direction of text around, and halves of surrogate pairs, which no file can hold.
+_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2028\u2029\u2066-\u2069\ud800-\udfff\ufeff]")
+
+
+def clean_text(text: str) -> str:
+    """``text`` for files, pages and terminals: what is not for reading becomes a replacement character."""
+    return _UNSAFE.sub("\ufffd", text.replace("\r\n", "\n").replace("\r", "\n"))
+
+
+def contain(text: str, *tags: str) -> str:
+    """``text`` that can neither open nor close the delimiters ``tags`` of a prompt, however they are spelled."""
+    names = "|".join(map(re.escape, tags))
+    return re.sub(rf"<(?=[\s/\u200b-\u200d\u2060\ufffd]*(?:{names}))", "&lt;", clean_text(text), flags=re.IGNORECASE)
