@@ -1,4 +1,4 @@
-"""One provider's server as a native SDK reaches it: leave to send, one deadline, no proxy or redirect unasked, and failures in our words."""
+"""One server as an SDK reaches it: leave to send, one deadline, no proxy or redirect unasked, and failures in our words."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ def read_host(base_url: str) -> str:
 
 
 class Server:
-    """A server that may be sent to. Raises LVLMUnavailable where nobody gave leave for its host."""
+    """A server that may be sent to; ``remote`` where it is another machine. Raises LVLMUnavailable where nobody gave leave for its host."""
 
     def __init__(self, base_url: str, *, allow_remote: tuple[str, ...], keys: tuple[str, ...]) -> None:
         host = read_host(base_url)
         check_leave(host, allow_remote)
-        self.base_url, self._keys, self._remote = base_url, keys, not is_loopback(host)
+        self.base_url, self._keys, self.remote = base_url, keys, not is_loopback(host)
 
     def key(self) -> str:
         """The API key, from the first variable or keyring entry that has one. A server on this machine needs none."""
         key = next(filter(None, map(read_key, self._keys)), None)
-        if key is None and self._remote:
+        if key is None and self.remote:
             raise LVLMUnavailable(f"{self.base_url} needs a key: set {' or '.join(self._keys)} in the environment, or put it into the keyring")
         return key or "none"
 
@@ -58,7 +58,7 @@ class Server:
         import httpx2
 
         limits = httpx2.Timeout(timeout, connect=min(timeout, CONNECT_SECONDS))
-        return httpx2.AsyncClient(follow_redirects=False, trust_env=self._remote, timeout=limits)
+        return httpx2.AsyncClient(follow_redirects=False, trust_env=self.remote, timeout=limits)
 
     def lost(self, error: Exception, timeout: float) -> LVLMBusy:
         """The error to raise where no whole answer came."""

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import importlib.util
-import json
 import threading
-from typing import Any
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any
 
-from rightreasons.errors import ConfigError, LVLMBusy, LVLMProtocolError, LVLMRejected, LVLMTimeout, LVLMUnavailable, LVLMUnsupported, MissingExtra
+from rightreasons.errors import LVLMRejected, LVLMUnavailable, LVLMUnsupported, MissingExtra
 from rightreasons.lvlm.failures import Failure, classify
-from rightreasons.lvlm.privacy import KEYS, check_leave, is_loopback, read_key, redact
+from rightreasons.lvlm.hosts import CONNECT_SECONDS, TIMEOUT_SECONDS, Loop, Server
+from rightreasons.lvlm.privacy import KEYS, read_key, redact
 from rightreasons.lvlm.protocol import Answer, Request, Usage
 
-# From the first byte that is sent to the last one that comes back.
-TIMEOUT_SECONDS = 180.0
-CONNECT_SECONDS = 10.0
-# Causes of a connection error under which nothing has been sent.
-_NOT_SENT = ("ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError")
+if TYPE_CHECKING:
+    import openai
+
+_LIKE = "an OpenAI-compatible server"
 
 
 class OpenAICompatible:
@@ -35,44 +32,31 @@ class OpenAICompatible:
     def __init__(self, model: str, *, base_url: str, allow_remote: tuple[str, ...] = (), timeout: float = TIMEOUT_SECONDS) -> None:
         if importlib.util.find_spec("openai") is None:
             raise MissingExtra("openai", "openai")
-        try:
-            address = urlsplit(base_url)
-            host = address.hostname if address.scheme in ("http", "https") and (address.port is None or address.port) else None
-        except ValueError:
-            host = None
-        if host is None:
-            raise ConfigError(f"[critic] base_url = {base_url!r} is not an address such as http://127.0.0.1:8000/v1")
-        check_leave(host, allow_remote)
+        self._server = Server(base_url, allow_remote=allow_remote, keys=(KEYS["openai"],))
         self.name = f"openai:{model}"
         self.address: dict[str, Any] | None = {"spec": self.name, "base_url": base_url, "allow_remote": list(allow_remote)}
-        self._model, self._base_url = model, base_url
-        self._remote, self._timeout = not is_loopback(host), timeout
+        self._model, self._timeout = model, timeout
         self._refused: set[str] = set()
         self._lock = threading.Lock()
-        self._line: _Line | None = None
+        self._open: tuple[Loop, openai.AsyncOpenAI] | None = None
 
     def check(self) -> None:
         """Asks for the list of models, which is free. A server without such a list is taken as being there."""
         import openai
 
-        http = openai.DefaultHttpxClient(follow_redirects=False, trust_env=self._remote)
+        loop, client = self._connect()
+        server = self._server.base_url
         try:
-            with openai.OpenAI(**self._settings(CONNECT_SECONDS), http_client=http) as client:
-                listed = client.models.with_raw_response.list().text
-        except openai.APIConnectionError as error:
+            listed = loop.run(_list_models(client), CONNECT_SECONDS)
+        except (TimeoutError, openai.APIConnectionError) as error:
             raise LVLMUnavailable(
-                f"no LVLM server answers at {self._base_url} ({error.__cause__ or error}): start it, or correct [critic] base_url"
+                f"no LVLM server answers at {server} ({error.__cause__ or error!r}): start it, or correct [critic] base_url"
             ) from error
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
-            raise LVLMRejected(f"{self._base_url} refuses the key (status {error.status_code}): set OPENAI_API_KEY") from error
+            raise LVLMRejected(f"{server} refuses the key (status {error.status_code}): set {KEYS['openai']}") from error
         except openai.APIStatusError:
             return
-        try:
-            is_object = isinstance(json.loads(listed), dict)
-        except ValueError:
-            is_object = False
-        if not is_object:
-            raise LVLMProtocolError(f"{self._base_url} answers, but not as an OpenAI-compatible server does; its answer starts {listed[:80]!r}")
+        self._server.read_object(listed, like=_LIKE)
 
     def body(self, request: Request) -> dict[str, Any]:
         """A chat completion with one message from the user."""
@@ -86,46 +70,34 @@ class OpenAICompatible:
         if request.schema is not None:
             body["response_format"] = {"type": "json_schema", "json_schema": {"name": "verdicts", "strict": True, "schema": dict(request.schema)}}
         # A server on this machine keeps what it likes anyway, and many refuse a parameter that they do not know.
-        return body | {"store": False} if self._remote else body
+        return body | {"store": False} if self._server.remote else body
 
     def send(self, body: dict[str, Any], request: Request | None) -> str:
         """One POST, without the SDK's own retries, and with one deadline for all of it, however slowly the answer drips."""
         import openai
 
-        with self._lock:
-            self._line = self._line or _Line(self._settings(self._timeout), trust_env=self._remote)
+        loop, client = self._connect()
         sent = self._fit(body)
         try:
-            return self._line.post(sent, self._timeout)
-        except TimeoutError as error:
-            raise LVLMTimeout(f"{self._base_url} gave no whole answer within {self._timeout:g} seconds") from error
-        except openai.APIConnectionError as error:
-            cause = error.__cause__ or error
-            if type(cause).__name__ in _NOT_SENT:
-                raise LVLMBusy(f"no connection to {self._base_url}: {cause}") from error
-            if isinstance(error, openai.APITimeoutError):
-                raise LVLMTimeout(f"{self._base_url} gave no whole answer within {self._timeout:g} seconds") from error
-            raise LVLMTimeout(f"{self._base_url} dropped the connection before the answer was whole: {cause}") from error
+            return loop.run(_post(client, sent), self._timeout)
+        except (TimeoutError, openai.APIConnectionError) as error:
+            raise self._server.lost(error, self._timeout) from error
         except openai.APIStatusError as error:
             failure = Failure(error.status_code, redact(error.response.text), error.response.headers)
             named = self._steps_for(failure, sent)
             if named:
                 self._refused |= named
-                raise LVLMUnsupported(f"{self._base_url} does not take {', '.join(sorted(named))}; asking again without", wait=0.0) from error
-            raise classify(failure, server=self._base_url, model=self._model, key=KEYS["openai"]) from error
+                raise LVLMUnsupported(f"{self._server.base_url} does not take {', '.join(sorted(named))}; asking again without", wait=0.0) from error
+            raise classify(failure, server=self._server.base_url, model=self._model, key=KEYS["openai"]) from error
 
     def parse(self, raw: str) -> Answer:
         """The first choice's content. Raises LVLMProtocolError where there are no choices at all, LVLMTimeout where the answer breaks off."""
+        whole = self._server.read_object(raw, like=_LIKE)
         try:
-            whole = json.loads(raw)
             choice = whole["choices"][0]
             message = dict(choice["message"])
-        except (ValueError, LookupError, TypeError) as error:
-            if isinstance(error, json.JSONDecodeError) and raw.lstrip().startswith("{"):
-                raise LVLMTimeout(f"{self._base_url} sent half an answer, which ends {raw[-40:]!r}") from error
-            raise LVLMProtocolError(
-                f"{self._base_url} answers, but not as an OpenAI-compatible server does; its answer starts {raw[:120]!r}: check [critic] base_url"
-            ) from error
+        except (LookupError, TypeError, ValueError) as error:
+            raise self._server.alien(raw, like=_LIKE) from error
         usage, reason, text = _usage(whole.get("usage")), choice.get("finish_reason"), message.get("content")
         if message.get("refusal"):
             return Answer("", problem=f"refused: {message['refusal']}", outcome="refused", usage=usage)
@@ -140,15 +112,21 @@ class OpenAICompatible:
     def close(self) -> None:
         """Ends the connections."""
         with self._lock:
-            if self._line is not None:
-                self._line.close()
-                self._line = None
+            if self._open is not None:
+                loop, client = self._open
+                loop.run(client.close(), CONNECT_SECONDS)
+                loop.close()
+                self._open = None
 
-    def _settings(self, timeout: float) -> dict[str, Any]:
+    def _connect(self) -> tuple[Loop, openai.AsyncOpenAI]:
         import openai
 
-        limits = openai.Timeout(timeout, connect=min(timeout, CONNECT_SECONDS))
-        return {"api_key": read_key(KEYS["openai"]) or "none", "base_url": self._base_url, "max_retries": 0, "timeout": limits}
+        with self._lock:
+            if self._open is None:
+                # Many servers in a house of their own need no key, and the SDK wants one.
+                settings = {"api_key": read_key(KEYS["openai"]) or "none", "base_url": self._server.base_url, "max_retries": 0}
+                self._open = Loop(), openai.AsyncOpenAI(**settings, timeout=self._timeout, http_client=self._server.open_http(self._timeout))
+            return self._open
 
     def _fit(self, body: dict[str, Any]) -> dict[str, Any]:
         """The body as this server takes it, by what it has refused so far."""
@@ -169,32 +147,12 @@ class OpenAICompatible:
         return named
 
 
-class _Line:
-    """Connections to one server in an event loop of their own, which threads hand requests to: only there can all of a request have one deadline."""
+async def _list_models(client: openai.AsyncOpenAI) -> str:
+    return (await client.models.with_raw_response.list()).text
 
-    def __init__(self, settings: dict[str, Any], *, trust_env: bool) -> None:
-        import openai
 
-        # A redirect, or a proxy from the environment, would carry pictures to a host that nobody allowed.
-        http = openai.DefaultAsyncHttpxClient(follow_redirects=False, trust_env=trust_env)
-        self._client = openai.AsyncOpenAI(**settings, http_client=http)
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self._thread.start()
-
-    def post(self, body: dict[str, Any], timeout: float) -> str:
-        """The answer as it came. Raises TimeoutError and the SDK's errors."""
-        return asyncio.run_coroutine_threadsafe(self._post(body, timeout), self._loop).result()
-
-    def close(self) -> None:
-        asyncio.run_coroutine_threadsafe(self._client.close(), self._loop).result()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-    async def _post(self, body: dict[str, Any], timeout: float) -> str:
-        async with asyncio.timeout(timeout):
-            return (await self._client.chat.completions.with_raw_response.create(**body)).text
+async def _post(client: openai.AsyncOpenAI, body: dict[str, Any]) -> str:
+    return (await client.chat.completions.with_raw_response.create(**body)).text
 
 
 def _usage(counted: object) -> Usage:
