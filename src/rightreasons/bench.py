@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import statistics
+import sys
 import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -120,7 +121,8 @@ def print_table(table: dict[str, Any]) -> None:
         shown = (row["inspected"]["spurious_fraction"], *(row["metrics"][key] for key in SHOWN))
         cells = [_cell(summary, row["seeds"]) for summary in shown]
         grid.add_row(row["method"], row["labels_used"], str(row["seeds"]), *cells)
-    Console().print(grid)
+    # Where there is no terminal to ask for its width, a file has room.
+    Console(width=None if sys.stdout.isatty() else 160).print(grid)
 
 
 def _cell(summary: dict[str, Any] | None, seeds: int) -> str:
