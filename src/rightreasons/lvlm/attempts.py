@@ -6,12 +6,18 @@ pending -> answered, or pending -> failed. What a crash left pending becomes unk
 from __future__ import annotations
 
 import sqlite3
+import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import astuple, dataclass
 from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, TypeVar
 
 from rightreasons.errors import ConfigError, LVLMError
 
+T = TypeVar("T")
 SCHEMA = 2
 _TABLE = f"""
 BEGIN IMMEDIATE;
@@ -37,8 +43,8 @@ class Attempt:
     reserved_usd: float | None
 
 
-def open_attempts(path: Path) -> sqlite3.Connection:
-    """A connection that threads may share under a lock of their own; every statement is committed, and on the disk, when it returns.
+def open_attempts(path: Path, *, durable: bool) -> sqlite3.Connection:
+    """A connection that threads may share under a lock of their own. What is committed outlives any kill, and with ``durable`` a power cut too.
 
     Raises ConfigError for a ledger of another version.
     """
@@ -54,7 +60,7 @@ def open_attempts(path: Path) -> sqlite3.Connection:
                 f"again: go on with that version, or choose another --out"
             )
         connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
         if not made:
             connection.executescript(_TABLE)
     except sqlite3.DatabaseError as error:
@@ -64,6 +70,49 @@ def open_attempts(path: Path) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+class Writer:
+    """One thread that writes for many: what they have waiting is committed together, so that 32 requests wait for the disk once and not 32 times."""
+
+    def __init__(self, path: Path) -> None:
+        self._connection = open_attempts(path, durable=True)
+        self._waiting: SimpleQueue[tuple[Callable[[sqlite3.Connection], object], Future[Any]] | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def write(self, operation: Callable[[sqlite3.Connection], T]) -> T:
+        """What ``operation`` returns, once it is on the disk. Raises sqlite3.Error where it could not be written."""
+        done: Future[T] = Future()
+        self._waiting.put((operation, done))
+        return done.result()
+
+    def close(self) -> None:
+        """After everything that waits."""
+        self._waiting.put(None)
+        self._thread.join()
+        self._connection.close()
+
+    def _run(self) -> None:
+        while (first := self._waiting.get()) is not None:
+            # Nothing is put after the None of ``close``, so that whoever finds it is the last.
+            batch = [first, *(self._waiting.get() for _ in range(self._waiting.qsize()))]
+            last = batch[-1] is None
+            batch = [entry for entry in batch if entry is not None]
+            try:
+                self._connection.execute("BEGIN IMMEDIATE")
+                results = [operation(self._connection) for operation, _ in batch]
+                self._connection.execute("COMMIT")
+            except sqlite3.Error as error:
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                for _, done in batch:
+                    done.set_exception(error)
+            else:
+                for (_, done), result in zip(batch, results, strict=True):
+                    done.set_result(result)
+            if last:
+                return
 
 
 def begin(connection: sqlite3.Connection, attempt: Attempt) -> int:

@@ -23,7 +23,7 @@ from typing import Any
 
 from rightreasons import errors
 from rightreasons.errors import LVLMBusy, LVLMError, LVLMUnavailable
-from rightreasons.lvlm.attempts import Attempt, begin, keep_answer, keep_failure, open_attempts
+from rightreasons.lvlm.attempts import Attempt, Writer, begin, keep_answer, keep_failure
 
 READY = "ready\n"
 _ENDED = "the process that sends requests has ended; run the same command again, and it goes on where it stopped"
@@ -128,24 +128,21 @@ def _serve() -> None:
     start = json.loads(sys.stdin.readline())
     ledger = Path(start["ledger"])
     lvlm = open_lvlm(**{key: tuple(value) if isinstance(value, list) else value for key, value in start["address"].items()})
-    connection = open_attempts(ledger)
+    writer = Writer(ledger)
     mutex = threading.Lock()
 
     def carry(job: dict[str, Any]) -> None:
-        with mutex:
-            row = begin(connection, Attempt(**job["attempt"]))
+        row = writer.write(lambda connection: begin(connection, Attempt(**job["attempt"])))
         word: dict[str, Any] = {"number": job["number"], "row": row}
         try:
             raw = lvlm.send(job["body"], None)
         except Exception as error:  # whatever it is, the command must hear of it
             failure = error if isinstance(error, LVLMError) else LVLMError(repr(error))
             word |= {"kind": type(failure).__name__, "message": str(failure), "wait": getattr(failure, "wait", None)}
-            with mutex:
-                keep_failure(connection, row, failure)
+            writer.write(lambda connection: keep_failure(connection, row, failure))
         else:
             word["raw"] = raw
-            with mutex:
-                keep_answer(connection, row, raw)
+            writer.write(lambda connection: keep_answer(connection, row, raw))
         say(word)
 
     def say(word: dict[str, Any]) -> None:
@@ -167,7 +164,7 @@ def _serve() -> None:
             for line in sys.stdin:
                 if line.endswith("\n"):  # a kill of the command can cut the last one short
                     pool.submit(take, line)
-        connection.close()
+        writer.close()
     # At exit Python writes out what is buffered for a command that may be gone.
     with contextlib.suppress(BrokenPipeError):
         sys.stdout.close()

@@ -62,7 +62,8 @@ class Ledger:
             raise ConfigError(f"a budget of {max_usd:g} US dollars needs a price: declare one, as `rightreasons lvlm estimate` shows")
         self._path, self._price, self._max_usd, self._first_wait = path, price, max_usd, first_wait
         wait_for_courier(path, LONGEST_WAIT)
-        self._connection = open_attempts(path)
+        # A courier's writes survive a power cut; what is written here can be worked out again from those.
+        self._connection = open_attempts(path, durable=False)
         recover(self._connection, retry_unknown=retry_unknown)
         # Guards the connection and everything below; told of whenever a request has ended.
         self._changed = threading.Condition()
