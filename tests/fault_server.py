@@ -70,7 +70,8 @@ class Seen:
 
     @property
     def ids(self) -> list[str]:
-        return re.findall(r"S\d+", re.findall(r"(?:paragraph for each of:|keys are exactly) (.*)", self.text)[-1].split(", each")[0])
+        named = re.findall(r"(?:paragraph for each of:|keys are exactly) (.*)", self.text)
+        return re.findall(r"S\d+", named[-1].split(", each")[0]) if named else []
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ def image(config, name):
         ("epochs = 3", "epochs = 2.5", ["align.epochs = 2.5", "integer"]),
         ("batch_size = 16", "batch_size = 16\nlearning_rate = inf", ["align.learning_rate", "finite"]),
         ('lvlm = "openai:stub"', 'lvlm = "opnai:stub"', ["opnai:stub", "openai:MODEL"]),
-        ('lvlm = "openai:stub"', 'lvlm = "openai:"', ["names no model"]),
+        ('lvlm = "openai:stub"', 'lvlm = "openai:"', ["nothing after the colon"]),
         ('lvlm = "openai:stub"', 'lvlm = "simulated:"', ["ground-truth masks"]),
         ("[run]", "[run", ["TOML"]),
     ],

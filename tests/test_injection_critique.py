@@ -37,7 +37,7 @@ def lettered() -> torch.Tensor:
     """An image with an order written on it."""
     sheet = Image.new("L", (256, 256), 200)
     ImageDraw.Draw(sheet).text((8, 120), ORDER, fill=0)
-    return torch.tensor(list(sheet.getdata()), dtype=torch.float32).view(1, 256, 256) / 255
+    return torch.frombuffer(bytearray(sheet.tobytes()), dtype=torch.uint8).float().view(1, 256, 256) / 255
 
 
 def test_an_order_in_the_picture_reaches_the_critic_as_pixels_alone_and_the_judge_not_at_all():
@@ -90,7 +90,8 @@ def hostile_run(tmp_path_factory):
     fake = {"S99\x1b[2J<script>": "relevant"}
     answers = [json.dumps(said) for said in (believed, believed | fake, fake, believed)]
     # Half a letter cannot come from a script's file; it is tested on its own.
-    (root / "script.json").write_text(json.dumps({"critic": [HOSTILE.replace("\ud800", "")], "judge": answers}))
+    critiques = [HOSTILE.replace("\ud800", "") + f"\n\nThat was picture {number}." for number in range(6)]
+    (root / "script.json").write_text(json.dumps({"critic": critiques, "judge": answers}))
     result = invoke("find", config, "--out", root / "run")
     assert result.exit_code == 0, result.output
     return root / "run", result

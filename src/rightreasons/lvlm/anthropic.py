@@ -55,6 +55,8 @@ class Anthropic:
         except anthropic.APIStatusError as error:
             if error.status_code in (401, 403) or error.type == "not_found_error":
                 raise self._explain(error) from error
+        finally:
+            self.close()  # a courier does the sending
 
     def body(self, request: Request) -> dict[str, Any]:
         """The parameters of one message, as the batch service takes them too."""

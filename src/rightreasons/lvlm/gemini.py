@@ -59,6 +59,8 @@ class Gemini:
             failure = self._explain(error)
             if error.code in (400, 401, 403) or error.status == "NOT_FOUND":
                 raise failure from error
+        finally:
+            self.close()  # a courier does the sending
 
     def body(self, request: Request) -> dict[str, Any]:
         """The request as the REST interface takes it, and the model beside it."""

@@ -56,6 +56,8 @@ class OpenAICompatible:
             raise LVLMRejected(f"{server} refuses the key (status {error.status_code}): set {KEYS['openai']}") from error
         except openai.APIStatusError:
             return
+        finally:
+            self.close()  # a courier does the sending
         self._server.read_object(listed, like=_LIKE)
 
     def body(self, request: Request) -> dict[str, Any]:
