@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import json
 import statistics
-import sys
 import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -104,25 +103,14 @@ def reference_scores(project: Project, run: Run, folder: Path, reporter: Reporte
     return {name: score_run(_METHODS[name].train(bench), project.task, run) for name in ("ground-truth-masks", "without-shortcut")}
 
 
-def print_table(table: dict[str, Any]) -> None:
-    """The rows for people: the telling metrics, as mean and, over several seeds, standard deviation."""
-    from rich.console import Console
-    from rich.table import Table
-
+def show_rows(table: dict[str, Any]) -> tuple[str, list[str], list[list[str]]]:
+    """Title, columns and rows for people: the telling metrics, as mean and, over several seeds, standard deviation."""
     critics = sorted({row["critic"] for row in table["rows"]} - {"none"})
-    grid = Table(title=f"{table['study']}; critic: {', '.join(critics) or 'none'}", title_justify="left")
-    grid.add_column("method", no_wrap=True)
-    grid.add_column("labels used", no_wrap=True)
-    grid.add_column("seeds", justify="right")
-    grid.add_column("shortcut images", justify="right")
-    for title in SHOWN.values():
-        grid.add_column(title, justify="right")
+    rows = []
     for row in table["rows"]:
         shown = (row["inspected"]["spurious_fraction"], *(row["metrics"][key] for key in SHOWN))
-        cells = [_cell(summary, row["seeds"]) for summary in shown]
-        grid.add_row(row["method"], row["labels_used"], str(row["seeds"]), *cells)
-    # Where there is no terminal to ask for its width, a file has room.
-    Console(width=None if sys.stdout.isatty() else 160).print(grid)
+        rows.append([row["method"], row["labels_used"], str(row["seeds"]), *(_cell(summary, row["seeds"]) for summary in shown)])
+    return f"{table['study']}; critic: {', '.join(critics) or 'none'}", ["method", "labels used", "seeds", "shortcut images", *SHOWN.values()], rows
 
 
 def _cell(summary: dict[str, Any] | None, seeds: int) -> str:

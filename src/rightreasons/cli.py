@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rightreasons import cli_lvlm
-from rightreasons.cli_common import AllowRemote, ConfigFile, Out, default_folder, register
+from rightreasons.cli_common import AllowRemote, ConfigFile, Out, default_folder, print_table, register
 
 if TYPE_CHECKING:
     from rightreasons.pipeline import Alignment, Run
@@ -131,7 +131,7 @@ def bench(
     as_json: Annotated[bool, typer.Option("--json", help="Print the table as JSON on standard output, and nothing else.")] = False,
 ) -> None:
     """Reproduce a table: every method on every seed, one JSON file each, resumable."""
-    from rightreasons.bench import open_study, print_table, run_study
+    from rightreasons.bench import open_study, run_study, show_rows
 
     table = run_study(
         open_study(study, critic=critic),
@@ -140,7 +140,7 @@ def bench(
         out=out or Path("runs/bench"),
         reporter=_reporter(),
     )
-    typer.echo(json.dumps(table, indent=2)) if as_json else print_table(table)
+    typer.echo(json.dumps(table, indent=2)) if as_json else print_table(*show_rows(table))
 
 
 def _reporter() -> Reporter:
@@ -204,22 +204,14 @@ def _show(metrics: dict[str, Any], folder: Any, as_json: bool) -> None:  # noqa:
     if as_json:
         typer.echo(json.dumps(metrics, indent=2))
         return
-    from rich.console import Console
-    from rich.table import Table
-
     columns = {"before": metrics["before"], **({"after": metrics["after"]} if metrics["after"] else {}), **metrics["reference"]}
-    table = Table(
-        title=f"{metrics['task']}: {metrics['outcome']}" + (" (simulated critic)" if metrics["critic"]["simulated"] else ""), title_justify="left"
-    )
-    table.add_column("", no_wrap=True)
-    for name in columns:
-        table.add_column(name, justify="right", overflow="fold")
+    title = f"{metrics['task']}: {metrics['outcome']}" + (" (simulated critic)" if metrics["critic"]["simulated"] else "")
+    rows = []
     for key in ("accuracy", "worst_group_accuracy", "average_group_accuracy", "mu_align", "spurious_share", "swap_flip_rate"):
         values = [scores[key] for scores in columns.values()]
         if any(value is not None for value in values):
-            table.add_row(key, *("-" if value is None else f"{value:.3f}" for value in values))
-    # Where there is no terminal to ask for its width, a file has room.
-    Console(width=None if sys.stdout.isatty() else 110).print(table)
+            rows.append([key, *("-" if value is None else f"{value:.3f}" for value in values)])
+    print_table(title, ["", *columns], rows)
     if metrics["alignment"]:
         typer.echo(f"fine-tuning: {metrics['alignment']['outcome']}")
     typer.echo(f"report: {folder.path / 'report.html'}")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Annotated
@@ -26,6 +27,20 @@ def register(app: typer.Typer, example: str, name: str | None = None) -> Callabl
         return app.command(name, epilog=f"Example: {example}")(_clear_errors(command))
 
     return decorate
+
+
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A table for people; the first column says what a row is."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for number, name in enumerate(columns):
+        table.add_column(name, justify="right" if number else "left", overflow="fold", no_wrap=number == 0)
+    for row in rows:
+        table.add_row(*row)
+    # Where there is no terminal to ask for its width, a file has room.
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
 def _clear_errors(command: Callable[..., None]) -> Callable[..., None]:

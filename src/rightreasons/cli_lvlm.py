@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rightreasons.cli_common import AllowRemote, ConfigFile, Out, default_folder, register
+from rightreasons.cli_common import AllowRemote, ConfigFile, Out, default_folder, print_table, register
 
 if TYPE_CHECKING:
     from rightreasons.lvlm.batch import Imported
@@ -38,7 +37,7 @@ def probe(config: ConfigFile, allow_remote: AllowRemote = None, as_json: AsJson 
         typer.echo(json.dumps(found, indent=2))
         return
     abilities = list(dict.fromkeys(key for abilities in found.values() for key in abilities))
-    _print_table("what it can do", ["", *found], [[key, *(_show(abilities.get(key)) for abilities in found.values())] for key in abilities])
+    print_table("what it can do", ["", *found], [[key, *(_show(abilities.get(key)) for abilities in found.values())] for key in abilities])
 
 
 @register(app, "rightreasons lvlm estimate config.toml")
@@ -69,7 +68,7 @@ def estimate(
     columns = {**found["roles"], "in all": found["total"]}
     keys = [key for key in found["total"] if key != "seconds_likely"]
     rows = [[key.replace("_", " "), *(_show(column[key]) for column in columns.values())] for key in keys]
-    _print_table(f"{found['images']} images", ["", *columns], rows)
+    print_table(f"{found['images']} images", ["", *columns], rows)
     for role, summary in found["roles"].items():
         day = f", price of {summary['price_date']}" if summary["price_date"] else ""
         typer.echo(f"{role}: {summary['model']}" + (day if summary["usd_at_most"] is not None else ", no price is known: see docs/critic.md, Prices"))
@@ -176,18 +175,6 @@ def _print_import(counts: Imported, still_open: int, run_folder: Path) -> None:
             typer.echo(f"{len(entries)} {what}, such as {entries[0]}", err=True)
     command = f"lvlm export {run_folder} --to FILE" if still_open else "find"
     typer.echo(f"{still_open} questions are open now; next: rightreasons {command}")
-
-
-def _print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left")
-    for number, name in enumerate(columns):
-        table.add_column(name, justify="right" if number else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    Console(width=None if sys.stdout.isatty() else 110).print(table)
 
 
 def _show(value: Any) -> str:  # noqa: ANN401 -- any JSON value

@@ -172,7 +172,8 @@ def verdict_agreement(values: Sequence[Value], truths: Sequence[bool]) -> Verdic
     right = [sum(says == is_so for says, is_so in part) for part in parts]
     rates = [count / len(part) if part else None for count, part in zip(right, parts, strict=True)]
     intervals = [wilson_interval(count, len(part)) if part else None for count, part in zip(right, parts, strict=True)]
-    return VerdictAgreement(*rates, len(values) - len(judged), *intervals)
+    (accuracy, sensitivity, specificity), unsure = rates, len(values) - len(judged)
+    return VerdictAgreement(accuracy, sensitivity, specificity, unsure, *intervals)
 
 
 def wilson_interval(successes: int, trials: int, z: float = 1.959963984540054) -> Interval:

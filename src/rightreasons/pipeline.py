@@ -249,7 +249,7 @@ def inspect_images(config: Config, folder: RunFolder, model: nn.Module, train: D
     segmentation = folder.load_segmentation() or _segment(model, attribution, config, folder, reporter)
     _report_outcomes(segmentation, attribution, reporter)
     effect = shown_effect(model, attribution, segmentation, config.segment)
-    subjects = [Subject(int(index), *parts) for index, *parts in zip(selection.indices, segmentation.segments, effect, strict=True)]
+    subjects = [Subject(int(index), where, weight) for index, where, weight in zip(selection.indices, segmentation.segments, effect, strict=True)]
     judged = [row for row in range(len(selection)) if segmentation.count(row)]
     return Inspection(folder, images, selection, attribution, segmentation, subjects, judged)
 

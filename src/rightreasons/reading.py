@@ -82,7 +82,7 @@ def read_paragraphs(critique: str) -> dict[str, str]:
 
 def read_conclusion(words: str) -> Value | None:
     """What a paragraph concludes, where it says so in the sentence that the prompt asks for; None where it does not, or in two ways."""
-    said = {_CONCLUSIONS.get(word.lower(), "unsure") for word in _CONCLUSION.findall(words)}
+    said: set[Value] = {_CONCLUSIONS.get(word.lower(), "unsure") for word in _CONCLUSION.findall(words)}
     return said.pop() if len(said) == 1 else None
 
 

@@ -127,7 +127,8 @@ def _serve() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     start = json.loads(sys.stdin.readline())
     ledger = Path(start["ledger"])
-    lvlm = open_lvlm(**{key: tuple(value) if isinstance(value, list) else value for key, value in start["address"].items()})
+    address: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in start["address"].items()}
+    lvlm = open_lvlm(**address)
     writer = Writer(ledger)
     mutex = threading.Lock()
 

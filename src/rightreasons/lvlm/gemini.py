@@ -139,8 +139,7 @@ class Gemini:
             return self._open[:2]
 
     def _explain(self, error: errors.APIError) -> LVLMError:
-        text, headers = redact(str(error.details)), dict(getattr(error.response, "headers", None) or {})
-        text = redact(error.response.text) if hasattr(error.response, "text") else text
+        text, headers = redact(str(getattr(error.response, "text", error.details))), dict(getattr(error.response, "headers", None) or {})
         delay = _DELAY.search(text)
         if delay is not None:
             headers.setdefault("retry-after", delay[1])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Coroutine
+from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -94,7 +94,7 @@ class Loop:
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
 
-    def run(self, work: Coroutine[Any, Any, T], timeout: float) -> T:
+    def run(self, work: Awaitable[T], timeout: float) -> T:
         """Its result. Raises TimeoutError after ``timeout`` seconds, however slowly something still drips."""
 
         async def within() -> T:

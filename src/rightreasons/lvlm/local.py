@@ -123,7 +123,8 @@ def _load(path: Path, name: str) -> _Loaded:
 
     try:
         processor = AutoProcessor.from_pretrained(path, **_SAFELY)
-        model = AutoModelForImageTextToText.from_pretrained(path, dtype="auto", use_safetensors=True, **_SAFELY).to(best_device()).eval()
+        model: Any = AutoModelForImageTextToText.from_pretrained(path, dtype="auto", use_safetensors=True, **_SAFELY)
+        model = model.to(best_device()).eval()
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise LVLMUnavailable(f"{name} cannot be loaded: {str(error)[:300]}") from error
     text = model.config.get_text_config()

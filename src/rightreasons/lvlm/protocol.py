@@ -53,14 +53,22 @@ class Answer:
 
 @runtime_checkable
 class LVLM(Protocol):
-    """A model that answers requests. ``send`` is the only call that costs anything.
+    """A model that answers requests. ``send`` is the only call that costs anything."""
 
-    ``concurrency`` is how many requests may be under way: at the start, and at most.
-    """
+    @property
+    def name(self) -> str:
+        """As a configuration names it."""
+        ...
 
-    name: str
-    simulated: bool
-    concurrency: tuple[int, int]
+    @property
+    def simulated(self) -> bool:
+        """Whether its answers are made of the truth."""
+        ...
+
+    @property
+    def concurrency(self) -> tuple[int, int]:
+        """How many requests may be under way: at the start, and at most."""
+        ...
 
     @property
     def address(self) -> dict[str, Any] | None:
