@@ -301,7 +301,10 @@ def _handler(stub: FaultServer) -> type[BaseHTTPRequestHandler]:
                 self._send(200, _JSON, json.dumps(listed).encode())
 
         def do_POST(self) -> None:
-            raw = self.rfile.read(int(self.headers["content-length"]))
+            length = int(self.headers["content-length"])
+            raw = self.rfile.read(length)
+            if len(raw) < length:  # whoever asked was killed in the middle of it
+                return
             if self.path != "/v1/chat/completions":
                 self._send(*error(404, f"no {self.path}"))
                 return

@@ -63,7 +63,7 @@ def test_noise_is_no_verdict(served, tmp_path):
     config = write_project(tmp_path, base_url, changes={"openai:stub": f"openai:{folder}", "size = 12": "size = 3"})
     assert "no usable verdict" in the_end(invoke("find", config, "--out", tmp_path / "run"))
     attempts = check_queued(tmp_path / "run", images=3)
-    assert {role for role, _ in attempts} == {"critic"} and len(attempts) >= 6, "each was asked once more"
+    assert {role for role, _ in attempts} == {"critic", "control"} and len(attempts) >= 6, "each was asked once more"
     invoke("find", config, "--out", tmp_path / "run")
     assert check_queued(tmp_path / "run", images=3) == attempts, "what was answered is not asked again"
 
@@ -74,7 +74,7 @@ def test_noise_of_a_judge_is_no_verdict(served, tmp_path):
     judge = f'base_url = "{base_url}"\njudge = "openai:{folder}"'
     config = write_scripted(tmp_path, base_url=base_url, changes={f'base_url = "{base_url}"': judge, "size = 12": "size = 2"})
     assert "no usable verdict" in the_end(invoke("find", config, "--out", tmp_path / "run"))
-    assert {role for role, _ in check_queued(tmp_path / "run", images=2)} == {"critic", "judge"}
+    assert {role for role, _ in check_queued(tmp_path / "run", images=2)} == {"critic", "control", "judge"}
 
 
 def test_the_probe_tells_what_it_can_do(served):

@@ -28,7 +28,7 @@ from rightreasons.votes import (
 SEGMENTS = torch.tensor([[0, 0, 1], [2, -1, 1], [2, 2, 1]]).repeat_interleave(8, 0).repeat_interleave(8, 1)
 WORDS = (ClassDescription("cat", "Ears."),)
 EXAMPLES = (Example("S1: a tag.\nS2: a bird.", {"S1": "spurious", "S2": "relevant"}),)
-PLACES = {"top left": "spurious", "right": "relevant", "bottom left": "unsure"}
+PLACES = {"top": "spurious", "right": "relevant", "bottom left": "unsure"}
 
 
 def reply(request):
@@ -80,7 +80,7 @@ def test_votes_are_permuted_and_mapped_back(mode):
     assert len(set(orders)) > 1 and len({frozenset(order) for order in orders}) == 1, "the same segments in other orders, with their own shares"
     assert len({request.parts[4] for request in asked}) == len(set(orders)), "IDs and colours in the pictures follow"
     for critique in critiques:
-        assert re.search(r"^S1: (at )?top left", critique.text, re.MULTILINE), "words are kept under the segments' own names"
+        assert re.search(r"^S1: (at )?top\b", critique.text, re.MULTILINE), "words are kept under the segments' own names"
 
 
 def test_the_first_of_three_votes_is_the_single_one():
@@ -146,7 +146,9 @@ def test_all_votes_are_asked_for_when_one_fails():
 
 def test_the_queue_goes_by_effect_share_times_uncertainty():
     selection = Selection("random", torch.tensor([7, 9]), torch.tensor([0, 0]), torch.zeros(2))
-    segmentation = Segmentation(torch.zeros(2, 2, 2, dtype=torch.int64), empty == 0, torch.tensor([[0.75, 0.25], [0.5, 0.5]]), ("segmented",) * 2)
+    segmentation = Segmentation(
+        torch.zeros(2, 2, 2, dtype=torch.int64), torch.ones(2, 2, 2, dtype=torch.bool), torch.tensor([[0.75, 0.25], [0.5, 0.5]]), ("segmented",) * 2
+    )
     verdicts = [
         Verdict(7, 0, "spurious", "m", p=0.625, doubt="votes differ"),  # 0.75 x 0.75
         Verdict(7, 1, "unsure", "m", problem="refused", p=0.5),  # 0.25 x 1

@@ -32,7 +32,9 @@ _SIDE = 32
 
 
 def control_rows(critic: LVLM) -> list[int]:
-    """The controls that a critic is asked, as dataset indices below 0."""
+    """The controls that a critic is asked, as dataset indices below 0: none of a person, and none of a recording, which can be asked nothing new."""
+    if critic.name.startswith(("human:", "replay:")):
+        return []
     return [index for index in CONTROLS if index != CORE or critic.simulated]
 
 

@@ -59,7 +59,8 @@ def critic_request(
 def ask_again(request: Request, said: str, complaint: str) -> Request:
     """The same question by text alone, with the answer that could not be used."""
     prompt = request.parts[0]
-    again = f"{prompt}\n\nYou have answered:\n<answer>\n{contain(said[:SHOWN_AGAIN], 'answer')}\n</answer>\nThat could not be used: {complaint}."
+    words, why = contain(said[:SHOWN_AGAIN], "answer"), contain(complaint, "answer")
+    again = f"{prompt}\n\nYou have answered:\n<answer>\n{words}\n</answer>\nThat could not be used: {why}."
     return replace(request, parts=(again,))
 
 

@@ -181,4 +181,5 @@ def wilson_interval(successes: int, trials: int, z: float = 1.959963984540054) -
     rate, n = successes / trials, trials
     centre = (rate + z * z / (2 * n)) / (1 + z * z / n)
     reach = z / (1 + z * z / n) * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
-    return max(0.0, centre - reach), min(1.0, centre + reach)
+    # At a rate of 0 or 1 the bound is the rate itself, which rounding would miss.
+    return centre - reach if successes else 0.0, centre + reach if successes < trials else 1.0

@@ -50,7 +50,7 @@ def judge_critique(ask: Ask, critique: Critique, *, segments: int, examples: Seq
     request = judge_request(critique, segments=segments, examples=examples, permutation=permutation)
     prompt, problem = request.parts[0], ""
     for attempt in range(2):
-        reminder = f"\nAn earlier answer could not be used ({problem}). Answer with the JSON object alone." if attempt else ""
+        reminder = f"\nAn earlier answer could not be used ({contain(problem, 'critique')}). Answer with the JSON object alone." if attempt else ""
         answer = ask(replace(request, parts=(f"{prompt}{reminder}",)))
         if answer.problem is not None:
             return all_unsure(critique.index, segments, source, answer.problem)
