@@ -30,9 +30,13 @@ def probe(config: ConfigFile, allow_remote: AllowRemote = None, as_json: AsJson 
 
     critic, judge = open_lvlms(read_project(config), tuple(allow_remote or ()))
     models = [critic] if judge is critic else [critic, judge]
-    for lvlm in models:
-        lvlm.check()
-    found = {lvlm.name: probe_lvlm(lvlm) for lvlm in models}
+    try:
+        for lvlm in models:
+            lvlm.check()
+        found = {lvlm.name: probe_lvlm(lvlm) for lvlm in models}
+    finally:
+        for lvlm in models:
+            lvlm.close()
     if as_json:
         typer.echo(json.dumps(found, indent=2))
         return

@@ -63,6 +63,9 @@ class Human:
             answer if answer.problem is None else Answer("", problem=f"waiting for a person: write the answer into {self._file}", outcome="unknown")
         )
 
+    def close(self) -> None:
+        """Nothing is connected."""
+
     def _entries(self) -> dict[str, dict[str, Any]]:
         if not self._file.exists():
             return {}

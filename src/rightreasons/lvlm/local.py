@@ -71,6 +71,9 @@ class Local:
         """The text, and whether it was cut off."""
         return read_local(raw)
 
+    def close(self) -> None:
+        """Nothing is connected."""
+
 
 def read_local(raw: str) -> Answer:
     """A raw answer of any local model."""

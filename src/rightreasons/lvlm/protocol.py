@@ -90,3 +90,7 @@ class LVLM(Protocol):
     def parse(self, raw: str) -> Answer:
         """The text and usage in a raw answer, or what is wrong with it. Free: an answer that was paid for can be read again at any time."""
         ...
+
+    def close(self) -> None:
+        """Ends the connections, where there are any; the next call opens them again."""
+        ...

@@ -70,6 +70,9 @@ class Replay:
         said = json.loads(raw)
         return _reader(said["backend"])(said["raw"])
 
+    def close(self) -> None:
+        """Nothing is connected."""
+
 
 def _read_ledger(path: Path) -> Iterator[tuple[Asked, str]]:
     query = "SELECT request, model, outcome, raw FROM attempts WHERE raw IS NOT NULL ORDER BY coalesce(outcome, 'answered') = 'answered', id"

@@ -67,3 +67,6 @@ class Scripted:
     def parse(self, raw: str) -> Answer:
         """The raw answer is the text."""
         return Answer(raw)
+
+    def close(self) -> None:
+        """Nothing is connected."""

@@ -55,6 +55,9 @@ class Simulated:
         """The raw answer is the text."""
         return Answer(raw)
 
+    def close(self) -> None:
+        """Nothing is connected."""
+
     def _says_spurious(self, subject: Subject) -> dict[str, bool]:
         """What it says of each segment, by the ID that is shown."""
         if subject.index < 0:  # a control, whose truth is known without masks
