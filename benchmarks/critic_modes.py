@@ -14,11 +14,12 @@ from collections import defaultdict
 from pathlib import Path
 
 from rightreasons.consult import Panel, consult_case
+from rightreasons.inspection import inspect_images
 from rightreasons.judge import read_examples
 from rightreasons.lvlm import LVLM, open_lvlm
 from rightreasons.lvlm.prices import likely_input_tokens
 from rightreasons.lvlm.protocol import Answer, Request
-from rightreasons.pipeline import case_of, inspect_images
+from rightreasons.pipeline import case_of
 from rightreasons.progress import Silent
 from rightreasons.project import open_lvlms, open_project, prepare
 from rightreasons.runs import RunFolder

@@ -14,11 +14,11 @@ import torch
 from PIL import Image
 
 from rightreasons.critique import critique_image
+from rightreasons.dispatch import count_workers, map_in_order
 from rightreasons.judge import judge_critique, read_examples
 from rightreasons.lvlm.ledger import Ledger
 from rightreasons.lvlm.openai import OpenAICompatible
 from rightreasons.lvlm.prices import Price
-from rightreasons.pipeline import _map_in_order, _workers
 from rightreasons.records import ClassDescription, Pictures, Subject, Verdict
 from tests.fault_server import INPUT_USD, OUTPUT_USD, Fault, FaultServer, Seen, completion, error, judge, says, wrong_ids
 
@@ -111,7 +111,7 @@ def soak(ledger_path: Path, images: int, *, share: float, timeout: float = 3.0) 
             return judge_critique(lambda request: ledger.ask(lvlm, request), critique, segments=3, examples=examples, source=lvlm.name)
 
         try:
-            verdicts = _map_in_order(consult, range(images), workers=_workers(lvlm), advance=advance, stop=ledger.stop)
+            verdicts = map_in_order(consult, range(images), workers=count_workers(lvlm), advance=advance, stop=ledger.stop)
             counted = ledger.cost_usd()
         finally:
             ledger.close()

@@ -90,13 +90,13 @@ def test_a_courier_that_cannot_start_says_so(tmp_path):
 
 def test_a_courier_carries_32_at_a_time_and_no_more(tmp_path):
     """As ``find`` dispatches images: 4, 8, 16 and then 32 under way."""
-    from rightreasons.pipeline import _map_in_order, _workers
+    from rightreasons.dispatch import count_workers, map_in_order
 
     with FaultServer(answer=lambda seen: seen.text, delay=1.0) as stub:
         lvlm, ledger = open_lvlm("openai:stub", base_url=stub.base_url), Ledger(tmp_path / "lvlm.sqlite")
         try:
             ask = lambda row: ledger.ask(lvlm, Request("judge", (f"Image {row}",))).text  # noqa: E731
-            answers = _map_in_order(ask, range(110), workers=_workers(lvlm), advance=lambda done, total: None, stop=ledger.stop)
+            answers = map_in_order(ask, range(110), workers=count_workers(lvlm), advance=lambda done, total: None, stop=ledger.stop)
         finally:
             ledger.close()
     assert answers == [f"Image {row}" for row in range(110)] and stub.most_under_way == 32 and stub.repeated == 0

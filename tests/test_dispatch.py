@@ -6,10 +6,10 @@ import threading
 
 import pytest
 
+from rightreasons.dispatch import count_workers, map_in_order
 from rightreasons.errors import LVLMRejected, LVLMUnavailable
 from rightreasons.lvlm.openai import OpenAICompatible
 from rightreasons.lvlm.scripted import Scripted
-from rightreasons.pipeline import _map_in_order, _workers
 
 
 def test_results_are_in_order_whatever_ends_first():
@@ -22,7 +22,7 @@ def test_results_are_in_order_whatever_ends_first():
             second_done.set()
         return row
 
-    assert _map_in_order(work, [0, 1, 2], workers=2, advance=lambda done, total: steps.append((done, total))) == [0, 1, 2]
+    assert map_in_order(work, [0, 1, 2], workers=2, advance=lambda done, total: steps.append((done, total))) == [0, 1, 2]
     assert steps == [(1, 3), (2, 3), (3, 3)]
 
 
@@ -42,11 +42,11 @@ def test_the_first_error_in_time_ends_the_rest_and_is_the_one_that_is_raised():
         stopped.set()
 
     with pytest.raises(LVLMRejected, match="a bad key"):
-        _map_in_order(work, list(range(50)), workers=2, advance=lambda done, total: None, stop=stop)
+        map_in_order(work, list(range(50)), workers=2, advance=lambda done, total: None, stop=stop)
     assert len(told) == 1 and isinstance(told[0], LVLMUnavailable) and len(begun) < 10
 
 
 def test_more_threads_than_slots_so_that_a_wait_holds_nobody_up():
     server = OpenAICompatible("m", base_url="http://127.0.0.1:9/v1")
     here = Scripted(lambda request: "")
-    assert _workers(server, server) == 64 and _workers(here, here) == 1 and _workers(here, server) == 64
+    assert count_workers(server, server) == 64 and count_workers(here, here) == 1 and count_workers(here, server) == 64

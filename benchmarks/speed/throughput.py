@@ -25,11 +25,11 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from tests.fault_server import INPUT_USD, OUTPUT_USD, FaultServer
 from tests.soak import resident_mib
 
+from rightreasons.dispatch import count_workers, map_in_order
 from rightreasons.lvlm import open_lvlm
 from rightreasons.lvlm.ledger import Ledger
 from rightreasons.lvlm.prices import Price
 from rightreasons.lvlm.protocol import Request
-from rightreasons.pipeline import _map_in_order, _workers
 
 
 def picture(row: int) -> bytes:
@@ -47,7 +47,7 @@ def ours(stub: FaultServer, requests: list[Request]) -> tuple[float, list[str]]:
         ledger = Ledger(Path(folder) / "lvlm.sqlite", price=Price(INPUT_USD, OUTPUT_USD), max_usd=1000.0)
         try:
             ask = lambda row: ledger.ask(lvlm, requests[row]).text  # noqa: E731
-            answers = _map_in_order(ask, range(len(requests)), workers=_workers(lvlm), advance=lambda done, total: None, stop=ledger.stop)
+            answers = map_in_order(ask, range(len(requests)), workers=count_workers(lvlm), advance=lambda done, total: None, stop=ledger.stop)
         finally:
             ledger.close()
         return time.perf_counter() - started, answers

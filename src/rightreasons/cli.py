@@ -175,8 +175,9 @@ def _finish(
 ) -> dict[str, Any]:
     """Scores, metrics.json and report.html. What an earlier command has scored is taken over, unless ``again``."""
     from rightreasons.data.loading import read_all
+    from rightreasons.inspection import explain_images
     from rightreasons.measure import build_metrics, read_scores, score_run
-    from rightreasons.pipeline import Alignment, explain_images
+    from rightreasons.pipeline import Alignment
     from rightreasons.report import write_report
 
     folder = folder or run.folder

@@ -16,8 +16,9 @@ from torch.utils.data import Dataset
 from rightreasons import evaluate
 from rightreasons.data.loading import read_all, read_batches, some_images
 from rightreasons.data.task import Task
+from rightreasons.inspection import explain_images, segment_settings, shown_effect
 from rightreasons.models import as_classifier
-from rightreasons.pipeline import Alignment, Run, explain_images, segment_settings, shown_effect
+from rightreasons.pipeline import Alignment, Run
 from rightreasons.records import GroundTruth, GroupScore, Scores
 from rightreasons.seeds import seeded
 from rightreasons.segment import smooth_heatmaps

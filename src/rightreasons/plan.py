@@ -20,12 +20,13 @@ from rightreasons.config import describe_difference
 from rightreasons.consult import Panel
 from rightreasons.data.loading import count_images, read_batches
 from rightreasons.errors import ConfigError
+from rightreasons.inspection import Inspection, inspect_images, warn_of_lettering
 from rightreasons.judge import Example, read_examples
 from rightreasons.lvlm import LVLM, open_lvlm
 from rightreasons.lvlm.ledger import Ledger
 from rightreasons.lvlm.prices import provider_hosts
 from rightreasons.lvlm.protocol import Answer, Request
-from rightreasons.pipeline import Inspection, consult, inspect_images, warn_of_lettering
+from rightreasons.pipeline import consult
 from rightreasons.progress import Reporter, Silent
 from rightreasons.project import Project, open_project, prepare
 from rightreasons.records import Attribution, Segmentation, Selection, Subject

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from rightreasons.controls import MEANINGS
 from rightreasons.critique import describe_positions
-from rightreasons.pipeline import Run, segment_settings
+from rightreasons.inspection import segment_settings
+from rightreasons.pipeline import Run
 from rightreasons.reading import read_paragraphs
 from rightreasons.records import Critique
 from rightreasons.runs import RunFolder, write_text

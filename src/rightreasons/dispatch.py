@@ -1,0 +1,40 @@
+"""Images handed out to threads, and their results in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import TypeVar
+
+from rightreasons.errors import LVLMError, LVLMUnavailable
+from rightreasons.lvlm import LVLM
+from rightreasons.progress import Advance
+
+T = TypeVar("T")
+
+
+def map_in_order(
+    function: Callable[[int], T], rows: Sequence[int], *, workers: int, advance: Advance, stop: Callable[[LVLMError], None] | None = None
+) -> list[T]:
+    """The results in the order of ``rows``, whatever order they finish in. The first error, in time, keeps what has not started from starting.
+
+    ``stop`` is told of it, so that what has started asks for nothing new; its last requests are waited for.
+    """
+    with ThreadPoolExecutor(workers) as pool:
+        futures = [pool.submit(function, row) for row in rows]
+        try:
+            for done, future in enumerate(as_completed(futures), start=1):
+                future.result()
+                advance(done, len(rows))
+        except BaseException:
+            if stop is not None:
+                stop(LVLMUnavailable("the run is stopping"))
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return [future.result() for future in futures]
+
+
+def count_workers(*lvlms: LVLM) -> int:
+    """Threads for images: more than requests may be under way, since one that waits for another try has no request under way."""
+    most = max(lvlm.concurrency[1] for lvlm in lvlms)
+    return most if most == 1 else 2 * most

@@ -1,0 +1,203 @@
+"""What the critic is asked about: the stages that ask nobody, from the choice of images to the pictures of their segments."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from rightreasons.attribute import attribute_images
+from rightreasons.config import Config, SegmentConfig
+from rightreasons.controls import control_rows
+from rightreasons.data.loading import Batch, count_images, read_all, read_batches, some_images
+from rightreasons.errors import DataError
+from rightreasons.lettering import has_lettering
+from rightreasons.lvlm import LVLM
+from rightreasons.models import model_device
+from rightreasons.progress import Advance, Reporter
+from rightreasons.records import Attribution, Pictures, Segmentation, Selection, Subject
+from rightreasons.render import STYLE, render_pictures, to_bytes
+from rightreasons.runs import RunFolder, write_bytes
+from rightreasons.sample import select_images
+from rightreasons.seeds import seeded
+from rightreasons.segment import segment_heatmaps, smooth_heatmaps
+
+# Past this median completeness error a note says so; rounding stays far below it.
+WORST_COMPLETENESS_ERROR = 1e-2
+# "auto": what won in docs/log.md. A network with convolutions has noisy heatmaps, and one without has none to smooth.
+AUTO_SMOOTH = 0.035
+AUTO_PEAK_SHARE = 0.15
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What the critic is asked about: the stages before it, finished. ``judged`` has the rows of the images with segments."""
+
+    folder: RunFolder
+    images: Batch
+    selection: Selection
+    attribution: Attribution
+    segmentation: Segmentation
+    subjects: list[Subject]
+    judged: list[int]
+
+    def shown(self, row: int) -> Int[Tensor, "height width"]:
+        """Of each segment of one image the pixels that carry its effect, -1 elsewhere."""
+        return torch.where(self.segmentation.effect[row], self.segmentation.segments[row], -1)
+
+    def pictures(self, row: int) -> Pictures:
+        """What the critic is shown of one image, drawn where it has not been."""
+        return _draw(self.images, self.shown(row), row, self.folder)
+
+    def rows(self, critic: LVLM) -> list[int]:
+        """Whom ``consult`` is to be called with: the images with segments, and the controls, which have numbers below 0."""
+        return [*self.judged, *control_rows(critic)]
+
+
+def inspect_images(config: Config, folder: RunFolder, model: nn.Module, train: Dataset, classes: int, reporter: Reporter) -> Inspection:
+    """The stages that ask nobody, up to the segments. In a folder in which they have finished they are read; ``folder`` is locked by the caller."""
+    selection = folder.load_selection() or _select(model, train, classes, config, folder, reporter)
+    images = read_all(train, selection.indices)
+    attribution = folder.load_attribution() or _attribute(model, train, images, config, folder, reporter)
+    segmentation = folder.load_segmentation() or _segment(model, attribution, config, folder, reporter)
+    _report_outcomes(segmentation, attribution, reporter)
+    effect = shown_effect(model, attribution, segmentation, config.segment)
+    subjects = [Subject(int(index), where, weight) for index, where, weight in zip(selection.indices, segmentation.segments, effect, strict=True)]
+    judged = [row for row in range(len(selection)) if segmentation.count(row)]
+    return Inspection(folder, images, selection, attribution, segmentation, subjects, judged)
+
+
+def explain_images(
+    model: nn.Module,
+    images: Float[Tensor, "image channel height width"],
+    train: Dataset,
+    config: Config,
+    *,
+    most: int | None = None,
+    progress: Advance | None = None,
+) -> Attribution:
+    """Heatmaps against the run's baselines, which are seeded training images, or ``most`` of them. The result is on the CPU."""
+    device = model_device(model)
+    baselines = some_images(train, config.attribute.baselines, seeded(config.run.seed, "baselines")).images[:most]
+    chunk = None if config.attribute.chunk == "auto" else config.attribute.chunk
+    found = attribute_images(model, images.to(device), baselines.to(device), method=config.attribute.method, chunk=chunk, progress=progress)
+    return Attribution(found.heatmaps.cpu(), found.targets.cpu(), found.completeness_error.cpu())
+
+
+def segment_settings(model: nn.Module, config: SegmentConfig) -> tuple[float, float]:
+    """``smooth`` and ``peak_share``, with "auto" resolved by whether the network has convolutions."""
+    noisy = any(isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) for module in model.modules())
+    smooth = (AUTO_SMOOTH if noisy else 0.0) if config.smooth == "auto" else config.smooth
+    return smooth, AUTO_PEAK_SHARE if config.peak_share == "auto" else config.peak_share
+
+
+def shown_effect(
+    model: nn.Module, attribution: Attribution, segmentation: Segmentation, config: SegmentConfig
+) -> Float[Tensor, "image height width"]:
+    """The positive effect that the segments were cut from, where the critic is shown it: what a verdict is about."""
+    smooth, _ = segment_settings(model, config)
+    return smooth_heatmaps(attribution.heatmaps, smooth).clamp_min(0) * segmentation.effect
+
+
+def warn_of_lettering(found: Inspection, reporter: Reporter) -> None:
+    """A note where inspected images seem to carry printed text, which may name a patient, before any of them is sent."""
+    with reporter.stage("lettering") as advance:
+        marked = []
+        for done, row in enumerate(found.judged, start=1):
+            if has_lettering(to_bytes(found.images.images[row])):
+                marked.append(int(found.images.indices[row]))
+            advance(done, len(found.judged))
+    if marked:
+        shown = ", ".join(map(str, marked[:5])) + (", ..." if len(marked) > 5 else "")
+        reporter.note(
+            f"{len(marked)} of {len(found.judged)} inspected images seem to have text burned into them (training images {shown}): see whether "
+            f"it names a person before they are sent anywhere. It is a light look, which can be wrong both ways (docs/critic.md)"
+        )
+
+
+def render_inspected(found: Inspection, reporter: Reporter) -> None:
+    """The pictures of each image that has segments, drawn where they have not been."""
+    with reporter.stage("render") as advance:
+        for done, row in enumerate(found.judged, start=1):
+            found.pictures(row)
+            advance(done, len(found.judged))
+
+
+def _select(model: nn.Module, train: Dataset, classes: int, config: Config, folder: RunFolder, reporter: Reporter) -> Selection:
+    count, wanted = count_images(train), config.sample
+    if wanted.size > count:
+        reporter.note(f"[sample] size = {wanted.size} is more than the {count} training images: all of them are inspected")
+    size = min(wanted.size, count)
+    quota = wanted.per_class if isinstance(wanted.per_class, int) else math.ceil(size / classes) if wanted.per_class == "auto" else None
+    with reporter.stage("sample") as advance:
+        selection = select_images(
+            model,
+            _checked(read_batches(train), count, classes, advance),
+            strategy=wanted.strategy,
+            size=size,
+            quota=quota,
+            classes=classes,
+            generator=seeded(config.run.seed, "sample"),
+        )
+    folder.save_selection(selection)
+    return selection
+
+
+def _attribute(model: nn.Module, train: Dataset, images: Batch, config: Config, folder: RunFolder, reporter: Reporter) -> Attribution:
+    with reporter.stage("attribute") as advance:
+        attribution = explain_images(model, images.images, train, config, progress=advance)
+    folder.save_attribution(attribution)
+    return attribution
+
+
+def _segment(model: nn.Module, attribution: Attribution, config: Config, folder: RunFolder, reporter: Reporter) -> Segmentation:
+    smooth, peak_share = segment_settings(model, config.segment)
+    with reporter.stage("segment") as advance:
+        segmentation = segment_heatmaps(
+            attribution.heatmaps,
+            components=config.segment.components,
+            smooth=smooth,
+            peak_share=peak_share,
+            generator=seeded(config.run.seed, "segment"),
+            progress=advance,
+        )
+    folder.save_segmentation(segmentation)
+    return segmentation
+
+
+def _report_outcomes(segmentation: Segmentation, attribution: Attribution, reporter: Reporter) -> None:
+    for outcome in sorted(set(segmentation.outcomes) - {"segmented"}):
+        reporter.note(f"{segmentation.outcomes.count(outcome)} of {len(segmentation.outcomes)} heatmaps have no segments ({outcome}): left out")
+    worst = attribution.completeness_error.nanmedian().item()
+    if worst > WORST_COMPLETENESS_ERROR:
+        reporter.note(f"the heatmaps' completeness error is {worst:.1%} in the median: they explain the model only in part")
+
+
+def _draw(images: Batch, shown: Int[Tensor, "height width"], row: int, folder: RunFolder) -> Pictures:
+    """The pictures of one image, from the run folder where they were drawn before."""
+    folder.pictures.mkdir(exist_ok=True, mode=0o700)
+    paths = {kind: folder.pictures / f"{int(images.indices[row]):06d}-{kind}.png" for kind in ("clean", "contours", "map")}
+    if all(path.exists() for path in paths.values()):
+        return Pictures(**{kind: path.read_bytes() for kind, path in paths.items()}, style=STYLE)
+    drawn = render_pictures(images.images[row], shown)
+    for kind, path in paths.items():
+        write_bytes(path, getattr(drawn, kind))
+    return drawn
+
+
+def _checked(batches: Iterable[Batch], count: int, classes: int, advance: Advance) -> Iterator[Batch]:
+    """The batches, with word of progress. Raises DataError for a label that no class has."""
+    done = 0
+    for batch in batches:
+        wrong = ((batch.labels < 0) | (batch.labels >= classes)).nonzero()[:, 0]
+        if len(wrong):
+            index, label = int(batch.indices[wrong[0]]), int(batch.labels[wrong[0]])
+            raise DataError(f"image {index} has the label {label}, and {classes} classes are described: labels count from 0 to {classes - 1}")
+        yield batch
+        done += len(batch)
+        advance(done, count)
