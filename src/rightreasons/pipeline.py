@@ -3,9 +3,9 @@
     select_images -> attribute_images -> segment_heatmaps -> render_pictures -> consult_case (critique_image -> judge_critique, or
     judge_image in one call; as many times as there are votes) -> build_masks -> align_model
 
-``find_shortcuts`` runs the first row, ``fix_shortcuts`` the second; ``measure`` scores before and after. Each stage's result
-is saved in the run folder when it is whole, and read from there the next time: the same call on the same folder goes on where it
-stopped. Nothing here sees groups or ground-truth masks: those are for ``measure`` alone.
+``find_shortcuts`` runs all of it up to the verdicts (``inspection`` has the stages that ask nobody), ``fix_shortcuts`` the rest; ``measure``
+scores before and after. Each stage's result is saved in the run folder when it is whole, and read from there the next time: the same
+call on the same folder goes on where it stopped. Nothing here sees groups or ground-truth masks: those are for ``measure`` alone.
 """
 
 from __future__ import annotations
