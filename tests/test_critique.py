@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 
-from rightreasons.critique import critique_image, describe_positions
+from rightreasons.critique import critique_image, describe_case, describe_positions
 from rightreasons.judge import judge_critique, parse_verdicts
 from rightreasons.lvlm.protocol import Answer
 from rightreasons.lvlm.scripted import Scripted
@@ -80,6 +80,20 @@ def test_twice_without_one_is_a_problem_and_the_words_are_kept():
 def test_a_problem_is_passed_on_and_nobody_asks_again(problem):
     critique, history = criticise(Answer("", problem=problem))
     assert critique == Critique(5, "", problem) and len(history) == 1
+
+
+def test_ids_that_do_not_exist_are_no_critique():
+    critique, history = criticise("S7: a tag\nS77: the rest", "S2: a tag")
+    assert critique.text == "S2: a tag" and critique.problem is None and len(history) == 2
+
+
+def test_positions_are_of_what_the_pictures_show():
+    """A segment's pixels that carry no effect are not drawn, and do not say where it lies."""
+    effect = torch.zeros(18, 18)
+    effect[0, 0] = 1.0
+    subject = Subject(5, torch.zeros(18, 18, dtype=torch.int64), effect)
+    words = describe_case(subject, label=0, descriptions=(ClassDescription("cat", "Ears."),), shares=(1.0,))
+    assert words["segments"] == "S1: top left, 100%"
 
 
 def test_positions_in_thirds():

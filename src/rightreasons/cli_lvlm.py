@@ -76,7 +76,7 @@ def estimate(
     for role, summary in found["roles"].items():
         day = f", price of {summary['price_date']}" if summary["price_date"] else ""
         typer.echo(f"{role}: {summary['model']}" + (day if summary["usd_at_most"] is not None else ", no price is known: see docs/critic.md, Prices"))
-    typer.echo(f"time: about {found['total']['seconds_likely'] / 60:.0f} minutes")
+    typer.echo(f"time: about {found['total']['seconds_likely'] / 60:.0f} min")
     typer.echo(found["counted"])
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rightreasons.lvlm.protocol import Answer, Request
 from rightreasons.prompts import fill_prompt, prompt_version
+from rightreasons.reading import read_paragraphs
 from rightreasons.records import ClassDescription, Critique, Pictures, Subject
 from rightreasons.text import clean_text, contain
 
@@ -33,9 +34,10 @@ def critique_image(
     """The critic's words on one image. Where no paragraph names a segment, it is asked once more, by text alone."""
     request = critic_request(pictures, subject, label=label, descriptions=descriptions, shares=shares, vote=vote, permutation=permutation)
     answer = ask(request)
-    if answer.problem is None and not _names_a_segment(answer.text):
+    ids = segment_ids(len(shares))
+    if answer.problem is None and not _names_one_of(answer.text, ids):
         answer = ask(ask_again(request, answer.text, "it has no paragraph that starts with a segment's ID. Write those paragraphs now"))
-        if answer.problem is None and not _names_a_segment(answer.text):
+        if answer.problem is None and not _names_one_of(answer.text, ids):
             return Critique(subject.index, clean_text(answer.text), "malformed: no paragraph names a segment", vote)
     return Critique(subject.index, clean_text(answer.text), answer.problem and clean_text(answer.problem), vote)
 
@@ -67,7 +69,8 @@ def ask_again(request: Request, said: str, complaint: str) -> Request:
 def describe_case(subject: Subject, *, label: int, descriptions: Sequence[ClassDescription], shares: Sequence[float]) -> dict[str, str]:
     """The words for one image in a prompt: its class, what the expert said, and each segment's ID, place and share."""
     ids = segment_ids(len(shares))
-    places = describe_positions(subject.segments)
+    # What the pictures show of a segment: the pixels that carry its effect.
+    places = describe_positions(torch.where(subject.positive_effect > 0, subject.segments, -1))
     return {
         "label": descriptions[label].name,
         "descriptions": "\n".join(_describe(description) for description in descriptions),
@@ -112,5 +115,5 @@ def _describe(description: ClassDescription) -> str:
     return " ".join(lines)
 
 
-def _names_a_segment(text: str) -> bool:
-    return re.search(r"^\W*S\d+\b", text, re.MULTILINE) is not None
+def _names_one_of(text: str, ids: Sequence[str]) -> bool:
+    return not set(ids).isdisjoint(read_paragraphs(text))
