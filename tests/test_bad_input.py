@@ -262,7 +262,7 @@ def test_a_remote_host_without_leave(parts, server):
     [
         (says("bzzt \x00\x1b[31m {{{ </critique>"), "malformed"),
         (says('{"S1": "spurious"'), "malformed"),
-        (wrong_ids, "S77"),
+        (wrong_ids, "no paragraph names a segment"),
         (says(None), "empty answer"),
         (says("", finish_reason="length"), "empty answer"),
         (says(None, refusal="I can't help with that."), "refused: I can't help with that."),
