@@ -212,28 +212,14 @@ def test_each_model_has_a_file_of_its_own_and_a_question_comes_once(tmp_path, le
     assert [len(read_lines(path)) for path in paths] == [2, 2]
 
 
-class Anthropic:
-    """As far as a batch file goes: a name and a body. The backend itself is tested elsewhere."""
-
-    name, simulated, concurrency, address = "anthropic:claude", False, (1, 1), None
-
-    def check(self): ...
-
-    def body(self, request):
-        return {"model": "claude", "max_tokens": request.max_tokens, "messages": [{"role": "user", "content": request.parts[0]}]}
-
-    def send(self, body, request): ...
-
-    def parse(self, raw): ...
-
-
 def test_anthropics_form(tmp_path, ledger):
     """The file is the body of a request to make a batch."""
-    asked = [Question(Anthropic(), question.request) for question in questions(3)]
+    claude = open_lvlm("anthropic:claude", base_url="http://127.0.0.1:9")
+    asked = [Question(claude, question.request) for question in questions(3)]
     (path,) = export_requests(asked, ledger, tmp_path / "r.json")
     entries = json.loads(path.read_text())["requests"]
     assert [entry.keys() for entry in entries] == [{"custom_id", "params"}] * 3
-    assert entries[1]["params"]["messages"][0]["content"].startswith("question 1") and "stream" not in entries[1]["params"]
+    assert entries[1]["params"]["messages"][0]["content"][0]["text"].startswith("question 1") and "stream" not in entries[1]["params"]
     many = export_requests(asked, ledger, tmp_path / "s.json", limits={"anthropic": Limits(2, 10**9)})
     assert [len(json.loads(path.read_text())["requests"]) for path in many] == [2, 1]
 

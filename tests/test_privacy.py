@@ -199,7 +199,7 @@ def test_lettering_is_warned_of_before_anything_is_sent(tmp_path, monkeypatch):
     from rightreasons.project import find_in_project, read_project
     from rightreasons.runs import RunFolder
 
-    monkeypatch.setattr("rightreasons.pipeline.has_lettering", lambda pixels: True)  # 16 pixels are too few to write on
+    monkeypatch.setattr("rightreasons.inspection.has_lettering", lambda pixels: True)  # 16 pixels are too few to write on
     reporter, heard = Silent(), []
     with FaultServer(misbehave=lambda seen: heard.append(len(reporter.notes))) as stub:
         find_in_project(read_project(write_project(tmp_path, stub.base_url)), RunFolder(tmp_path / "run"), reporter=reporter)
