@@ -123,9 +123,7 @@ def test_no_answer_of_a_judge_is_worse_than_malformed(text):
         parse_verdicts(text, ["S1"])
 
 
-@pytest.mark.parametrize(
-    "text", ['{"S1": "spu\nrious"}', '\ufeff{"S1": "SPURIOUS"}', '<think>S1 is a tag.</think>\n{"S1": "spurious"}', '{"S1": "spurious\x00"}']
-)
+@pytest.mark.parametrize("text", ['{"S1": "spu\nrious"}', '\ufeff{"S1": "SPURIOUS"}', '{"S1": "spurious\x00"}'])
 def test_what_can_be_repaired_is_at_most_asked_again(text):
     replies = [text, '{"S1": "spurious"}']
     verdicts = judge_critique(lambda request: Answer(replies.pop(0)), Critique(1, "S1: tag"), segments=1, examples=(), source="t")

@@ -70,7 +70,7 @@ WHOLE = json.dumps(said())
     "text",
     [
         f"```json\n{WHOLE}\n```",
-        f"<think>S1 {{is}} a lead.</think>\n{WHOLE}\nDone.",
+        f"Here it is:\n{WHOLE}\nDone.",
         WHOLE.replace("}}}", "},},}"),
         WHOLE.replace("The lead.", "The\x00 \nle\x1bad."),
         "\x00" + WHOLE.replace(", ", ",\x0b "),
@@ -78,7 +78,7 @@ WHOLE = json.dumps(said())
         WHOLE.replace('"relevant"', '"Relevant."'),
         "S1: spurious\n**S2**: Relevant",
     ],
-    ids=["fence", "thoughts", "commas", "controls inside", "controls outside", "single quotes", "case", "tagged lines"],
+    ids=["fence", "words", "commas", "controls inside", "controls outside", "single quotes", "case", "tagged lines"],
 )
 def test_what_is_repaired_without_asking(text):
     critique, verdicts, requests = ask_in_turn(text)

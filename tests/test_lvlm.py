@@ -192,6 +192,23 @@ def test_a_200_without_an_answer_is_a_problem(direct, ledger, misbehave, problem
 
 
 @pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ("<think>S1 is {a tag}.</think>\n\nS1: the lesion", "S1: the lesion"),
+        ("S1 is a tag.\n</think>\nS1: the lesion", "S1: the lesion"),  # the prompt opened the thoughts
+        ([{"type": "text", "text": "S1: "}, {"type": "text", "text": "the lesion"}], "S1: the lesion"),
+        ("<think>S1 is", ""),
+        ([{"type": "image_url"}], ""),
+    ],
+)
+def test_what_is_said_and_not_what_is_thought(direct, content, text):
+    with FaultServer(misbehave=says(content)) as stub:
+        lvlm = direct(stub)
+        answer = lvlm.parse(lvlm.send(lvlm.body(QUESTION), QUESTION))
+    assert answer.text == text and (answer.outcome == "truncated") == (not text)
+
+
+@pytest.mark.parametrize(
     "content", [b"<html>", b"{}", b'{"choices": []}', b'{"choices": [{"message": null}]}', b'{"choices": 5}', b"[]", b"null", b"\xff\xfe"]
 )
 def test_a_200_that_is_no_completion_is_a_protocol_error(direct, ledger, content):

@@ -26,14 +26,13 @@ class MalformedAnswer(ValueError):
 
 
 def read_json(text: str) -> dict[str, Any]:
-    """The JSON object in ``text``, which may stand in a code fence, between words or behind a model's thoughts, with raw control characters.
+    """The JSON object in ``text``, which may stand in a code fence or between words, with raw control characters.
 
     Commas before a bracket and single quotes are repaired. Raises MalformedAnswer where there is no object, or a key comes twice in one.
     """
     if len(text) > LONGEST_ANSWER:
         raise MalformedAnswer(f"an answer of {len(text):,} characters")
-    said = re.sub(r"<think>.*?</think>", "", text, flags=re.DOTALL)
-    found = re.search(r"\{.*\}", said, re.DOTALL)
+    found = re.search(r"\{.*\}", text, re.DOTALL)
     if found is None:
         raise MalformedAnswer(f"no JSON object in {clean_text(text[:80])!r}")
     # Between tokens a control character is noise; inside a string json.loads takes it, and clean_text sees to it later.

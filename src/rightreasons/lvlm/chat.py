@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from typing import TYPE_CHECKING, Any
 
 from rightreasons.lvlm.protocol import Request
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _DATA_URL = "data:image/png;base64,"
+# The opening tag is often part of the prompt, and the closing one is missing where the thoughts used up the cap.
+_THOUGHTS = re.compile(r"\A.*</think>|\A\s*<think>.*\Z", re.DOTALL)
 
 
 def chat_message(request: Request) -> dict[str, Any]:
@@ -23,6 +26,13 @@ def chat_message(request: Request) -> dict[str, Any]:
         for part in request.parts
     ]
     return {"role": "user", "content": content}
+
+
+def read_content(content: object) -> str:
+    """What a message says, as a text or as parts, without the thoughts that open models write before it; "" where it says nothing."""
+    parts = content if isinstance(content, list) else [{"text": content}]
+    texts = [part.get("text") for part in parts if isinstance(part, dict)]
+    return _THOUGHTS.sub("", "".join(text for text in texts if isinstance(text, str))).strip()
 
 
 def decode_picture(part: dict[str, Any]) -> Image.Image:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rightreasons.errors import ConfigError, LVLMRejected, LVLMTooBig, LVLMUnavailable, MissingExtra
-from rightreasons.lvlm.chat import chat_message, decode_picture
+from rightreasons.lvlm.chat import chat_message, decode_picture, read_content
 from rightreasons.lvlm.protocol import Answer, Request, Usage
 
 # Weights are read from safetensors alone: other formats can run code when they are opened.
@@ -78,10 +78,10 @@ class Local:
 def read_local(raw: str) -> Answer:
     """A raw answer of any local model."""
     said = json.loads(raw)
-    usage = Usage(said["input_tokens"], said["output_tokens"])
+    text, usage = read_content(said["text"]), Usage(said["input_tokens"], said["output_tokens"])
     if not said["ended"]:
-        return Answer(said["text"], problem="truncated: the answer was cut off at its longest", outcome="truncated", usage=usage)
-    return Answer(said["text"], usage=usage)
+        return Answer(text, problem="truncated: the answer was cut off at its longest", outcome="truncated", usage=usage)
+    return Answer(text, usage=usage)
 
 
 @dataclass

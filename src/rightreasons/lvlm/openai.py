@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 import importlib.util
 import threading
 from typing import TYPE_CHECKING, Any
 
 from rightreasons.errors import LVLMRejected, LVLMUnavailable, LVLMUnsupported, MissingExtra
+from rightreasons.lvlm.chat import chat_message, read_content
 from rightreasons.lvlm.failures import Failure, classify
 from rightreasons.lvlm.hosts import CONNECT_SECONDS, TIMEOUT_SECONDS, Loop, Server
 from rightreasons.lvlm.privacy import KEYS, read_key, redact
@@ -62,13 +62,7 @@ class OpenAICompatible:
 
     def body(self, request: Request) -> dict[str, Any]:
         """A chat completion with one message from the user."""
-        content = [
-            {"type": "text", "text": part}
-            if isinstance(part, str)
-            else {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{base64.b64encode(part).decode()}"}}
-            for part in request.parts
-        ]
-        body: dict[str, Any] = {"model": self._model, "messages": [{"role": "user", "content": content}], "max_completion_tokens": request.max_tokens}
+        body: dict[str, Any] = {"model": self._model, "messages": [chat_message(request)], "max_completion_tokens": request.max_tokens}
         if request.schema is not None:
             body["response_format"] = {"type": "json_schema", "json_schema": {"name": "verdicts", "strict": True, "schema": dict(request.schema)}}
         # A server on this machine keeps what it likes anyway, and many refuse a parameter that they do not know.
@@ -100,12 +94,12 @@ class OpenAICompatible:
             message = dict(choice["message"])
         except (LookupError, TypeError, ValueError) as error:
             raise self._server.alien(raw, like=_LIKE) from error
-        usage, reason, text = _usage(whole.get("usage")), choice.get("finish_reason"), message.get("content")
+        usage, reason, text = _usage(whole.get("usage")), choice.get("finish_reason"), read_content(message.get("content"))
         if message.get("refusal"):
             return Answer("", problem=f"refused: {message['refusal']}", outcome="refused", usage=usage)
         if reason == "content_filter":
             return Answer("", problem="refused: the provider's content filter stopped the answer", outcome="refused", usage=usage)
-        if not isinstance(text, str) or not text.strip():
+        if not text:
             return Answer("", problem=f"truncated: empty answer (finish reason {reason!r})", outcome="truncated", usage=usage)
         if reason == "length":
             return Answer(text, problem="truncated: the answer was cut off at its longest", outcome="truncated", usage=usage)
