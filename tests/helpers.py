@@ -188,3 +188,8 @@ class Direct:
     def close(self) -> None:
         for lvlm in self._opened:
             lvlm.close()
+
+
+def children(process: subprocess.Popen) -> list[int]:
+    """The processes that this one has started."""
+    return [int(pid) for pid in subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True).stdout.split()]

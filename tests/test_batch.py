@@ -91,6 +91,36 @@ def test_a_run_without_a_connection(inspected):
     assert values[0] == values[1]
 
 
+def test_an_answer_settles_what_a_crash_left_unknown(inspected):
+    run = inspected / "run"
+    command("lvlm", "export", run, "--to", inspected / "critic.jsonl")
+    answers = provide(inspected / "critic.jsonl", inspected / "out.jsonl")
+    answers.write_bytes(b"\xef\xbb\xbf" + answers.read_bytes())  # as an editor saved it
+    lost = read_lines(inspected / "critic.jsonl")[0]["custom_id"]
+    stored = sqlite3.connect(run / "lvlm.sqlite")
+    with stored:
+        columns = "key, state, outcome, role, model, request, started"
+        stored.execute(f"INSERT INTO attempts ({columns}) VALUES (?, 'unknown', 'unknown', 'critic', 'openai:stub', '{{}}', 0)", (lost,))
+    stored.close()
+    assert command("lvlm", "import", run, answers, "--json")["recorded"] == 14
+
+
+def test_an_answer_that_was_cut_off_counts_once_and_is_asked_for_with_twice_the_cap(inspected):
+    run = inspected / "run"
+    command("lvlm", "export", run, "--to", inspected / "first.jsonl")
+    first = read_lines(inspected / "first.jsonl")
+    choice = {"index": 0, "finish_reason": "length", "message": {"role": "assistant", "content": "S1: it is"}}
+    line = {"custom_id": first[0]["custom_id"], "response": {"status_code": 200, "body": {"choices": [choice]}}}
+    (inspected / "cut.jsonl").write_text(json.dumps(line))
+    counts = command("lvlm", "import", run, inspected / "cut.jsonl", "--json")
+    assert (counts["recorded"], counts["no_answer"], counts["open"]) == (1, 1, 14)
+    again = command("lvlm", "import", run, inspected / "cut.jsonl", "--json")
+    assert (again["recorded"], again["already"], again["open"]) == (0, 1, 14), "the same file again changes nothing"
+    command("lvlm", "export", run, "--to", inspected / "second.jsonl")
+    caps = {entry["custom_id"]: entry["body"]["max_completion_tokens"] for entry in read_lines(inspected / "second.jsonl")}
+    assert caps[first[0]["custom_id"]] == 2 * first[0]["body"]["max_completion_tokens"] and sorted(caps.values())[-2] == caps[first[1]["custom_id"]]
+
+
 def test_a_carried_run_to_a_remote_model_needs_neither_leave_nor_price_nor_key(tmp_path, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     config, run = write_project(tmp_path, "https://llm.example/v1"), tmp_path / "run"

@@ -6,7 +6,7 @@ import tomllib
 
 import pytest
 
-from rightreasons.config import Config, describe_difference, parse_config, read_config
+from rightreasons.config import Config, CriticConfig, describe_difference, parse_config, read_config
 from rightreasons.data import task_defaults
 from rightreasons.errors import ConfigError
 
@@ -130,3 +130,21 @@ def test_the_difference_between_two_configurations_is_one_key_in_words():
     assert describe_difference(parse(), parse()) is None
     assert describe_difference(parse(), parse(align={"lambda": 2.0})) == "align.lambda was 'auto' and is now 2.0"
     assert "classes.a.description was 'x'" in describe_difference(parse(), parse(classes={"a": {"description": "z"}, "b": {"irrelevant": "y"}}))
+
+
+@pytest.mark.parametrize(
+    ("critic", "server"),
+    [
+        ({"lvlm": "openai:a", "base_url": "http://127.0.0.1:1/v1"}, ("openai:a", "http://127.0.0.1:1/v1")),
+        ({"lvlm": "openai:a", "base_url": "http://127.0.0.1:1/v1", "judge": "openai:b"}, ("openai:b", "http://127.0.0.1:1/v1")),
+        ({"lvlm": "openai:a", "base_url": "http://127.0.0.1:1/v1", "judge": "anthropic:b"}, ("anthropic:b", None)),
+        (
+            {"lvlm": "openai:a", "base_url": "http://127.0.0.1:1/v1", "judge": "openai:b", "judge_base_url": "https://x.example/v1"},
+            ("openai:b", "https://x.example/v1"),
+        ),
+    ],
+)
+def test_a_judge_of_another_provider_is_not_looked_for_at_the_critics_address(critic, server):
+    """Its key would go there."""
+    config = CriticConfig.model_validate(critic)
+    assert config.server("judge") == server and config.server("critic") == ("openai:a", "http://127.0.0.1:1/v1")

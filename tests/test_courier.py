@@ -14,10 +14,12 @@ import pytest
 
 from rightreasons.errors import LVLMUnavailable
 from rightreasons.lvlm import open_lvlm
+from rightreasons.lvlm.attempts import Writer
 from rightreasons.lvlm.courier import wait_for_courier
 from rightreasons.lvlm.ledger import Ledger
 from rightreasons.lvlm.protocol import Request
 from tests.fault_server import FaultServer, says
+from tests.helpers import children
 
 LVLM = Path(__file__).parents[1] / "src" / "rightreasons" / "lvlm"
 # Torch alone has more than twice this.
@@ -65,6 +67,33 @@ def test_answers_on_their_way_survive_a_kill_of_the_command(tmp_path):
         assert states(path) == {"answered": images}
         assert subprocess.run(command, stdout=subprocess.DEVNULL).returncode == 0
         assert stub.requests == 2 * images and stub.repeated == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
+def test_the_end_of_a_terminal_does_not_reach_what_is_being_paid_for(tmp_path, number):
+    """As a terminal does when it closes: the signal goes to the whole group of the command, and here to the courier itself as well."""
+    path = tmp_path / "lvlm.sqlite"
+    with FaultServer(answer=lambda seen: "said", delay=1.0) as stub:
+        command = [sys.executable, "-m", "tests.asker", str(path), stub.base_url, "1"]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+        stub.wait_for(1, alive=lambda: process.poll() is None)
+        (courier,) = children(process)
+        assert os.getpgid(courier) != os.getpgid(process.pid)
+        os.kill(courier, number)
+        os.killpg(process.pid, number)
+        process.wait()
+        wait_for_courier(path, 30.0)
+    assert states(path) == {"answered": 1}
+
+
+def test_a_courier_writes_on_after_one_write_that_failed(tmp_path):
+    writer = Writer(tmp_path / "lvlm.sqlite")
+    try:
+        with pytest.raises(UnicodeEncodeError):
+            writer.write(lambda connection: connection.execute("SELECT ?", ("\ud83d",)))
+        assert writer.write(lambda connection: connection.execute("SELECT 7").fetchone()) == (7,)
+    finally:
+        writer.close()
 
 
 def test_a_courier_that_is_killed_leaves_its_requests_unknown(tmp_path):

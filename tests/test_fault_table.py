@@ -63,6 +63,9 @@ def outcomes(path):
     return [outcome for _, outcome, *_ in tries(path)]
 
 
+TOO_MANY = b"<html><head><title>429 Too Many Requests</title></head><body><h1>429 Too Many Requests</h1>too many concurrent requests</body></html>"
+ROUTED = b'{"error": {"message": "Provider returned error", "code": 502}}'
+
 # What comes first, and the outcomes of all attempts. Only the last one is an answer, and only that one costs anything.
 RECOVERS_FREE = {
     "429 with Retry-After": (first(1, 429, headers={"retry-after": "0.05"}), ["rate", "answered"]),
@@ -72,6 +75,7 @@ RECOVERS_FREE = {
     "408": (first(1, 408), ["transient", "answered"]),
     "409": (first(1, 409), ["transient", "answered"]),
     "four times 502": (first(4, 502), ["transient"] * 4 + ["answered"]),
+    "a proxy's page for 429": (lambda seen: (429, {"content-type": "text/html"}, TOO_MANY) if seen.number == 1 else None, ["rate", "answered"]),
     "400 that names response_format": (rejects("response_format"), ["parameter", "parameter", "answered"]),
     "400 that names max_completion_tokens": (rejects("max_completion_tokens"), ["parameter", "answered"]),
 }
@@ -116,6 +120,27 @@ def test_what_may_have_been_paid_for_twice_is_unknown(world, tmp_path, kind):
         answer = again.ask(lvlm, QUESTION)
         assert stub.requests == requests and (answer.outcome == "answered") == retry and ("--retry-unknown" in (answer.problem or "")) != retry
         again.close()
+
+
+def test_what_failed_behind_a_router_is_no_answer(world, tmp_path):
+    _, lvlm, ledger = world(lambda seen: (200, {}, ROUTED) if seen.number == 1 else None)
+    assert ledger.ask(lvlm, QUESTION).text == "fine" and outcomes(tmp_path) == ["transient", "answered"]
+
+
+@pytest.mark.parametrize("status", [504, 524])
+def test_what_a_proxy_gave_up_waiting_for_may_have_been_paid_for(world, tmp_path, status):
+    stub, lvlm, ledger = world(first(1, status))
+    assert ledger.ask(lvlm, QUESTION).text == "fine"
+    (_, lost, cost, reserved), _ = tries(tmp_path)
+    assert lost == "ambiguous" and cost == reserved > 0 and stub.requests == 2
+
+
+@pytest.mark.parametrize("body", [b'{"error": {"message": "bad \\ud83d request"}}', b'{"choices": [{"message": {"refusal": "I cannot \\ud83d"}}]}'])
+def test_half_of_a_surrogate_pair_is_written_down_like_any_text(world, tmp_path, body):
+    stub, lvlm, ledger = world(lambda seen: (400 if b"error" in body else 200, {}, body))
+    with contextlib.suppress(LVLMRejected):
+        assert ledger.ask(lvlm, QUESTION).outcome == "refused"
+    assert outcomes(tmp_path) in (["stop"], ["refused"]) and stub.requests == 1
 
 
 def test_a_drip_ends_at_the_deadline_of_the_whole_request(world):

@@ -240,7 +240,6 @@ def test_no_answer_in_time_is_a_timeout_that_says_so():
         "https://api.openai.com/v1",
         "http://192.168.0.7:8000/v1",
         "http://127.0.0.1.example.com/v1",
-        "http://127.0.0.1@example.com/v1",
         "http://0.0.0.0:8000/v1",
     ],
 )
@@ -254,6 +253,18 @@ def test_a_remote_host_needs_leave(address):
     with pytest.raises(LVLMUnavailable):
         open_lvlm("openai:m", base_url=address, allow_remote=("another.example",))
     assert open_lvlm("openai:m", base_url=address, allow_remote=(host,)).name == "openai:m"
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1@example.com/v1", "http://me:s3cret@127.0.0.1:1/v1", "https://llm.example/v1?key=s3cret"])
+def test_an_address_carries_no_secret(address):
+    with pytest.raises(ConfigError, match="keyring") as refused:
+        open_lvlm("openai:m", base_url=address, allow_remote=("example.com", "llm.example"))
+    assert "s3cret" not in str(refused.value)
+
+
+def test_an_address_without_its_v1_is_told_before_long_work():
+    with FaultServer() as stub, pytest.raises(LVLMUnavailable, match=r"set \[critic\] base_url = '.*/v1'"):
+        open_lvlm("openai:stub", base_url=stub.base_url.removesuffix("/v1")).check()
 
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:8000/v1", "http://127.9.9.9/v1", "http://[::1]:8000/v1", "http://localhost:11434/v1"])

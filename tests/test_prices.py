@@ -13,7 +13,7 @@ from PIL import Image
 from rightreasons.errors import ConfigError
 from rightreasons.lvlm import open_lvlm
 from rightreasons.lvlm.pictures import picture_size, replace_pictures
-from rightreasons.lvlm.prices import Price, dearest, likely_input_tokens, picture_tokens, price_of, required_price, worst_case_tokens
+from rightreasons.lvlm.prices import Price, likely_input_tokens, picture_tokens, price_of, required_price, worst_case_tokens
 from rightreasons.lvlm.protocol import Request, Usage
 
 HOSTED = {"base_url": "https://api.openai.com/v1", "allow_remote": ("api.openai.com",)}
@@ -59,10 +59,6 @@ def test_a_price_holds_for_the_providers_own_host_alone():
     assert price_of("openai:gpt-4o", base_url="https://resold.example/v1") is None
     assert price_of("openai:gpt-4o", base_url="http://127.0.0.1.example.com/v1") is None
     assert price_of("openai:nobody-knows") is None
-
-
-def test_what_is_set_aside_for_two_models():
-    assert dearest([Price(1.0, 4.0), Price(2.0, 3.0)]) == Price(2.0, 4.0)
 
 
 def test_an_unpriced_remote_model_is_refused_with_the_lines_that_declare_one(tmp_path):

@@ -78,7 +78,7 @@ def test_the_courier_has_no_key_on_its_command_line(tmp_path, monkeypatch):
         try:
             while not stub.requests:
                 assert process.poll() is None
-            listed = subprocess.run(["ps", "-eo", "pid,pgid,args", "-ww"], capture_output=True, text=True).stdout
+            listed = subprocess.run(["ps", "-eo", "pid,ppid,args", "-ww"], capture_output=True, text=True).stdout
         finally:
             os.killpg(process.pid, 9)
             process.wait()

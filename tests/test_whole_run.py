@@ -12,6 +12,7 @@ import time
 import pytest
 
 from tests.fault_server import FaultServer, look_for_plates
+from tests.helpers import children
 from tests.plates import command, environment, run, write_folder
 
 SCORES = {
@@ -107,11 +108,10 @@ def test_ledger_keeps_a_request_that_the_courier_lost(one_go, tmp_path):
     """Killed together with its courier, a request stays unknown: not sent again, until somebody says so."""
     with FaultServer(critic=look_for_plates, delay=0.3) as stub:
         config = write_folder(tmp_path, stub.base_url)
-        process = subprocess.Popen(
-            command("find", config, "--out", tmp_path / "run"), env=environment(), stderr=subprocess.DEVNULL, start_new_session=True
-        )
+        process = subprocess.Popen(command("find", config, "--out", tmp_path / "run"), env=environment(), stderr=subprocess.DEVNULL)
         stub.wait_for(5, alive=lambda: process.poll() is None)
-        os.killpg(process.pid, signal.SIGKILL)
+        for pid in (*children(process), process.pid):
+            os.kill(pid, signal.SIGKILL)
         process.wait()
         run("find", config, "--out", tmp_path / "run")
         assert max(stub.bodies.values()) == 1

@@ -95,11 +95,21 @@ class CriticConfig(_Table):
     lvlm: str
     judge: str | None = Field(default=None, description="another model for the judge; default: the same")
     base_url: str | None = Field(default=None, description="of the server; default: port 8000 of this machine for openai:, else the provider's own")
+    judge_base_url: str | None = Field(default=None, description="of the judge's server; default: base_url where the judge is of the same kind")
+    timeout: Annotated[float, Field(gt=0, le=3000)] = Field(default=180.0, description="seconds for one answer, from the first byte to the last")
+    max_tokens: Annotated[int, Field(ge=64)] | None = Field(default=None, description="cap on any answer; default: 2048, and 512 for the judge")
     mode: Literal["two-call", "fused"] = Field(default="two-call", description="critic, then judge; or both in one structured answer")
     votes: Annotated[int, Field(ge=1, le=9)] = Field(default=1, description="how often the critic is asked about an image, with permuted IDs; odd")
     max_usd: Annotated[float, Field(ge=0)] | None = Field(default=None, description="stop before the next request could pass this many US dollars")
     prices: str | None = Field(default=None, description="a file of prices like lvlm/prices.toml, which come before the packaged ones")
     examples: str | None = Field(default=None, description="a file of critique -> verdict pairs for the judge; default: the packaged one")
+
+    def server(self, role: Literal["critic", "judge"]) -> tuple[str, str | None]:
+        """The model of a role and the address of its server. The critic's address is no other provider's: a key would go there with it."""
+        if role == "critic" or self.judge is None:
+            return self.lvlm, self.base_url
+        same = self.judge.partition(":")[0] == self.lvlm.partition(":")[0]
+        return self.judge, self.judge_base_url or (self.base_url if same else None)
 
     @field_validator("votes")
     @classmethod

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from rightreasons.config import Config
 from rightreasons.critique import critique_image
 from rightreasons.fused import judge_image
 from rightreasons.judge import Example, judge_critique, judge_version
@@ -43,6 +44,12 @@ class Panel:
     mode: str = "two-call"
     votes: int = 1
     seed: int = 0
+    max_tokens: int | None = None
+
+    @classmethod
+    def of(cls, config: Config, critic: LVLM, judge: LVLM, examples: Sequence[Example]) -> Panel:
+        """As a configuration has it."""
+        return cls(critic, judge, examples, config.critic.mode, config.critic.votes, config.run.seed, config.critic.max_tokens)
 
     @property
     def prompts(self) -> dict[str, str]:
@@ -54,7 +61,9 @@ class Panel:
 
 def consult_case(case: Case, panel: Panel, ask: AskLVLM) -> tuple[list[Critique], list[Verdict]]:
     """The critic's words of every vote, and one verdict per segment. All votes are asked for, whatever becomes of one."""
-    votes = [_vote(case, panel, ask, vote) for vote in range(panel.votes)]
+    most = panel.max_tokens
+    capped: AskLVLM = ask if most is None else lambda lvlm, request: ask(lvlm, replace(request, max_tokens=most))
+    votes = [_vote(case, panel, capped, vote) for vote in range(panel.votes)]
     return [critique for critique, _ in votes], count_votes([verdicts for _, verdicts in votes])
 
 

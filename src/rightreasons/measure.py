@@ -89,7 +89,7 @@ def critic_scores(run: Run, truth: GroundTruth | None) -> dict[str, Any]:
         "simulated": run.simulated,
         "calls": run.calls,
         "cached": run.cached,
-        "cost_usd": 0.0 if run.simulated else None,
+        "cost_usd": 0.0 if run.simulated else run.cost_usd,
         **{f"verdict_{name}" if name.startswith("accuracy") else name: value for name, value in told.items()},
         "unsure": sum(verdict.value == "unsure" for verdict in settled),
         "spurious": sum(verdict.value == "spurious" for verdict in settled),

@@ -26,7 +26,7 @@ from rightreasons.align import AlignmentSet, align_model
 from rightreasons.attribute import check_attribution
 from rightreasons.config import Config, match_descriptions, parse_config
 from rightreasons.consult import AskLVLM, Case, Panel, consult_case
-from rightreasons.controls import consult_control, read_controls
+from rightreasons.controls import consult_control, control_rows, read_controls
 from rightreasons.data.loading import count_images, read_all, read_batches, some_images
 from rightreasons.descriptions import check_descriptions
 from rightreasons.dispatch import count_workers, map_in_order
@@ -34,7 +34,7 @@ from rightreasons.inspection import Inspection, inspect_images, render_inspected
 from rightreasons.judge import read_examples
 from rightreasons.lvlm import LVLM
 from rightreasons.lvlm.ledger import Ledger
-from rightreasons.lvlm.prices import Price, dearest
+from rightreasons.lvlm.prices import Price
 from rightreasons.mask import build_masks
 from rightreasons.models import as_classifier, check_model, hash_weights, load_checkpoint, model_device, place_model, save_checkpoint, unwrap
 from rightreasons.progress import Reporter, Silent
@@ -70,6 +70,7 @@ class Run:
     aligned: nn.Module | None = None
     calls: int = 0
     cached: int = 0
+    cost_usd: float | None = None
 
     @property
     def masks(self) -> Tensor:
@@ -164,36 +165,38 @@ def find(
 ) -> Run:
     """The stages of ``find_shortcuts``, on inputs that were checked and in a run folder that was started."""
     few_shot = read_examples(examples, seeded(config.run.seed, "few-shot"))
-    panel = Panel(lvlm, judge or lvlm, few_shot, config.critic.mode, config.critic.votes, config.run.seed)
+    panel = Panel.of(config, lvlm, judge or lvlm, few_shot)
     model = place_model(model, next(read_batches(train, batch_size=2)).images)
     with folder.locked():
         found = inspect_images(config, folder, model, train, len(descriptions), reporter)
         if lvlm.address is not None:
             warn_of_lettering(found, reporter)
         render_inspected(found, reporter)
-        price = dearest(prices.values()) if prices else None
-        ledger = Ledger(folder.ledger, retry_unknown=retry_unknown, price=price, max_usd=max_usd)
+        ledger = Ledger(folder.ledger, retry_unknown=retry_unknown, price=prices or None, max_usd=max_usd)
         try:
 
             def criticise(row: int) -> tuple[list[Critique], list[Verdict]]:
                 return consult(found, row, descriptions, panel, ledger.ask)
 
+            workers = count_workers(lvlm, judge or lvlm)
+            with reporter.stage("controls") as advance:
+                tried = map_in_order(criticise, control_rows(lvlm), workers=workers, advance=advance, stop=ledger.stop)
+            controls = read_controls(verdict for _, part in tried for verdict in part)
+            _report_controls(controls, lvlm, reporter)
             with reporter.stage("judge") as advance:
-                results = map_in_order(criticise, found.rows(lvlm), workers=count_workers(lvlm, judge or lvlm), advance=advance, stop=ledger.stop)
-            calls, cached = ledger.count("answered"), ledger.cached
+                results = map_in_order(criticise, found.judged, workers=workers, advance=advance, stop=ledger.stop)
+            calls, cached, cost = ledger.count("answered"), ledger.cached, ledger.cost_usd()
         finally:
             ledger.close()
-        critiques = [critique for part, _ in results for critique in part if critique.index >= 0]
-        controls = read_controls(verdict for _, part in results for verdict in part if verdict.index < 0)
-        _report_controls(controls, lvlm, reporter)
+        critiques = [critique for part, _ in results for critique in part]
         folder.save_controls(controls)
         folder.save_critiques(critiques)
-        folder.save_verdicts([verdict for _, part in results for verdict in part if verdict.index >= 0])
+        folder.save_verdicts([verdict for _, part in results for verdict in part])
         verdicts = folder.load_verdicts() or []
     run = Run(
         folder, config, model, descriptions, train, validation, lvlm.name, lvlm.simulated,
         found.selection, found.attribution, found.segmentation, critiques, verdicts, controls, panel.prompts,
-        calls=calls, cached=cached,
+        calls=calls, cached=cached, cost_usd=cost,
     )  # fmt: skip
     if run.queue:
         reporter.note(

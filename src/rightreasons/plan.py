@@ -22,13 +22,13 @@ from rightreasons.data.loading import count_images, read_batches
 from rightreasons.errors import ConfigError
 from rightreasons.inspection import Inspection, inspect_images, warn_of_lettering
 from rightreasons.judge import Example, read_examples
-from rightreasons.lvlm import LVLM, open_lvlm
+from rightreasons.lvlm import LVLM
 from rightreasons.lvlm.ledger import Ledger
 from rightreasons.lvlm.prices import provider_hosts
 from rightreasons.lvlm.protocol import Answer, Request
 from rightreasons.pipeline import consult
 from rightreasons.progress import Reporter, Silent
-from rightreasons.project import Project, open_project, prepare
+from rightreasons.project import Project, Role, open_project, open_role, prepare
 from rightreasons.records import Attribution, Segmentation, Selection, Subject
 from rightreasons.runs import RunFolder
 from rightreasons.seeds import seeded
@@ -47,19 +47,23 @@ class Question:
 
 @dataclass
 class Desk:
-    """Stands where a ledger stands, and sends nothing: what has no answer is kept in ``open``, and ``stand_in`` says how the talk goes on."""
+    """Stands where a ledger stands, and sends nothing: what is due to be sent is kept in ``open``, what is answered or was given up in
+    ``answered`` and ``unsettled``, and ``stand_in`` says how the talk goes on.
+    """
 
     ledger: Ledger | None
     stand_in: Callable[[Request], Answer] = lambda request: NOT_ASKED
     open: list[Question] = field(default_factory=list)
     answered: list[Question] = field(default_factory=list)
+    unsettled: list[Question] = field(default_factory=list)
 
     def ask(self, lvlm: LVLM, request: Request) -> Answer:
         """The answer that is there, or the stand-in."""
         question = Question(lvlm, request)
         if self.ledger is not None and not self.ledger.missing(lvlm, [request]):
-            self.answered.append(question)
-            return self.ledger.ask(lvlm, request)
+            answer = self.ledger.ask(lvlm, request)
+            (self.answered if answer.problem is None else self.unsettled).append(question)
+            return answer
         self.open.append(question)
         return self.stand_in(request)
 
@@ -78,8 +82,7 @@ class Plan:
 
     def consult(self, row: int, desk: Desk) -> None:
         """Puts to ``desk`` every question about one image, or control, that the answers so far allow."""
-        critic = self.project.config.critic
-        panel = Panel(self.critic, self.judge, self.examples, critic.mode, critic.votes, self.project.config.run.seed)
+        panel = Panel.of(self.project.config, self.critic, self.judge, self.examples)
         consult(self.found, row, self.project.descriptions, panel, desk.ask)
 
     def open_questions(self, ledger: Ledger | None) -> Iterator[Question]:
@@ -99,8 +102,8 @@ def plan_project(project: Project, found: Inspection, *, images: int | None = No
     """The plan of a project whose images were inspected. Its backends are open and may send nothing: leave and keys are not asked for."""
     critic = project.config.critic
     examples = read_examples(project.root / critic.examples if critic.examples else None, seeded(project.config.run.seed, "few-shot"))
-    first = _open_silently(project, critic.lvlm)
-    second = first if critic.judge is None else _open_silently(project, critic.judge)
+    first = _open_silently(project, "critic")
+    second = first if critic.judge is None else _open_silently(project, "judge")
     return Plan(project, found, examples, first, second, len(found.judged) if images is None else images, images is None)
 
 
@@ -192,7 +195,6 @@ def _stand_in(project: Project, folder: RunFolder) -> Inspection:
     return Inspection(folder, images, selection, attribution, segmentation, [subject], [0])
 
 
-def _open_silently(project: Project, spec: str) -> LVLM:
-    base_url = project.config.critic.base_url
-    hosts = (urlsplit(base_url or "").hostname or "", *provider_hosts())
-    return open_lvlm(spec, base_url=base_url, allow_remote=hosts, truth=project.task.truth.get("train"), seed=project.config.run.seed)
+def _open_silently(project: Project, role: Role) -> LVLM:
+    base_url = project.config.critic.server(role)[1]
+    return open_role(project, role, (urlsplit(base_url or "").hostname or "", *provider_hosts()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -26,6 +26,8 @@ from rightreasons.runs import RunFolder, write_atomically
 from rightreasons.seeds import seeded
 from rightreasons.sources import build_model, find_checkpoint, read_preset
 from rightreasons.training import Recipe, train_plainly
+
+Role = Literal["critic", "judge"]
 
 
 @dataclass(frozen=True)
@@ -120,9 +122,15 @@ def prepare(project: Project, folder: RunFolder, reporter: Reporter) -> nn.Modul
 
 def open_lvlms(project: Project, allow_remote: tuple[str, ...]) -> tuple[LVLM, LVLM]:
     """The critic and the judge, which are one object where the configuration names no other judge."""
-    critic = project.config.critic
-    first = _open(project, critic.lvlm, allow_remote)
-    return first, first if critic.judge is None else _open(project, critic.judge, allow_remote)
+    first = open_role(project, "critic", allow_remote)
+    return first, first if project.config.critic.judge is None else open_role(project, "judge", allow_remote)
+
+
+def open_role(project: Project, role: Role, allow_remote: tuple[str, ...]) -> LVLM:
+    """The backend of the critic or the judge. Raises RightReasonsError for one that cannot be used."""
+    critic, truth = project.config.critic, project.task.truth.get("train")
+    spec, base_url = critic.server(role)
+    return open_lvlm(spec, base_url=base_url, allow_remote=allow_remote, timeout=critic.timeout, truth=truth, seed=project.config.run.seed)
 
 
 def price_file(project: Project) -> Path | None:
@@ -151,7 +159,7 @@ def load_run(folder: RunFolder) -> tuple[Project, Run]:
         simulated=critic.get("simulated", config.critic.lvlm.startswith("simulated:")),
         selection=selection, attribution=attribution, segmentation=segmentation, critiques=critiques, verdicts=verdicts,
         controls=folder.load_controls(), prompts=critic.get("prompts", {}),
-        calls=critic.get("calls", 0), cached=critic.get("cached", 0),
+        calls=critic.get("calls", 0), cached=critic.get("cached", 0), cost_usd=critic.get("cost_usd"),
     )  # fmt: skip
     aligned = folder.path / "aligned.safetensors"
     if aligned.exists():
@@ -193,9 +201,3 @@ def trained_model(project: Project, folder: RunFolder, reporter: Reporter) -> nn
 
 def _with(config: Config, table: str, **changes: object) -> Config:
     return config.model_copy(update={table: getattr(config, table).model_copy(update=changes)})
-
-
-def _open(project: Project, spec: str, allow_remote: tuple[str, ...]) -> LVLM:
-    critic = project.config.critic
-    truth = project.task.truth.get("train")
-    return open_lvlm(spec, base_url=critic.base_url, allow_remote=allow_remote, truth=truth, seed=project.config.run.seed)

@@ -33,6 +33,7 @@ def open_lvlm(
     *,
     base_url: str | None = None,
     allow_remote: tuple[str, ...] = (),
+    timeout: float = 180.0,
     truth: GroundTruth | None = None,
     seed: int = 0,
 ) -> LVLM:
@@ -44,7 +45,7 @@ def open_lvlm(
     ``replay:FILE`` answers of an earlier run, from its lvlm.sqlite or from exported JSONL;
     ``human:FILE`` a person, who fills in a file;
     ``simulated:0.87`` errs on 13 % of the segments, ``simulated:sensitivity=0.9,specificity=0.8`` unevenly; it needs ``truth``;
-    ``scripted:FILE`` fixed answers.
+    ``scripted:FILE`` fixed answers. ``timeout`` bounds one answer of a server, in seconds, from the first byte that is sent to the last that comes.
 
     Raises ConfigError for an unknown backend, MissingExtra, or LVLMUnavailable for a remote host without leave or a simulation without ground truth.
     """
@@ -53,25 +54,25 @@ def open_lvlm(
         raise ConfigError(f"[critic] lvlm = {spec!r} is not known; expected one of {', '.join(_FORMS.values())}")
     if not rest and kind != "simulated":
         raise ConfigError(f"[critic] lvlm = {spec!r} says nothing after the colon; expected {_FORMS[kind]}")
-    return _BACKENDS[kind](rest, base_url=base_url, allow_remote=allow_remote, truth=truth, seed=seed)
+    return _BACKENDS[kind](rest, base_url=base_url, allow_remote=allow_remote, timeout=timeout, truth=truth, seed=seed)
 
 
-def _open_openai(model: str, *, base_url: str | None, allow_remote: tuple[str, ...], **_: object) -> LVLM:
+def _open_openai(model: str, *, base_url: str | None, allow_remote: tuple[str, ...], timeout: float, **_: object) -> LVLM:
     from rightreasons.lvlm.openai import OpenAICompatible
 
-    return OpenAICompatible(model, base_url=base_url or LOCAL_SERVER, allow_remote=allow_remote)
+    return OpenAICompatible(model, base_url=base_url or LOCAL_SERVER, allow_remote=allow_remote, timeout=timeout)
 
 
-def _open_anthropic(model: str, *, base_url: str | None, allow_remote: tuple[str, ...], **_: object) -> LVLM:
+def _open_anthropic(model: str, *, base_url: str | None, allow_remote: tuple[str, ...], timeout: float, **_: object) -> LVLM:
     from rightreasons.lvlm.anthropic import Anthropic
 
-    return Anthropic(model, base_url=base_url, allow_remote=allow_remote)
+    return Anthropic(model, base_url=base_url, allow_remote=allow_remote, timeout=timeout)
 
 
-def _open_gemini(model: str, *, base_url: str | None, allow_remote: tuple[str, ...], **_: object) -> LVLM:
+def _open_gemini(model: str, *, base_url: str | None, allow_remote: tuple[str, ...], timeout: float, **_: object) -> LVLM:
     from rightreasons.lvlm.gemini import Gemini
 
-    return Gemini(model, base_url=base_url, allow_remote=allow_remote)
+    return Gemini(model, base_url=base_url, allow_remote=allow_remote, timeout=timeout)
 
 
 def _open_local(folder: str, **_: object) -> LVLM:

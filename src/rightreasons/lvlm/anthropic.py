@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rightreasons.errors import LVLMError, LVLMRejected, LVLMTooBig, LVLMUnavailable, LVLMUnsupported, MissingExtra
 from rightreasons.lvlm.failures import Failure, classify
-from rightreasons.lvlm.hosts import CONNECT_SECONDS, TIMEOUT_SECONDS, Loop, Server
+from rightreasons.lvlm.hosts import CONNECT_SECONDS, Loop, Server
 from rightreasons.lvlm.privacy import KEYS, redact
 from rightreasons.lvlm.protocol import Answer, Request, Usage
 
@@ -32,12 +32,17 @@ class Anthropic:
     simulated = False
     concurrency = (4, 32)
 
-    def __init__(self, model: str, *, base_url: str | None = None, allow_remote: tuple[str, ...] = (), timeout: float = TIMEOUT_SECONDS) -> None:
+    def __init__(self, model: str, *, base_url: str | None = None, allow_remote: tuple[str, ...] = (), timeout: float = 180.0) -> None:
         if importlib.util.find_spec("anthropic") is None:
             raise MissingExtra("anthropic", "anthropic")
         self._server = Server(base_url or BASE_URL, allow_remote=allow_remote, keys=(KEYS["anthropic"],))
         self.name = f"anthropic:{model}"
-        self.address: dict[str, Any] | None = {"spec": self.name, "base_url": self._server.base_url, "allow_remote": list(allow_remote)}
+        self.address: dict[str, Any] | None = {
+            "spec": self.name,
+            "base_url": self._server.base_url,
+            "allow_remote": list(allow_remote),
+            "timeout": timeout,
+        }
         self._model, self._timeout = model, timeout
         self._takes_schema = True
         self._lock = threading.Lock()

@@ -101,18 +101,37 @@ class Writer:
             batch = [entry for entry in batch if entry is not None]
             try:
                 self._connection.execute("BEGIN IMMEDIATE")
-                results = [operation(self._connection) for operation, _ in batch]
+                results = [_attempt(self._connection, operation) for operation, _ in batch]
                 self._connection.execute("COMMIT")
             except sqlite3.Error as error:
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
-                for _, done in batch:
-                    done.set_exception(error)
-            else:
-                for (_, done), result in zip(batch, results, strict=True):
-                    done.set_result(result)
+                results = [(None, error)] * len(batch)
+            for (_, done), (result, error) in zip(batch, results, strict=True):
+                done.set_result(result) if error is None else done.set_exception(error)
             if last:
                 return
+
+
+def _attempt(connection: sqlite3.Connection, operation: Callable[[sqlite3.Connection], object]) -> tuple[object, Exception | None]:
+    """One write among others: where it fails, the others stay. An error of the disk itself is everybody's."""
+    connection.execute("SAVEPOINT one")
+    try:
+        result = operation(connection)
+    except sqlite3.OperationalError:
+        raise
+    except Exception as error:  # whatever it is, only whoever asked for it is told
+        connection.execute("ROLLBACK TO one")
+        return None, error
+    finally:
+        if connection.in_transaction:
+            connection.execute("RELEASE one")
+    return result, None
+
+
+def storable(text: str) -> str:
+    """Text as a database takes it: half of a surrogate pair, which JSON can carry, becomes a question mark."""
+    return text.encode(errors="replace").decode()
 
 
 def begin(connection: sqlite3.Connection, attempt: Attempt) -> int:
@@ -124,14 +143,14 @@ def begin(connection: sqlite3.Connection, attempt: Attempt) -> int:
 
 def keep_answer(connection: sqlite3.Connection, row: int, raw: str) -> None:
     """Writes down what came back, before anybody reads it. Until it is read it counts with what was reserved for it."""
-    connection.execute("UPDATE attempts SET state = 'answered', raw = ?, ended = ? WHERE id = ?", (raw, time.time(), row))
+    connection.execute("UPDATE attempts SET state = 'answered', raw = ?, ended = ? WHERE id = ?", (storable(raw), time.time(), row))
 
 
 def keep_failure(connection: sqlite3.Connection, row: int, error: LVLMError) -> None:
     """Writes down why no answer came. What may have been paid for counts with what was reserved."""
     connection.execute(
         "UPDATE attempts SET state = 'failed', outcome = ?, error = ?, cost_usd = CASE WHEN ? THEN reserved_usd ELSE 0 END, ended = ? WHERE id = ?",
-        (error.outcome, str(error), error.may_be_paid, time.time(), row),
+        (error.outcome, storable(str(error)), error.may_be_paid, time.time(), row),
     )
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from rightreasons.errors import ConfigError, LVLMProtocolError, LVLMTooBig
+from rightreasons.errors import ConfigError, LVLMError, LVLMTooBig
 from rightreasons.lvlm.ledger import Ledger
 from rightreasons.plan import Desk, Plan, Question
 
@@ -65,7 +65,7 @@ def export_requests(questions: Iterable[Question], ledger: Ledger, to: Path, *, 
                 continue
             seen.add(key)
             style = _style(name)
-            line = _request_line(style, key, question.lvlm.body(question.request))
+            line = _request_line(style, key, question.lvlm.body(ledger.shape(key, question.request)))
             part = open_files.get(name)
             if part is None or not part.has_room(line, limits[style]):
                 part = open_files[name] = _Part(to, len(done), style)
@@ -112,14 +112,14 @@ def import_answers(plan: Plan, ledger: Ledger, file: Path) -> Imported:
         while True:
             desk = Desk(ledger)
             plan.consult(row, desk)
-            waiting = {ledger.key(question.lvlm, question.request): question for question in desk.open}
-            news = [key for key in waiting if key in unused]
+            asked = {ledger.key(question.lvlm, question.request): question for question in (*desk.open, *desk.unsettled)}
+            news = [key for key in asked if key in unused and not ledger.holds(key, answers[key])]
             for key in news:
                 unused.discard(key)
-                _record(ledger, waiting[key], key, answers[key], counts)
+                _record(ledger, asked[key], key, answers[key], counts)
             if not news:
                 break
-        known = {ledger.key(question.lvlm, question.request) for question in desk.answered} & unused
+        known = {ledger.key(question.lvlm, question.request) for question in (*desk.answered, *desk.unsettled, *desk.open)} & unused
         counts.already += len(known)
         unused -= known
     counts.unknown += sorted(unused)
@@ -130,7 +130,7 @@ def read_answers(file: Path, counts: Imported) -> Iterator[tuple[str, str]]:
     """Custom IDs and raw answers; whatever is no answer is noted in ``counts``. Raises ConfigError for a file that cannot be read."""
     seen: set[str] = set()
     try:
-        lines = file.read_text(encoding="utf-8").split("\n")
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the answers {file}: {error}") from error
     for number, line in enumerate(lines, start=1):
@@ -174,7 +174,7 @@ def _read_entry(entry: dict[str, Any]) -> tuple[str, str, str | None]:
 def _record(ledger: Ledger, question: Question, key: str, raw: str, counts: Imported) -> None:
     try:
         question.lvlm.parse(raw)
-    except LVLMProtocolError as error:
+    except LVLMError as error:
         counts.malformed.append(f"{key}: {error}")
         return
     answer = ledger.record(question.lvlm, question.request, raw)

@@ -34,7 +34,9 @@ class Courier:
 
     def __init__(self, ledger: Path, address: dict[str, Any]) -> None:
         command = [sys.executable, "-m", "rightreasons.lvlm.courier"]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8")
+        # In a session of its own: what ends this terminal does not end what is being paid for.
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "encoding": "utf-8"}
+        self._process = subprocess.Popen(command, **pipes, start_new_session=True)
         self._waiting: dict[int, Future[dict[str, Any]]] = {}
         self._numbers = itertools.count()
         self._lock, self._writing = threading.Lock(), threading.Lock()
@@ -123,8 +125,9 @@ def _serve() -> None:
     """The courier's own life: one line in, one row written, one request out, its answer written, one line back."""
     from rightreasons.lvlm import open_lvlm
 
-    # An interrupt from the keyboard reaches the whole group of processes; the command decides what it means.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # The command decides when there is nothing more to send; what is under way is then finished, whoever wants it to stop.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     start = json.loads(sys.stdin.readline())
     ledger = Path(start["ledger"])
     address: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in start["address"].items()}

@@ -11,17 +11,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rightreasons.errors import LVLMBusy, LVLMError, LVLMRateLimited, LVLMRefused, LVLMRejected, LVLMTooBig, LVLMUnavailable
+from rightreasons.errors import LVLMBusy, LVLMError, LVLMRateLimited, LVLMRefused, LVLMRejected, LVLMTimeout, LVLMTooBig, LVLMUnavailable
 
 # A server that asks for more patience than this (seconds) has the run stopped; it can be resumed.
 LONGEST_PAUSE = 300.0
 _QUOTA = re.compile(r"quota|billing|credit|spend(ing)? limit", re.IGNORECASE)
 _FILTER = re.compile(r"content_filter|content_policy|content management policy|responsibleai|safety system|moderation", re.IGNORECASE)
 _TOO_BIG = re.compile(
-    r"(request|payload|body|entity|image|picture|prompt|input|message)s?\b[^.]{0,40}\btoo (large|long|big|many)|too many (image|picture)"
-    r"|at most \d+ (image|picture)|context (length|window)",
+    r"(request|payload|body|entity|image|picture|prompt|input|message)s?\b[^.]{0,40}\btoo (large|long|big)|too many (image|picture)"
+    r"|(image|picture)s?\b[^.]{0,40}\btoo many|at most \d+ (image|picture)|context (length|window)",
     re.IGNORECASE,
 )
+# A proxy's patience ended; what lies behind it may have gone on, and be paid for.
+_GATEWAY_TIMEOUTS = (504, 524)
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,8 @@ class Failure:
 def classify(failure: Failure, *, server: str, model: str, key: str) -> LVLMError:
     """The error to raise for a response that is not a success. ``key`` is the variable that the API key comes from."""
     status, kinds = failure.status, f"{failure.error.get('code')} {failure.error.get('type')}"
-    hints = {401: f"set {key}", 403: "this key may not use this model", 404: f"is {model!r} the name of a model there?"}
+    nowhere = f"is {model!r} the name of a model there, and does base_url end as the server wants it, often in /v1?"
+    hints = {401: f"set {key}", 403: "this key may not use this model", 404: nowhere}
     words = f"{server} answers {status}: {failure.message}"
     wait = retry_after(failure.headers)
     if "insufficient_quota" in kinds or status == 402 or (status == 429 and wait is None and _QUOTA.search(failure.message)):
@@ -64,6 +67,8 @@ def classify(failure: Failure, *, server: str, model: str, key: str) -> LVLMErro
         return LVLMRefused(words)
     if status == 413 or (status in (400, 422, 429) and _TOO_BIG.search(failure.message)):
         return LVLMTooBig(f"{words} (the pictures are too many or too large for this model: choose another one, or smaller images)")
+    if status in _GATEWAY_TIMEOUTS:
+        return LVLMTimeout(words, wait)
     if status == 429 or status in (408, 409) or status >= 500:
         if wait is not None and wait > LONGEST_PAUSE:
             return LVLMUnavailable(f"{words} (it asks to wait {wait:.0f} seconds: run the same command again after that)")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rightreasons.errors import LVLMError, LVLMRejected, LVLMUnavailable, LVLMUnsupported, MissingExtra
 from rightreasons.lvlm.failures import Failure, classify
-from rightreasons.lvlm.hosts import CONNECT_SECONDS, TIMEOUT_SECONDS, Loop, Server
+from rightreasons.lvlm.hosts import CONNECT_SECONDS, Loop, Server
 from rightreasons.lvlm.privacy import KEYS, redact
 from rightreasons.lvlm.protocol import Answer, Request, Usage
 
@@ -34,12 +34,17 @@ class Gemini:
     simulated = False
     concurrency = (4, 32)
 
-    def __init__(self, model: str, *, base_url: str | None = None, allow_remote: tuple[str, ...] = (), timeout: float = TIMEOUT_SECONDS) -> None:
+    def __init__(self, model: str, *, base_url: str | None = None, allow_remote: tuple[str, ...] = (), timeout: float = 180.0) -> None:
         if importlib.util.find_spec("google") is None or importlib.util.find_spec("google.genai") is None:
             raise MissingExtra("google-genai", "gemini")
         self._server = Server(base_url or BASE_URL, allow_remote=allow_remote, keys=(KEYS["gemini"], "GOOGLE_API_KEY"))
         self.name = f"gemini:{model}"
-        self.address: dict[str, Any] | None = {"spec": self.name, "base_url": self._server.base_url, "allow_remote": list(allow_remote)}
+        self.address: dict[str, Any] | None = {
+            "spec": self.name,
+            "base_url": self._server.base_url,
+            "allow_remote": list(allow_remote),
+            "timeout": timeout,
+        }
         self._model, self._timeout = model, timeout
         self._takes_schema = True
         self._lock = threading.Lock()

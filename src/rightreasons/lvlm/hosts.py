@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     import httpx2
 
 T = TypeVar("T")
-# From the first byte that is sent to the last one that comes back.
-TIMEOUT_SECONDS = 180.0
 CONNECT_SECONDS = 10.0
 # Causes of a connection error under which nothing has been sent.
 NOT_SENT = ("ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError")
@@ -25,6 +23,7 @@ NOT_SENT = ("ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError")
 
 def read_host(base_url: str) -> str:
     """The host in an address. Raises ConfigError for what is no address of a server."""
+    address = urlsplit("")
     try:
         address = urlsplit(base_url)
         host = address.hostname if address.scheme in ("http", "https") and (address.port is None or address.port) else None
@@ -32,6 +31,8 @@ def read_host(base_url: str) -> str:
         host = None
     if host is None:
         raise ConfigError(f"[critic] base_url = {base_url!r} is not an address such as http://127.0.0.1:8000/v1")
+    if address.username is not None or address.password is not None or address.query:
+        raise ConfigError(f"[critic] base_url names {host} with a user, a password or a query: keys come from the environment or the keyring alone")
     return host
 
 

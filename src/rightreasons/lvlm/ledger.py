@@ -27,7 +27,7 @@ from rightreasons.errors import (
     LVLMTooBig,
     LVLMUnsupported,
 )
-from rightreasons.lvlm.attempts import Attempt, begin, keep_answer, keep_failure, open_attempts, recover
+from rightreasons.lvlm.attempts import Attempt, begin, keep_answer, keep_failure, open_attempts, recover, storable
 from rightreasons.lvlm.composite import join_pictures
 from rightreasons.lvlm.courier import Courier, wait_for_courier
 from rightreasons.lvlm.keys import canonical, describe_request, hash_description, request_key
@@ -38,8 +38,8 @@ from rightreasons.lvlm.throttle import Throttle
 # How often one request may meet each kind of failure.
 MOST = {"rate": 20, "transient": 5, "ambiguous": 2}
 LONGEST_BACKOFF = 60.0
-# Seconds to wait for the courier of an earlier command: a little longer than a request may take.
-LONGEST_WAIT = 200.0
+# Seconds to wait for the courier of an earlier command: longer than any request may take.
+LONGEST_WAIT = 3100.0
 
 
 class Ledger:
@@ -112,6 +112,15 @@ class Ledger:
     def missing(self, lvlm: LVLM, requests: Sequence[Request]) -> list[Request]:
         """Those that ``ask`` would send."""
         return [request for request in requests if self._recall(lvlm, self.key(lvlm, request)) is None]
+
+    def holds(self, key: str, raw: str) -> bool:
+        """Whether this very answer is stored, whatever it came to."""
+        return bool(self._query("SELECT 1 FROM attempts WHERE key = ? AND raw = ?", key, storable(raw)))
+
+    def shape(self, key: str, request: Request) -> Request:
+        """The request as it is due: with twice the cap where its first answer was cut off."""
+        cut = self._query("SELECT 1 FROM attempts WHERE key = ? AND outcome = 'truncated'", key)
+        return replace(request, max_tokens=2 * request.max_tokens) if cut else request
 
     def record(self, lvlm: LVLM, request: Request, raw: str) -> Answer:
         """Stores an answer that came another way, which cost what its usage says, or nothing. One that is there already stays.
@@ -291,7 +300,7 @@ class Ledger:
         self._query(
             "UPDATE attempts SET state = ?, outcome = ?, error = ?, cost_usd = coalesce(?, reserved_usd), input_tokens = ?, output_tokens = ?"
             " WHERE id = ?",
-            state, answer.outcome, answer.problem, cost, answer.usage.input_tokens, answer.usage.output_tokens, row,
+            state, answer.outcome, answer.problem and storable(answer.problem), cost, answer.usage.input_tokens, answer.usage.output_tokens, row,
         )  # fmt: skip
         with self._changed:
             self._answers += 1

@@ -6,10 +6,10 @@ import importlib.util
 import threading
 from typing import TYPE_CHECKING, Any
 
-from rightreasons.errors import LVLMRejected, LVLMUnavailable, LVLMUnsupported, MissingExtra
+from rightreasons.errors import LVLMError, LVLMRejected, LVLMUnavailable, LVLMUnsupported, MissingExtra
 from rightreasons.lvlm.chat import chat_message, read_content
 from rightreasons.lvlm.failures import Failure, classify
-from rightreasons.lvlm.hosts import CONNECT_SECONDS, TIMEOUT_SECONDS, Loop, Server
+from rightreasons.lvlm.hosts import CONNECT_SECONDS, Loop, Server
 from rightreasons.lvlm.privacy import KEYS, read_key, redact
 from rightreasons.lvlm.protocol import Answer, Request, Usage
 
@@ -29,12 +29,12 @@ class OpenAICompatible:
     simulated = False
     concurrency: tuple[int, int] = (4, 32)
 
-    def __init__(self, model: str, *, base_url: str, allow_remote: tuple[str, ...] = (), timeout: float = TIMEOUT_SECONDS) -> None:
+    def __init__(self, model: str, *, base_url: str, allow_remote: tuple[str, ...] = (), timeout: float = 180.0) -> None:
         if importlib.util.find_spec("openai") is None:
             raise MissingExtra("openai", "openai")
         self._server = Server(base_url, allow_remote=allow_remote, keys=(KEYS["openai"],))
         self.name = f"openai:{model}"
-        self.address: dict[str, Any] | None = {"spec": self.name, "base_url": base_url, "allow_remote": list(allow_remote)}
+        self.address: dict[str, Any] | None = {"spec": self.name, "base_url": base_url, "allow_remote": list(allow_remote), "timeout": timeout}
         self._model, self._timeout = model, timeout
         self._refused: set[str] = set()
         self._lock = threading.Lock()
@@ -54,7 +54,9 @@ class OpenAICompatible:
             ) from error
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
             raise LVLMRejected(f"{server} refuses the key (status {error.status_code}): set {KEYS['openai']}") from error
-        except openai.APIStatusError:
+        except openai.APIStatusError as error:
+            if error.status_code == 404:
+                self._look_below()
             return
         finally:
             self.close()  # a courier does the sending
@@ -84,11 +86,14 @@ class OpenAICompatible:
             if named:
                 self._refused |= named
                 raise LVLMUnsupported(f"{self._server.base_url} does not take {', '.join(sorted(named))}; asking again without", wait=0.0) from error
-            raise classify(failure, server=self._server.base_url, model=self._model, key=KEYS["openai"]) from error
+            raise self._explain(failure) from error
 
     def parse(self, raw: str) -> Answer:
         """The first choice's content. Raises LVLMProtocolError where there are no choices at all, LVLMTimeout where the answer breaks off."""
         whole = self._server.read_object(raw, like=_LIKE)
+        if isinstance(failed := whole.get("error"), dict) and not whole.get("choices"):  # a router passes on what failed behind it
+            code = failed.get("code")
+            raise self._explain(Failure(code if isinstance(code, int) and 400 <= code < 600 else 500, redact(raw), {}))
         try:
             choice = whole["choices"][0]
             message = dict(choice["message"])
@@ -123,6 +128,22 @@ class OpenAICompatible:
                 settings = {"api_key": read_key(KEYS["openai"]) or "none", "base_url": self._server.base_url, "max_retries": 0}
                 self._open = Loop(), openai.AsyncOpenAI(**settings, timeout=self._timeout, http_client=self._server.open_http(self._timeout))
             return self._open
+
+    def _explain(self, failure: Failure) -> LVLMError:
+        return classify(failure, server=self._server.base_url, model=self._model, key=KEYS["openai"])
+
+    def _look_below(self) -> None:
+        """Where there is no list of models: raises LVLMUnavailable where there is one a step further down, as with an address without its /v1."""
+        import openai
+
+        below = f"{self._server.base_url.rstrip('/')}/v1"
+        loop, client = self._connect()
+        try:
+            listed = loop.run(_list_models(client.with_options(base_url=below)), CONNECT_SECONDS)
+        except (TimeoutError, openai.OpenAIError):
+            return  # a server without such a list
+        self._server.read_object(listed, like=_LIKE)
+        raise LVLMUnavailable(f"nothing answers at {self._server.base_url} itself, and {below} does: set [critic] base_url = {below!r}")
 
     def _fit(self, body: dict[str, Any]) -> dict[str, Any]:
         """The body as this server takes it, by what it has refused so far."""

@@ -13,7 +13,7 @@ import json
 import math
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -75,12 +75,6 @@ def required_price(lvlm: LVLM, overrides: Path | None = None) -> Price:
             f"date = {datetime.date.today().isoformat()}\ninput_usd = 0.00\noutput_usd = 0.00"
         )
     return price
-
-
-def dearest(prices: Iterable[Price]) -> Price:
-    """A price that is no lower than any of these: what a ledger for several models has to set aside."""
-    known = list(prices)
-    return Price(max(price.input_usd for price in known), max(price.output_usd for price in known))
 
 
 def provider_hosts() -> tuple[str, ...]:

@@ -1,0 +1,5 @@
+"""``python -m rightreasons``: the commands."""
+
+from rightreasons.cli import app
+
+app()
