@@ -185,7 +185,7 @@ def test_a_success_that_is_no_answer(ask, kind, whole, outcome, words):
             "no quota is left",
         ),
         ("gemini", 503, "UNAVAILABLE", "The model is overloaded", LVLMBusy, "503"),
-        ("gemini", 504, "DEADLINE_EXCEEDED", "slow", LVLMBusy, "504"),
+        ("gemini", 504, "DEADLINE_EXCEEDED", "slow", LVLMTimeout, "504"),
     ],
 )
 def test_a_failure_is_said_in_our_words_and_sent_once(ask, kind, status, word, message, error, words):
@@ -263,7 +263,8 @@ def test_the_providers_host_needs_leave_and_a_key(kind, monkeypatch):
     with pytest.raises(LVLMUnavailable, match=f"--allow-remote {HOSTS[kind]}"):
         open_lvlm(f"{kind}:m")
     lvlm = open_lvlm(f"{kind}:m", allow_remote=(HOSTS[kind],))
-    assert lvlm.address == {"spec": f"{kind}:m", "base_url": f"https://{HOSTS[kind]}", "allow_remote": [HOSTS[kind]]} and isinstance(lvlm, LVLM)
+    address = {"spec": f"{kind}:m", "base_url": f"https://{HOSTS[kind]}", "allow_remote": [HOSTS[kind]], "timeout": 180.0}
+    assert lvlm.address == address and isinstance(lvlm, LVLM)
     with pytest.raises(LVLMUnavailable, match="_API_KEY"):
         lvlm.check()
     with pytest.raises(ConfigError, match="base_url"):

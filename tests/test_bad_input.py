@@ -283,8 +283,8 @@ def test_a_server_that_answers_garbage(tmp_path, misbehave, words):
 
 
 def test_some_segments_that_do_not_exist(tmp_path):
-    """One bad critique among good ones costs its own image and no other."""
-    with FaultServer(misbehave=lambda seen: wrong_ids(seen) if seen.number == 1 or "S77" in seen.text else None) as stub:
+    """One bad critique among good ones, the first after the controls, costs its own image and no other."""
+    with FaultServer(misbehave=lambda seen: wrong_ids(seen) if seen.number == 5 or "S77" in seen.text else None) as stub:
         result = find(write_project(tmp_path, stub.base_url), "--json")
     assert result.exit_code == 0, result.output
     lines = read_lines(tmp_path / "run" / "verdicts.jsonl")

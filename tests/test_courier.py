@@ -83,7 +83,7 @@ def test_the_end_of_a_terminal_does_not_reach_what_is_being_paid_for(tmp_path, n
         os.killpg(process.pid, number)
         process.wait()
         wait_for_courier(path, 30.0)
-    assert states(path) == {"answered": 1}
+    assert states(path).keys() == {"answered"}
 
 
 def test_a_courier_writes_on_after_one_write_that_failed(tmp_path):

@@ -88,7 +88,8 @@ def hostile_run(tmp_path_factory):
     edit(config, "size = 12", "size = 6")
     believed = {f"S{number}": "relevant" for number in (1, 2, 3)}
     fake = {"S99\x1b[2J<script>": "relevant"}
-    answers = [json.dumps(said) for said in (believed, believed | fake, fake, believed)]
+    controls = ['{"S1": "unsure"}'] * 2
+    answers = [*controls, *(json.dumps(said) for said in (believed, believed | fake, fake, believed))]
     # Half a letter cannot come from a script's file; it is tested on its own.
     critiques = [HOSTILE.replace("\ud800", "") + f"\n\nThat was picture {number}." for number in range(6)]
     (root / "script.json").write_text(json.dumps({"critic": critiques, "judge": answers}))

@@ -36,7 +36,7 @@ def test_find_against_a_server(one_go):
     folder, metrics, stub, again = one_go
     assert {"task", "seed", "critic", "selection", "before", "after", "reference", "seconds"} <= metrics.keys()
     assert set(metrics["before"]) == SCORES
-    assert metrics["critic"]["backend"] == "openai" and metrics["critic"]["simulated"] is False and metrics["critic"]["cost_usd"] is None
+    assert metrics["critic"]["backend"] == "openai" and metrics["critic"]["simulated"] is False and metrics["critic"]["cost_usd"] == 0.0
     assert metrics["critic"]["verdict_accuracy"] is None and metrics["selection"]["spurious_fraction"] is None
     assert metrics["outcome"] == "shortcut found"
     assert json.loads((folder / "metrics.json").read_text()) == again

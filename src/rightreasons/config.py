@@ -108,8 +108,9 @@ class CriticConfig(_Table):
         """The model of a role and the address of its server. The critic's address is no other provider's: a key would go there with it."""
         if role == "critic" or self.judge is None:
             return self.lvlm, self.base_url
-        same = self.judge.partition(":")[0] == self.lvlm.partition(":")[0]
-        return self.judge, self.judge_base_url or (self.base_url if same else None)
+        critic, judge = (spec.partition(":")[0] for spec in (self.lvlm, self.judge))
+        others = {"openai", "anthropic", "gemini"} - {judge}
+        return self.judge, self.judge_base_url or (None if critic in others else self.base_url)
 
     @field_validator("votes")
     @classmethod

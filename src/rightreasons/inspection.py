@@ -55,8 +55,8 @@ class Inspection:
         return _draw(self.images, self.shown(row), row, self.folder)
 
     def rows(self, critic: LVLM) -> list[int]:
-        """Whom ``consult`` is to be called with: the controls, which have numbers below 0, and the images with segments."""
-        return [*control_rows(critic), *self.judged]
+        """Whom ``consult`` is to be called with: the images with segments, and the controls, which have numbers below 0."""
+        return [*self.judged, *control_rows(critic)]
 
 
 def inspect_images(config: Config, folder: RunFolder, model: nn.Module, train: Dataset, classes: int, reporter: Reporter) -> Inspection:
