@@ -25,7 +25,7 @@ _LONGEST_WAIT = 5.0
 
 
 def probe(lvlm: LVLM) -> dict[str, Any]:
-    """What ``lvlm`` can do, by some seven small calls past any ledger.
+    """What ``lvlm`` can do, by some seven to eleven small calls past any ledger.
 
     ``answers`` it says anything; ``pictures`` it reads the number in a picture; ``most_pictures`` of one prompt that it reads (0, 1 or 3; the critic
     shows 3); ``json_schema``, ``json_object`` the form holds although the prompt asks for something else (None where the backend has no such form);
@@ -92,14 +92,24 @@ def _find_cap(talk: _Talk) -> tuple[str | None, bool]:
     request = Request("control", ("Count from one to three hundred in words.",), max_tokens=_CAP)
     body = talk.lvlm.body(request)
     name = next((key for key, value in body.get("generationConfig", body).items() if value == _CAP), None)
-    answer = talk.ask(request, note=False)
+    answer = _ask_at_length(talk, request, body)
     newer, older = "max_completion_tokens", "max_tokens"
     if name == newer and any(newer in words for words in talk.refused):
         name = older
     elif name == newer and not _is_capped(answer):  # taken with a 200, and not heeded
         name = older
-        answer = talk.ask(request, {key: value for key, value in body.items() if key != newer} | {older: _CAP}, note=False)
+        answer = _ask_at_length(talk, request, {key: value for key, value in body.items() if key != newer} | {older: _CAP})
     return (name, answer.outcome == "truncated") if _is_capped(answer) else (None, False)
+
+
+def _ask_at_length(talk: _Talk, request: Request, body: dict[str, Any]) -> Answer:
+    """An answer that comes up to the cap: one that ends before it tells nothing, and is asked for again."""
+    answer = talk.ask(request, body, note=False)
+    for _ in range(2):
+        if answer.usage.output_tokens is None or answer.usage.output_tokens >= _CAP:
+            break
+        answer = talk.ask(request, body, note=False)
+    return answer
 
 
 def _is_capped(answer: Answer) -> bool:
