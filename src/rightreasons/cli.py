@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import json
 import os
 import platform
@@ -28,6 +29,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 if platform.libc_ver()[0] == "glibc":
     for parameter in (-1, -3):
         ctypes.CDLL(None).mallopt(parameter, 2**30)
+
+# Of files that are left out; all of them are in left_out.json.
+MOST_NOTES = 20
 
 app = typer.Typer(
     help="Find the shortcuts that an image classifier uses, have a vision-language model judge them, and remove them.",
@@ -196,8 +200,12 @@ def _finish(
         after_heatmaps = explain_images(run.aligned, read_all(run.train, run.selection.indices).images, run.train, run.config).heatmaps
     write_report(run, metrics, after_heatmaps, folder)
     folder.save_metrics(metrics)
-    for path, reason in project.task.skipped.items():
+    left_out = project.task.skipped
+    folder.save_left_out(left_out)
+    for path, reason in itertools.islice(left_out.items(), MOST_NOTES):
         reporter.note(f"left out {path}: {reason}")
+    if len(left_out) > MOST_NOTES:
+        reporter.note(f"and {len(left_out) - MOST_NOTES} more files are left out: {folder.path / 'left_out.json'} names them all")
     return metrics
 
 

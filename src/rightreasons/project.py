@@ -19,7 +19,7 @@ from rightreasons.judge import read_examples
 from rightreasons.lvlm import LVLM, open_lvlm
 from rightreasons.lvlm.prices import required_price
 from rightreasons.models import hash_weights, load_checkpoint, place_model, save_checkpoint
-from rightreasons.pipeline import Run, check_classifier, find
+from rightreasons.pipeline import Run, check_classifier, find, record_manifest
 from rightreasons.progress import Reporter
 from rightreasons.records import ClassDescription
 from rightreasons.runs import RunFolder, write_atomically
@@ -116,7 +116,10 @@ def prepare(project: Project, folder: RunFolder, reporter: Reporter) -> nn.Modul
     read_examples(project.root / examples if examples else None, seeded(project.config.run.seed, "few-shot"))
     for note in check_descriptions(project.descriptions):
         reporter.note(note)
+    for problem in project.task.problems:
+        reporter.note(problem)
     folder.start(project.config, manifest=project.manifest, root=project.root)
+    record_manifest(folder, project.task.splits, reporter)
     return trained_model(project, folder, reporter)
 
 

@@ -30,13 +30,15 @@ class GroundTruth:
     """What nobody has in practice: who carries the shortcut and where. For evaluate, the simulated critic and declared baselines alone.
 
     ``groups`` names the group of each image, by dataset index; ``mask`` gives the shortcut's pixels of one image,
-    or None where it has no mask. ``spurious`` tells who carries it; ``other_groups`` are further groupings, by the name of the attribute.
+    or None where it has no mask, and ``masked`` which images may have one, where that is known without a look at the masks. ``spurious`` tells
+    who carries it; ``other_groups`` are further groupings, by the name of the attribute.
     """
 
     groups: Sequence[str]
     mask: Callable[[int], Bool[Tensor, "height width"] | None]
     spurious: Bool[Tensor, " image"] | None = None
     other_groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    masked: Sequence[int] | None = None
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import fcntl
 import json
 import os
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from rightreasons.config import Config, describe_difference, read_config
+from rightreasons.data.manifest import Listed
 from rightreasons.errors import ConfigError
 from rightreasons.models import best_device
 from rightreasons.records import Attribution, Control, Critique, Outcome, Segmentation, Selection, Verdict
@@ -119,6 +120,19 @@ class RunFolder:
         if not (self.path / "config.toml").exists():
             raise ConfigError(f"{self.path} is not a run folder (it has no config.toml): make one with `rightreasons find CONFIG --out {self.path}`")
         return read_config(self.path / "config.toml")
+
+    def save_manifest(self, listed: Iterable[Listed]) -> None:
+        """manifest.jsonl, one line an image."""
+        write_text(self.path / "manifest.jsonl", "".join(json.dumps(asdict(line)) + "\n" for line in listed))
+
+    def load_manifest(self) -> list[Listed] | None:
+        """manifest.jsonl, read back."""
+        lines = self._read_lines("manifest.jsonl")
+        return None if lines is None else [Listed(**line) for line in lines]
+
+    def save_left_out(self, left_out: Mapping[str, str]) -> None:
+        """left_out.json: the files that are not read, and why."""
+        write_text(self.path / "left_out.json", json.dumps(left_out, indent=2) + "\n")
 
     def save_selection(self, selection: Selection) -> None:
         """selection.json."""

@@ -1,0 +1,171 @@
+"""From a file to pixels: 8 and 16 bits, palettes, transparency, CMYK, EXIF's rotation and DICOM, at the size that is needed.
+
+The one place where a file that somebody made is opened. Whatever a decoder raises on it becomes an ``UnreadableImage`` with the reason.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, UInt8
+from PIL import ExifTags, Image, ImageOps
+from torch import Tensor
+
+from rightreasons.data import dicom
+from rightreasons.data.listing import Source
+from rightreasons.errors import MissingExtra, UnreadableImage
+
+Mode = Literal["grey", "rgb"]
+Window = tuple[float, float]
+
+# 134 megapixels. More than that in one file is a decompression bomb, or no input for a classifier.
+MAX_PIXELS = 2**27
+# One side is at most that many times the other: a strip is a mistake.
+MAX_ASPECT = 100
+# Bits that sensors have. What black and white are in a file of 16 bits is told by the fewest that hold its brightest pixel.
+BITS = (8, 10, 12, 14, 16)
+# JPEG is decoded at no less than this many times the size needed, which leaves nothing of the difference to a full decoding to be seen.
+DRAFT = 2
+_DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
+_GREY = ("1", "L", "LA", "La", *_DEEP)
+_MODES = {"grey": "L", "rgb": "RGB"}
+
+# Pillow's own bound is lower, and a warning first.
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says of its image before it is decoded: its size as it is shown, in pixels, and whether it has colours."""
+
+    width: int
+    height: int
+    mode: Mode
+
+
+def read_header(source: Source) -> Header:
+    """Size and mode. Raises UnreadableImage for what is no image, or will not be decoded."""
+    try:
+        if dicom.is_dicom(source):
+            return _check(Header(*dicom.read_header(_rewound(source))))
+        with Image.open(_rewound(source)) as image:
+            return _header(image)
+    except (UnreadableImage, MissingExtra):
+        raise
+    except Exception as error:  # decoders raise whatever they like on bytes that nobody made for them
+        raise UnreadableImage(_say(error)) from error
+
+
+def decode_image(
+    source: Source, *, mode: Mode, size: tuple[int, int] | None = None, window: Window | None = None
+) -> UInt8[Tensor, "channel height width"]:
+    """The pixels in 0 to 255, at ``size`` (height, width) or as they come.
+
+    ``window`` is what black and white are in images of more than 8 bits; by default what the file says (DICOM), or the fewest bits that hold
+    its brightest pixel. Transparency is laid on white. Raises UnreadableImage.
+    """
+    try:
+        if dicom.is_dicom(source):
+            _check(Header(*dicom.read_header(_rewound(source))))
+            image = dicom.open_image(_rewound(source), window)
+        else:
+            image = _open(source, size, window)
+        image = image.convert(_MODES[mode]) if image.mode != "F" else image
+        if size is not None and image.size != (size[1], size[0]):
+            image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+        pixels = np.array(image)
+    except (UnreadableImage, MissingExtra):
+        raise
+    except Exception as error:  # as above
+        raise UnreadableImage(_say(error)) from error
+    if pixels.dtype != np.uint8:
+        pixels = np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
+    channels = torch.from_numpy(pixels)
+    if channels.ndim == 2:
+        return channels.expand(3, -1, -1).contiguous() if mode == "rgb" else channels[None]
+    return channels.permute(2, 0, 1).contiguous()
+
+
+def decode_mask(source: Source, *, size: tuple[int, int] | None = None) -> Bool[Tensor, "height width"]:
+    """A mask, true where the file is brighter than half of its brightest pixel; all false where it is black. Raises UnreadableImage."""
+    try:
+        with Image.open(_rewound(source)) as image:
+            _header(image)
+            opened = ImageOps.exif_transpose(image)
+            pixels = np.array(opened if opened.mode in (*_DEEP, "1", "L") else opened.convert("L"), dtype=np.float32)
+    except UnreadableImage:
+        raise
+    except Exception as error:  # as above
+        raise UnreadableImage(_say(error)) from error
+    mask = torch.from_numpy(pixels > pixels.max() / 2)
+    if size is not None and mask.shape != size:
+        mask = torch.nn.functional.interpolate(mask[None, None].float(), size, mode="area")[0, 0] > 0.5
+    return mask
+
+
+def _open(source: Source, size: tuple[int, int] | None, window: Window | None) -> Image.Image:
+    """An image in mode L or RGB, or F in 0 to 255 where it has more than 8 bits."""
+    with Image.open(_rewound(source)) as image:
+        header = _header(image)
+        if size is not None and image.format == "JPEG":
+            wanted = size if header.width == image.width else size[::-1]
+            image.draft(None, (DRAFT * wanted[1], DRAFT * wanted[0]))
+        shown = ImageOps.exif_transpose(image)
+        if shown.mode in _DEEP:
+            values = np.array(shown, dtype=np.float32)
+            return Image.fromarray(dicom.apply_window(values, window or _guess_window(values)))
+        if shown.has_transparency_data:
+            grey = shown.mode in ("LA", "La", "L", "1")
+            shown = shown.convert("RGBA")
+            shown = Image.alpha_composite(Image.new("RGBA", shown.size, "white"), shown).convert("L" if grey else "RGB")
+        return shown if shown.mode in ("L", "RGB") else shown.convert("L" if shown.mode in _GREY else "RGB")
+
+
+def _header(image: Image.Image) -> Header:
+    width, height = image.size
+    # Of a PNG Pillow would decode the whole image to look for EXIF behind the pixels.
+    has_exif = image.format != "PNG" or "exif" in image.info
+    if has_exif and image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8):
+        width, height = height, width
+    return _check(Header(width, height, "grey" if image.mode in _GREY else "rgb"))
+
+
+def _check(header: Header) -> Header:
+    """Raises UnreadableImage for an image that is too large, or a strip."""
+    width, height = header.width, header.height
+    if width * height > MAX_PIXELS:
+        raise UnreadableImage(f"{width}x{height} pixels are more than the {MAX_PIXELS // 10**6} megapixels that are decoded: make it smaller")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise UnreadableImage(f"{width}x{height} pixels: one side is more than {MAX_ASPECT} times the other")
+    return header
+
+
+def _guess_window(values: np.ndarray) -> Window:
+    """Black and white of an image of 16 bits, or of floating-point numbers in 0 to 1 or 0 to 255."""
+    low, high = float(values.min()), float(values.max())
+    if not np.isfinite([low, high]).all():
+        raise UnreadableImage("it has pixels that are not numbers")
+    if low >= 0 and high <= 1 and not (values == np.rint(values)).all():
+        return 0.0, 1.0
+    for bits in BITS:
+        if low >= 0 and high < 2**bits:
+            return 0.0, float(2**bits - 1)
+    raise UnreadableImage(f"its values are {low:g} to {high:g}: say what is black and what is white, [data] window = [{low:g}, {high:g}]")
+
+
+def _rewound(source: Source) -> Source:
+    """A source to be read from its start. One of bytes is read by several threads, so that each takes its own."""
+    return BytesIO(source.getbuffer()) if isinstance(source, BytesIO) else source
+
+
+def _say(error: Exception) -> str:
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+        return f"more than {MAX_PIXELS // 10**6} megapixels: make it smaller"
+    words = " ".join(str(error).split())
+    return "not an image that can be read" if words.startswith("cannot identify image file") else words or type(error).__name__
+
+

@@ -1,0 +1,80 @@
+"""The manifest: every image of every split by its hash; and what of it should not be, one image in two splits."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch.utils.data import Dataset
+
+from rightreasons.data.loading import count_images, read_batches
+from rightreasons.data.task import Fingerprint, hash_tensors
+from rightreasons.progress import Advance
+
+# The splits that must have no image in common; a task may have others, such as the validation images drawn once more.
+APART = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One line of the manifest."""
+
+    split: str
+    name: str
+    label: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Leak:
+    """One image, by its hash, and where it is: (split, name), in two splits or more."""
+
+    sha256: str
+    places: tuple[tuple[str, str], ...]
+
+
+def list_hashes(splits: Mapping[str, Dataset], advance: Advance) -> list[Listed]:
+    """Every image of every split. A dataset without ``fingerprints`` is read, and its pixels are hashed."""
+    total = sum(count_images(dataset) for dataset in splits.values())
+    listed: list[Listed] = []
+    for split, dataset in splits.items():
+        prints: Iterable[Fingerprint] = dataset.fingerprints() if hasattr(dataset, "fingerprints") else _hash_items(dataset)  # pyright: ignore[reportAttributeAccessIssue]
+        for item in prints:
+            listed.append(Listed(split, item.name, item.label, item.bytes, item.sha256))
+            if len(listed) % 100 == 0 or len(listed) == total:
+                advance(len(listed), total)
+    return listed
+
+
+def find_leaks(listed: Iterable[Listed]) -> list[Leak]:
+    """The images that are in more than one of the three splits."""
+    places: dict[str, list[tuple[str, str]]] = {}
+    for line in listed:
+        if line.split in APART and line.sha256:
+            places.setdefault(line.sha256, []).append((line.split, line.name))
+    return [Leak(digest, tuple(where)) for digest, where in places.items() if len({split for split, _ in where}) > 1]
+
+
+def describe_leaks(leaks: Sequence[Leak]) -> str:
+    """A sentence for people."""
+    (first, *_), (split, name) = leaks[0].places, next(place for place in leaks[0].places if place[0] != leaks[0].places[0][0])
+    return (
+        f"{len(leaks)} images are in more than one split, byte for byte, such as {first[1]} ({first[0]}) and {name} ({split}): "
+        "scores on them say nothing of new images; take them out of one"
+    )
+
+
+def hash_manifest(listed: Iterable[Listed]) -> str:
+    """SHA-256 over all lines."""
+    digest = hashlib.sha256()
+    for line in listed:
+        digest.update(repr(line).encode("utf-8", "backslashreplace"))
+    return digest.hexdigest()
+
+
+def _hash_items(dataset: Dataset) -> Iterator[Fingerprint]:
+    for batch in read_batches(dataset):
+        for index, image, label in zip(batch.indices.tolist(), batch.images, batch.labels.tolist(), strict=True):
+            yield Fingerprint(str(index), label, image.nbytes, hash_tensors(image))

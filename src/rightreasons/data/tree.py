@@ -1,0 +1,139 @@
+"""The files below a folder, listed once and not opened; and the file that a table names, which is one of them or refused."""
+
+from __future__ import annotations
+
+import bisect
+import functools
+import itertools
+import os
+import posixpath
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path, PureWindowsPath
+
+from rightreasons.errors import DataError
+
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm", ".dcm", ".dicom"}
+
+
+@dataclass(frozen=True)
+class Tree:
+    """``files`` has the length in bytes of every file below ``root`` by its relative path, in order; ``left_out`` the links that are not followed."""
+
+    root: Path
+    files: dict[str, int]
+    folders: frozenset[str]
+    left_out: dict[str, str]
+
+    def path(self, name: str) -> Path:
+        """The file of a relative path."""
+        return self.root / name
+
+    def below(self, folder: str) -> list[str]:
+        """The names of the folders right below ``folder`` ("" is the root), in order."""
+        start = f"{folder}/" if folder else ""
+        return sorted(name[len(start) :] for name in self.folders if name.startswith(start) and "/" not in name[len(start) :] and name != folder)
+
+    def images(self, folder: str = "") -> list[str]:
+        """The files below ``folder`` that are images by their suffix."""
+        start = f"{folder}/" if folder else ""
+        first = bisect.bisect_left(self._names, start)
+        return [name for name in itertools.takewhile(lambda name: name.startswith(start), itertools.islice(self._names, first, None)) if is_image(name)]
+
+    def find(self, name: str, *, where: Callable[[], str], base: str = "") -> str | None:
+        """The relative path of the file that a table in the folder ``base`` calls ``name``; None where there is no such file.
+
+        The suffix may be missing, and so may the folders where the file's own name is unique. Raises DataError, which begins with ``where``,
+        for a name that leaves the folder, or fits several files.
+        """
+        tidy = name.strip().replace("\\", "/")
+        if PureWindowsPath(tidy).drive:
+            raise DataError(f"{where()} names {name!r}, a path on another machine: names are relative to {self.root}")
+        if tidy.startswith("/"):
+            if not tidy.startswith(f"{self.root.as_posix()}/"):
+                raise DataError(f"{where()} names {name!r}, a file outside of {self.root}: only files below it are read")
+            tidy, base = tidy[len(self.root.as_posix()) + 1 :], ""
+        relative = posixpath.normpath(posixpath.join(base, tidy))
+        if relative == ".." or relative.startswith("../"):
+            raise DataError(f"{where()} names {name!r}, a file outside of {self.root}: only files below it are read")
+        if relative in self.files:
+            return relative
+        if relative in self.left_out:
+            return None
+        candidates = self._by_name.get(posixpath.basename(relative), ())
+        # The longest agreement of the paths' ends decides between files of one name.
+        best = max((_common_end(candidate, relative) for candidate in candidates), default=0)
+        fits = [candidate for candidate in candidates if _common_end(candidate, relative) == best]
+        if len(fits) > 1:
+            raise DataError(f"{where()} names {name!r}, which may be {fits[0]} or {fits[1]}: name it by its path below {self.root}")
+        return fits[0] if fits else None
+
+    @functools.cached_property
+    def _names(self) -> list[str]:
+        return list(self.files)
+
+    @functools.cached_property
+    def _by_name(self) -> dict[str, list[str]]:
+        """Files by their own name, with and without the suffix of an image."""
+        found: dict[str, list[str]] = {}
+        for path in self.files:
+            name = posixpath.basename(path)
+            found.setdefault(name, []).append(path)
+            stem, suffix = posixpath.splitext(name)
+            if suffix.lower() in IMAGE_SUFFIXES:
+                found.setdefault(stem, []).append(path)
+        return found
+
+
+def is_image(name: str) -> bool:
+    """Whether a file is an image by its suffix."""
+    return posixpath.splitext(name)[1].lower() in IMAGE_SUFFIXES
+
+
+def list_tree(root: Path) -> Tree:
+    """Lists the files below ``root``; hidden ones are passed over, and so are links to folders and out of ``root``.
+
+    Raises DataError for a folder that cannot be read.
+    """
+    files: dict[str, int] = {}
+    folders: set[str] = set()
+    left_out: dict[str, str] = {}
+    resolved = root.resolve()
+    waiting = [""]
+    while waiting:
+        inside = waiting.pop()
+        try:
+            with os.scandir(root / inside) as found:
+                entries = [entry for entry in found if not entry.name.startswith(".") and entry.name != "__MACOSX"]
+        except OSError as error:
+            raise DataError(f"cannot read the folder {root / inside}: {error.strerror}") from error
+        for entry in entries:
+            name = f"{inside}/{entry.name}" if inside else entry.name
+            if entry.is_symlink() and (problem := _refuse_link(Path(entry.path), resolved)):
+                left_out[name] = problem
+            elif entry.is_dir():
+                folders.add(name)
+                waiting.append(name)
+            elif entry.is_file():
+                files[name] = entry.stat().st_size
+    return Tree(root, dict(sorted(files.items())), frozenset(folders), left_out)
+
+
+def _refuse_link(link: Path, root: Path) -> str | None:
+    try:
+        target = link.resolve(strict=True)
+    except (OSError, RuntimeError):
+        return "a link that leads nowhere"
+    if not target.is_relative_to(root):
+        return "a link out of the folder"
+    return "a link to a folder" if target.is_dir() else None
+
+
+def _common_end(one: str, other: str) -> int:
+    """How many folders at the end of two paths agree, the file's own name left aside."""
+    count = 0
+    for first, second in zip(reversed(one.split("/")[:-1]), reversed(other.split("/")[:-1]), strict=False):
+        if first != second:
+            break
+        count += 1
+    return count
