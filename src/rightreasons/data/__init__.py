@@ -15,7 +15,7 @@ from rightreasons.errors import DataError
 
 # A task's name may carry a variant: "decoy-mnist:packaged".
 _TASKS = {"decoy-mnist": decoy_mnist, "solar": solar}
-# Each has ``recognise(tree, config)`` and ``list_images(tree, config)``; the first that recognises a folder reads it, so that the strictest come first.
+# Each has ``recognise(tree, config)`` and ``list_images(tree, config)``. The first that recognises a folder reads it: the strictest come first.
 _FORMATS: dict[Format, ModuleType] = {
     "huggingface": huggingface,
     "parquet": parquet,
@@ -61,9 +61,9 @@ def task_defaults(path: str) -> dict[str, Any]:
 
 def _recognise(tree: Tree, config: DataConfig) -> Format:
     """The format of a folder. Class folders are what is left, so that their errors say what is missing."""
-    found = next((kind for kind, module in _FORMATS.items() if module.recognise(tree, config)), None)
-    if found is not None:
-        return found
+    for kind, module in _FORMATS.items():
+        if module.recognise(tree, config):
+            return kind
     tables = labels.list_tables(tree)
     if tables:
         return "table"
@@ -71,7 +71,7 @@ def _recognise(tree: Tree, config: DataConfig) -> Format:
     if not tree.folders:
         there = f"{len(images)} images, such as {images[0]}" if images else f"no images (looked for {', '.join(sorted(IMAGE_SUFFIXES))})"
         raise DataError(
-            f"{tree.root} has {there}, 0 class folders and no table of labels: put the images of each class into a folder of their own, at least two, "
-            "or add a table (labels.csv) with the columns 'filename' and 'label'"
+            f"{tree.root} has {there}, 0 class folders and no table of labels: put the images of each class into a folder of their own, "
+            "at least two, or add a table (labels.csv) with the columns 'filename' and 'label'"
         )
     return "class-folders"

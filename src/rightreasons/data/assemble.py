@@ -156,7 +156,9 @@ def _agree_on_mode(headers: Mapping[str, Header], problems: list[str]) -> Mode:
     """Colour where any image has colours."""
     modes = Counter(header.mode for header in headers.values())
     if len(modes) > 1:
-        problems.append(f"{modes['grey']} of {modes.total()} images are grey and the others in colour: all are read in colour; [data] mode changes that")
+        problems.append(
+            f"{modes['grey']} of {modes.total()} images are grey and the others in colour: all are read in colour, unless [data] mode says grey"
+        )
     return "rgb" if modes["rgb"] else "grey"
 
 
@@ -179,9 +181,7 @@ def _has_truth(entries: Sequence[Entry]) -> bool:
 def _ground_truth(entries: Sequence[Entry], listing: Listing, size: tuple[int, int]) -> GroundTruth:
     """Groups, masks and who carries the shortcut, as far as the data tell; a group is the class alone where no attribute is known."""
     groups = [entry.label if entry.attribute is None else f"{entry.label}, {entry.attribute}" for entry in entries]
-    others = {
-        name: [f"{entry.label}, {entry.attributes[number]}" for entry in entries] for number, name in enumerate(listing.other_attributes)
-    }
+    others = {name: [f"{entry.label}, {entry.attributes[number]}" for entry in entries] for number, name in enumerate(listing.other_attributes)}
     spurious = None if listing.carries is None else torch.tensor([entry.attribute == listing.carries for entry in entries])
     masked = [index for index, entry in enumerate(entries) if entry.mask is not None]
     return GroundTruth(groups, functools.partial(_read_mask, entries, listing, size), spurious, others, masked)

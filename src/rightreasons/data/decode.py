@@ -131,7 +131,8 @@ def _header(image: Image.Image) -> Header:
     has_exif = image.format != "PNG" or "exif" in image.info
     if has_exif and image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8):
         width, height = height, width
-    return _check(Header(width, height, "grey" if image.mode in _GREY else "rgb"))
+    mode: Mode = "grey" if image.mode in _GREY else "rgb"
+    return _check(Header(width, height, mode))
 
 
 def _check(header: Header) -> Header:
@@ -167,5 +168,3 @@ def _say(error: Exception) -> str:
         return f"more than {MAX_PIXELS // 10**6} megapixels: make it smaller"
     words = " ".join(str(error).split())
     return "not an image that can be read" if words.startswith("cannot identify image file") else words or type(error).__name__
-
-

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from io import BytesIO
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -37,7 +37,7 @@ def is_dicom(source: Source) -> bool:
         return file.read(132)[128:] == b"DICM"
 
 
-def read_header(source: Source) -> tuple[int, int, str]:
+def read_header(source: Source) -> tuple[int, int, Literal["grey", "rgb"]]:
     """Width and height in pixels, and "grey" or "rgb". Raises UnreadableImage for a file with several frames, or none."""
     dataset = _read(source, pixels=False)
     if "Rows" not in dataset or "Columns" not in dataset:
@@ -52,7 +52,8 @@ def open_image(source: Source, window: tuple[float, float] | None) -> Image.Imag
 
     A file without a window is shown from its darkest to its brightest value, padding left aside. Until then values keep all their bits.
     """
-    from pydicom.pixels import apply_color_lut, apply_modality_lut, pixel_array
+    from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
+    from pydicom.pixels.utils import pixel_array
 
     dataset = _read(source, pixels=True)
     stored = pixel_array(dataset)
@@ -81,7 +82,7 @@ def apply_window(values: np.ndarray, window: tuple[float, float]) -> np.ndarray:
 
 def _apply_own_window(stored: np.ndarray, values: np.ndarray, dataset: Any) -> np.ndarray:  # noqa: ANN401 -- pydicom is an extra
     """The file's first window, or its table, by pydicom; scaled by the darkest and the brightest that it can give."""
-    from pydicom.pixels import apply_voi_lut, apply_windowing
+    from pydicom.pixels.processing import apply_voi_lut, apply_windowing
 
     if "VOILUTSequence" in dataset:
         bits = int(dataset.VOILUTSequence[0].LUTDescriptor[2])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from rightreasons.config import DataConfig
 from rightreasons.data.listing import Entry, Listing
@@ -19,8 +19,13 @@ def recognise(tree: Tree, config: DataConfig) -> bool:
 
 def list_images(tree: Tree, config: DataConfig) -> Listing:
     """Every image with its folder's name as label. Raises DataError for a folder that has not two classes, or whose splits have other ones."""
+    return list_class_folders(tree, format="class-folders", told="class folders")
+
+
+def list_class_folders(tree: Tree, *, format: str, told: str, attribute: Callable[[str], str] | None = None) -> Listing:  # noqa: A002
+    """The listing of class folders; ``attribute`` tells the shortcut of an image by its name, where folders tell it."""
     roots: Mapping[str | None, str] = split_folders(tree) or {None: ""}
-    first = roots.get("train", next(iter(roots.values())))
+    first = roots.get("train", "")
     classes = tuple(tree.below(first))
     where = tree.root / first
     if len(classes) < 2:
@@ -30,14 +35,18 @@ def list_images(tree: Tree, config: DataConfig) -> Listing:
         unknown = [name for name in tree.below(root) if name not in classes]
         if unknown:
             raise DataError(f"{tree.root / root} has the class folder {unknown[0]!r}, which the training split does not have ({', '.join(classes)})")
-        found = [Entry(file, name, split, bytes=tree.files[file]) for name in classes for file in tree.images(_join(root, name))]
+        found = [
+            Entry(file, name, split, attribute=attribute(file) if attribute else None, bytes=tree.files[file])
+            for name in classes
+            for file in tree.images(_join(root, name))
+        ]
         if not found:
             raise DataError(
                 f"{tree.root / root}: no images in its class folders ({', '.join(classes)}); looked for {', '.join(sorted(IMAGE_SUFFIXES))}"
             )
         entries += found
-    told = f"class folders in {tree.root}" + (f" ({', '.join(roots[split] for split in roots if split)})" if None not in roots else "")
-    return Listing("class-folders", told, entries, tree.path, classes=classes, problems=_passed_over(tree, roots), left_out=tree.left_out)
+    told = f"{told} in {tree.root}" + (f" ({', '.join(roots.values())})" if None not in roots else "")
+    return Listing(format, told, entries, tree.path, classes=classes, problems=_passed_over(tree, roots), left_out=tree.left_out)
 
 
 def split_folders(tree: Tree) -> dict[str | None, str]:

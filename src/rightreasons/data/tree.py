@@ -38,7 +38,8 @@ class Tree:
         """The files below ``folder`` that are images by their suffix."""
         start = f"{folder}/" if folder else ""
         first = bisect.bisect_left(self._names, start)
-        return [name for name in itertools.takewhile(lambda name: name.startswith(start), itertools.islice(self._names, first, None)) if is_image(name)]
+        inside = itertools.takewhile(lambda name: name.startswith(start), itertools.islice(self._names, first, None))
+        return [name for name in inside if is_image(name)]
 
     def find(self, name: str, *, where: Callable[[], str], base: str = "") -> str | None:
         """The relative path of the file that a table in the folder ``base`` calls ``name``; None where there is no such file.
