@@ -264,14 +264,14 @@ def test_split_folders_are_taken_as_they_are(tmp_path):
     task = open_task("images", root=tmp_path)
     assert {name: len(images) for name, images in task.splits.items()} == {"train": 10, "validation": 4, "test": 6}
     for name, folder in (("train", "train"), ("validation", "val"), ("test", "test")):
-        assert {entry.name.split('/')[0] for entry in task.splits[name].entries} == {folder}
+        assert {entry.name.split("/")[0] for entry in task.splits[name].entries} == {folder}
 
 
 def test_a_missing_split_is_cut_from_the_training_split_alone(tmp_path):
     write_folder(tmp_path / "images", {f"{split}/{name}": n for split, n in (("train", 20), ("test", 7)) for name in ("a", "b")})
     task = open_task("images", root=tmp_path)
     assert {name: len(images) for name, images in task.splits.items()} == {"train": 34, "validation": 6, "test": 14}
-    assert {entry.name.split('/')[0] for entry in task.splits["validation"].entries} == {"train"}
+    assert {entry.name.split("/")[0] for entry in task.splits["validation"].entries} == {"train"}
 
 
 def test_pixels_are_read_as_they_are(tmp_path):
@@ -282,7 +282,7 @@ def test_pixels_are_read_as_they_are(tmp_path):
     for images in task.splits.values():
         for index, entry in enumerate(images.entries):
             image, label = images[index]
-            assert image.shape == (3, 5, 6) and label == task.classes.index(entry.name.split('/')[0])
+            assert image.shape == (3, 5, 6) and label == task.classes.index(entry.name.split("/")[0])
             if entry.name == "a/000.png":
                 assert torch.equal(image, torch.from_numpy(pixels).permute(2, 0, 1).float() / 255)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import itertools
 import json
 import os
 import platform
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rightreasons import cli_lvlm
-from rightreasons.cli_common import AllowRemote, ConfigFile, Out, default_folder, print_table, register
+from rightreasons.cli_common import AllowRemote, ConfigFile, Out, default_folder, note_left_out, print_table, register
 
 if TYPE_CHECKING:
     from rightreasons.pipeline import Alignment, Run
@@ -29,9 +28,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 if platform.libc_ver()[0] == "glibc":
     for parameter in (-1, -3):
         ctypes.CDLL(None).mallopt(parameter, 2**30)
-
-# Of files that are left out; all of them are in left_out.json.
-MOST_NOTES = 20
 
 app = typer.Typer(
     help="Find the shortcuts that an image classifier uses, have a vision-language model judge them, and remove them.",
@@ -67,6 +63,21 @@ def demo(out: Out = None, as_json: AsJson = False) -> None:
     _show(metrics, folder, as_json)
     if not as_json:
         typer.echo("The critic was simulated from ground-truth masks; for a real one set [critic] lvlm = 'openai:MODEL' and base_url (see README).")
+
+
+@register(app, "rightreasons inspect images --out runs/look")
+def inspect(
+    path: Annotated[str, typer.Argument(metavar="PATH", help="A folder, a table of labels, a built-in task, or a configuration (its [data] table).")],
+    out: Out = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all of it as JSON on standard output, and nothing else.")] = False,
+    decode: Annotated[bool, typer.Option("--decode", help="Decode every image as well, to find the broken ones.")] = False,
+) -> None:
+    """Show what a folder is read as: counts per split, class and group, sizes, problems, and a contact sheet. Sends nothing."""
+    from rightreasons.cli_data import show_survey, survey_path
+
+    reporter = _reporter()
+    survey = survey_path(path, out, reporter, decode=decode)
+    typer.echo(json.dumps(survey, indent=2)) if as_json else show_survey(survey, reporter)
 
 
 @register(app, "rightreasons find examples/folder.toml --out runs/parts")
@@ -202,10 +213,7 @@ def _finish(
     folder.save_metrics(metrics)
     left_out = project.task.skipped
     folder.save_left_out(left_out)
-    for path, reason in itertools.islice(left_out.items(), MOST_NOTES):
-        reporter.note(f"left out {path}: {reason}")
-    if len(left_out) > MOST_NOTES:
-        reporter.note(f"and {len(left_out) - MOST_NOTES} more files are left out: {folder.path / 'left_out.json'} names them all")
+    note_left_out(left_out, reporter, f"{folder.path / 'left_out.json'} names them all")
     return metrics
 
 

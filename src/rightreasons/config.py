@@ -223,6 +223,14 @@ def parse_config(tables: dict[str, Any], *, source: str, defaults: dict[str, Any
         raise ConfigError("\n".join(f"{source}: {_explain(problem)}" for problem in error.errors())) from error
 
 
+def parse_data(table: dict[str, Any], *, source: str) -> DataConfig:
+    """The table [data] of a configuration alone, validated."""
+    try:
+        return DataConfig.model_validate(table)
+    except ValidationError as error:
+        raise ConfigError("\n".join(f"{source}: {_explain({**problem, 'loc': ('data', *problem['loc'])})}" for problem in error.errors())) from error
+
+
 def merge_tables(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     """``above`` laid over ``below``, table by table."""
     merged = dict(below)

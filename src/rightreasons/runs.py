@@ -46,6 +46,14 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
+def make_private_folder(path: Path, name: str) -> None:
+    """A folder that only its owner can read, called ``name`` in the ConfigError where it cannot be made."""
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise ConfigError(f"cannot make the {name} {path}: {error.strerror}") from error
+
+
 class RunFolder:
     """The files of one run, by stage. ``None`` from a ``load_*`` means that the stage has not finished yet."""
 
@@ -87,10 +95,7 @@ class RunFolder:
             )
             if foreign:
                 raise ConfigError(f"{self.path} is not empty and not a run folder: choose another --out")
-            try:
-                self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
-            except OSError as error:
-                raise ConfigError(f"cannot make the run folder {self.path}: {error.strerror}") from error
+            make_private_folder(self.path, "run folder")
             environment = {
                 "rightreasons": version("rightreasons"),
                 "python": platform.python_version(),

@@ -59,7 +59,17 @@ def assemble_task(listing: Listing, config: DataConfig, *, name: str, seed: int)
             missing = classes[int((counts == 0).nonzero()[0])]
             raise DataError(f"{name}: the {split} split has no readable image of class {missing!r}: each class needs some in each split")
     truth = {split: _ground_truth(part, listing, size) for split, part in parts.items()} if _has_truth(entries) else {}
-    return Task(name, classes, splits, _fingerprint(parts, listing), truth, skipped=left_out, told=f"{listing.told}{made}", problems=problems)
+    return Task(
+        name,
+        classes,
+        splits,
+        _fingerprint(parts, listing),
+        truth,
+        skipped=left_out,
+        told=f"{listing.told}{made}",
+        problems=problems,
+        sizes=_count_sizes(headers.images),
+    )
 
 
 def _name_classes(listing: Listing, config: DataConfig, problems: list[str]) -> tuple[list[Entry], tuple[str, ...]]:
@@ -164,14 +174,17 @@ def _agree_on_mode(headers: Mapping[str, Header], problems: list[str]) -> Mode:
 
 def _agree_on_size(headers: Mapping[str, Header]) -> tuple[int, int]:
     """Height and width of all images. Raises DataError where they differ."""
-    sizes = {name: f"{header.width}x{header.height}" for name, header in headers.items()}
-    counts = Counter(sizes.values())
+    counts = _count_sizes(headers)
     if len(counts) > 1:
-        examples = {size: name for name, size in reversed(sizes.items())}
+        examples = {f"{header.width}x{header.height}": name for name, header in reversed(list(headers.items()))}
         shown = ", ".join(f"{size} ({count} files, such as {examples[size]})" for size, count in counts.most_common(3))
         raise DataError(f"images of mixed size: {shown}; set [data] size = 224 (or another side in pixels) to resize all of them")
     first = next(iter(headers.values()))
     return first.height, first.width
+
+
+def _count_sizes(headers: Mapping[str, Header]) -> Counter[str]:
+    return Counter(f"{header.width}x{header.height}" for header in headers.values())
 
 
 def _has_truth(entries: Sequence[Entry]) -> bool:
