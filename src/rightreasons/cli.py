@@ -209,9 +209,9 @@ def _finish(
     after_heatmaps = None
     if run.aligned is not None:
         after_heatmaps = explain_images(run.aligned, read_all(run.train, run.selection.indices).images, run.train, run.config).heatmaps
-    write_report(run, metrics, after_heatmaps, folder)
-    folder.save_metrics(metrics)
     left_out = project.task.skipped
+    write_report(run, metrics, after_heatmaps, folder, left_out)
+    folder.save_metrics(metrics)
     folder.save_left_out(left_out)
     note_left_out(left_out, reporter, f"{folder.path / 'left_out.json'} names them all")
     return metrics
