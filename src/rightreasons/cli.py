@@ -209,11 +209,9 @@ def _finish(
     after_heatmaps = None
     if run.aligned is not None:
         after_heatmaps = explain_images(run.aligned, read_all(run.train, run.selection.indices).images, run.train, run.config).heatmaps
-    left_out = project.task.skipped
-    write_report(run, metrics, after_heatmaps, folder, left_out)
+    write_report(run, metrics, after_heatmaps, folder)
     folder.save_metrics(metrics)
-    folder.save_left_out(left_out)
-    note_left_out(left_out, reporter, f"{folder.path / 'left_out.json'} names them all")
+    note_left_out(project.task.skipped, reporter, "`rightreasons inspect --decode --json` names them all")
     return metrics
 
 

@@ -145,7 +145,6 @@ def data_facts(run: Run, task: Task) -> dict[str, Any]:
         "images": {split: count_images(dataset) for split, dataset in task.splits.items()},
         "manifest": None if listed is None else hash_manifest(listed),
         "images_in_two_splits": None if listed is None else len(find_leaks(listed)),
-        "problems": list(task.problems),
     }
 
 

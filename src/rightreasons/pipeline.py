@@ -218,7 +218,7 @@ def record_manifest(folder: RunFolder, splits: Mapping[str, Dataset], reporter: 
             folder.save_manifest(listed)
     leaks = find_leaks(listed)
     if leaks:
-        reporter.note(describe_leaks(leaks))
+        reporter.note(describe_leaks(leaks, splits))
 
 
 def consult(

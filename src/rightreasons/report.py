@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +28,6 @@ from rightreasons.votes import settle_verdicts
 # Above this the page would be too heavy to open; the run folder has the rest.
 MOST_CARDS = 200
 MOST_WAITING = 200
-MOST_LEFT_OUT = 200
 _COLUMNS = (
     ("accuracy", "Accuracy", "of all test images"),
     ("worst_group_accuracy", "Worst group", "accuracy of the group that fares worst"),
@@ -67,10 +65,8 @@ class _Card:
     rows: list[_SegmentRow]
 
 
-def write_report(
-    run: Run, metrics: dict[str, Any], after: Float[Tensor, "image height width"] | None, folder: RunFolder, left_out: Mapping[str, str]
-) -> None:
-    """Writes report.html. ``after`` are the inspected images' heatmaps under the aligned model, once there is one; ``left_out`` what is not read.
+def write_report(run: Run, metrics: dict[str, Any], after: Float[Tensor, "image height width"] | None, folder: RunFolder) -> None:
+    """Writes report.html. ``after`` are the inspected images' heatmaps under the aligned model, once there is one.
 
     Heatmaps are shown smoothed as they were for the segments: a person sees no more in single pixels than the segmentation does.
     """
@@ -90,8 +86,6 @@ def write_report(
         descriptions=run.descriptions,
         queue=run.queue[:MOST_WAITING],
         waiting=len(run.queue),
-        left_out=dict(left_out),
-        most_left_out=MOST_LEFT_OUT,
         meanings=MEANINGS,
         outcomes={outcome: run.segmentation.outcomes.count(outcome) for outcome in sorted(set(run.segmentation.outcomes))},
     )

@@ -7,7 +7,7 @@ import fcntl
 import json
 import os
 import platform
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -134,10 +134,6 @@ class RunFolder:
         """manifest.jsonl, read back."""
         lines = self._read_lines("manifest.jsonl")
         return None if lines is None else [Listed(**line) for line in lines]
-
-    def save_left_out(self, left_out: Mapping[str, str]) -> None:
-        """left_out.json: the files that are not read, and why."""
-        write_text(self.path / "left_out.json", json.dumps(left_out, indent=2) + "\n")
 
     def save_selection(self, selection: Selection) -> None:
         """selection.json."""

@@ -85,7 +85,7 @@ class ImageFiles(Dataset):
         return collate([(row, pixels.float() / 255, int(self.labels[row])) for row, pixels in zip(rows, found, strict=True) if pixels is not None])
 
     def fingerprints(self) -> Iterator[Fingerprint]:
-        """Name, label, length and SHA-256 of every file, in order."""
+        """Index, label, length and SHA-256 of every file, in order."""
 
         def hash_one(row: int) -> Fingerprint:
             entry = self.entries[row]
@@ -94,7 +94,7 @@ class ImageFiles(Dataset):
             except OSError as error:
                 self.skipped[entry.name] = error.strerror or type(error).__name__
                 length, digest = 0, ""
-            return Fingerprint(entry.name, int(self.labels[row]), length, digest)
+            return Fingerprint(row, int(self.labels[row]), length, digest)
 
         with ThreadPoolExecutor(THREADS) as pool:
             # A thousand at a time: all of them at once would be a queue of as many tasks.

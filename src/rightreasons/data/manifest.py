@@ -1,4 +1,7 @@
-"""The manifest: every image of every split by its hash; and what of it should not be, one image in two splits."""
+"""The manifest: every image of every split by its hash; and what of it should not be, one image in two splits.
+
+It goes into the run folder, and has no names: a file's name can be a patient's.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +21,10 @@ APART = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class Listed:
-    """One line of the manifest."""
+    """One line of the manifest: the image at ``index`` of a split."""
 
     split: str
-    name: str
+    index: int
     label: int
     bytes: int
     sha256: str
@@ -29,10 +32,10 @@ class Listed:
 
 @dataclass(frozen=True)
 class Leak:
-    """One image, by its hash, and where it is: (split, name), in two splits or more."""
+    """One image, by its hash, and where it is: (split, index), in two splits or more."""
 
     sha256: str
-    places: tuple[tuple[str, str], ...]
+    places: tuple[tuple[str, int], ...]
 
 
 def list_hashes(splits: Mapping[str, Dataset], advance: Advance) -> list[Listed]:
@@ -42,7 +45,7 @@ def list_hashes(splits: Mapping[str, Dataset], advance: Advance) -> list[Listed]
     for split, dataset in splits.items():
         prints: Iterable[Fingerprint] = dataset.fingerprints() if hasattr(dataset, "fingerprints") else _hash_items(dataset)  # pyright: ignore[reportAttributeAccessIssue]
         for item in prints:
-            listed.append(Listed(split, item.name, item.label, item.bytes, item.sha256))
+            listed.append(Listed(split, item.index, item.label, item.bytes, item.sha256))
             if len(listed) % 100 == 0 or len(listed) == total:
                 advance(len(listed), total)
     return listed
@@ -50,20 +53,28 @@ def list_hashes(splits: Mapping[str, Dataset], advance: Advance) -> list[Listed]
 
 def find_leaks(listed: Iterable[Listed]) -> list[Leak]:
     """The images that are in more than one of the three splits."""
-    places: dict[str, list[tuple[str, str]]] = {}
+    places: dict[str, list[tuple[str, int]]] = {}
     for line in listed:
         if line.split in APART and line.sha256:
-            places.setdefault(line.sha256, []).append((line.split, line.name))
+            places.setdefault(line.sha256, []).append((line.split, line.index))
     return [Leak(digest, tuple(where)) for digest, where in places.items() if len({split for split, _ in where}) > 1]
 
 
-def describe_leaks(leaks: Sequence[Leak]) -> str:
-    """A sentence for people."""
-    (first, *_), (split, name) = leaks[0].places, next(place for place in leaks[0].places if place[0] != leaks[0].places[0][0])
+def describe_leaks(leaks: Sequence[Leak], splits: Mapping[str, Dataset]) -> str:
+    """A sentence for people, with the names of one such pair."""
+    first = leaks[0].places[0]
+    other = next(place for place in leaks[0].places if place[0] != first[0])
+    pair = " and ".join(f"{name_image(splits[split], index)} ({split})" for split, index in (first, other))
     return (
-        f"{len(leaks)} images are in more than one split, byte for byte, such as {first[1]} ({first[0]}) and {name} ({split}): "
+        f"{len(leaks)} images are in more than one split, byte for byte, such as {pair}: "
         "scores on them say nothing of new images; take them out of one"
     )
+
+
+def name_image(dataset: Dataset, index: int) -> str:
+    """The file of an image, where it is one; else its number."""
+    entries = getattr(dataset, "entries", None)
+    return f"image {index}" if entries is None else entries[index].name
 
 
 def hash_manifest(listed: Iterable[Listed]) -> str:
@@ -77,4 +88,4 @@ def hash_manifest(listed: Iterable[Listed]) -> str:
 def _hash_items(dataset: Dataset) -> Iterator[Fingerprint]:
     for batch in read_batches(dataset):
         for index, image, label in zip(batch.indices.tolist(), batch.images, batch.labels.tolist(), strict=True):
-            yield Fingerprint(str(index), label, image.nbytes, hash_tensors(image))
+            yield Fingerprint(index, label, image.nbytes, hash_tensors(image))

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from rightreasons.data.images import ImageFiles
 from rightreasons.data.loading import count_images, read_all, read_batches
-from rightreasons.data.manifest import describe_leaks, find_leaks, list_hashes
+from rightreasons.data.manifest import describe_leaks, find_leaks, list_hashes, name_image
 from rightreasons.data.task import Task
 from rightreasons.errors import DataError
 from rightreasons.progress import Reporter
@@ -50,9 +50,10 @@ def survey_task(task: Task, reporter: Reporter, *, decode: bool) -> dict[str, An
                 for batch in read_batches(dataset):
                     done += len(batch)
                     advance(done, count_images(dataset))
+    compared = _comparable(task.splits)
     with reporter.stage("hash") as advance:
-        leaks = find_leaks(list_hashes(_comparable(task.splits), advance))
-    problems = [*task.problems, *([describe_leaks(leaks)] if leaks else [])]
+        leaks = find_leaks(list_hashes(compared, advance))
+    problems = [*task.problems, *([describe_leaks(leaks, compared)] if leaks else [])]
     if len(task.sizes) > 1:
         problems.append(f"images of {len(task.sizes)} sizes: [data] size resizes all of them to one, as do networks that come with a size")
     return {
@@ -61,7 +62,7 @@ def survey_task(task: Task, reporter: Reporter, *, decode: bool) -> dict[str, An
         "classes": list(task.classes),
         "splits": {split: _count_split(task, split) for split in task.splits},
         "sizes": dict(Counter(task.sizes).most_common(20)),
-        "images_in_two_splits": [[f"{split}: {name}" for split, name in leak.places] for leak in leaks],
+        "images_in_two_splits": [[f"{split}: {name_image(compared[split], index)}" for split, index in leak.places] for leak in leaks],
         "left_out": dict(task.skipped),
         "problems": problems,
     }

@@ -39,9 +39,9 @@ class Task:
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What tells one image from another: its name, label, length in bytes and SHA-256 ("" where it cannot be read)."""
+    """What tells one image of a dataset from another: its index, label, length in bytes and SHA-256 ("" where it cannot be read)."""
 
-    name: str
+    index: int
     label: int
     bytes: int
     sha256: str
@@ -64,9 +64,9 @@ class TensorImages(Dataset):
         return Batch(indices, self.images[indices].float() / 255, self.labels[indices])
 
     def fingerprints(self) -> Iterator[Fingerprint]:
-        """Number, label, length and SHA-256 of every image's pixels, in order."""
+        """Index, label, length and SHA-256 of every image's pixels, in order."""
         for number, (image, label) in enumerate(zip(self.images, self.labels.tolist(), strict=True)):
-            yield Fingerprint(str(number), label, image.nbytes, hash_tensors(image))
+            yield Fingerprint(number, label, image.nbytes, hash_tensors(image))
 
 
 def hash_tensors(*tensors: Tensor) -> str:
