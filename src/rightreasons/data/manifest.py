@@ -61,7 +61,7 @@ def describe_leaks(leaks: Sequence[Leak]) -> str:
     """A sentence for people."""
     (first, *_), (split, name) = leaks[0].places, next(place for place in leaks[0].places if place[0] != leaks[0].places[0][0])
     return (
-        f"{len(leaks)} images are in more than one split, byte for byte, such as {first[1]} ({first[0]}) and {name} ({split}): "
+        f"{len(leaks)} {'image is' if len(leaks) == 1 else 'images are'} in more than one split, byte for byte, such as {first[1]} ({first[0]}) and {name} ({split}): "
         "scores on them say nothing of new images; take them out of one"
     )
 
