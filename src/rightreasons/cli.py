@@ -200,8 +200,7 @@ def _finish(
         after_heatmaps = explain_images(run.aligned, read_all(run.train, run.selection.indices).images, run.train, run.config).heatmaps
     write_report(run, metrics, after_heatmaps, folder)
     folder.save_metrics(metrics)
-    left_out = project.task.skipped
-    folder.save_left_out(left_out)
+    left_out = folder.save_left_out(project.task.skipped)
     for path, reason in itertools.islice(left_out.items(), MOST_NOTES):
         reporter.note(f"left out {path}: {reason}")
     if len(left_out) > MOST_NOTES:

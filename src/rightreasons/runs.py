@@ -130,9 +130,11 @@ class RunFolder:
         lines = self._read_lines("manifest.jsonl")
         return None if lines is None else [Listed(**line) for line in lines]
 
-    def save_left_out(self, left_out: Mapping[str, str]) -> None:
-        """left_out.json: the files that are not read, and why."""
-        write_text(self.path / "left_out.json", json.dumps(left_out, indent=2) + "\n")
+    def save_left_out(self, left_out: Mapping[str, str]) -> dict[str, str]:
+        """left_out.json: the files that are not read, and why; those of an earlier go too, since a stage that is read back opens no file."""
+        everything = {**(self._read_json("left_out.json") or {}), **left_out}
+        write_text(self.path / "left_out.json", json.dumps(everything, indent=2) + "\n")
+        return everything
 
     def save_selection(self, selection: Selection) -> None:
         """selection.json."""
