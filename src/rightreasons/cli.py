@@ -204,6 +204,7 @@ def _finish(
         alignment = Alignment(**earlier["alignment"])
     reference = reference or {name: read_scores(scores) for name, scores in earlier.get("reference", {}).items()}
     seconds = {**earlier.get("seconds", {}), **reporter.seconds}
+    _recall_unreadable(project, run, folder)
     metrics = build_metrics(run, project.task, before=before, after=after, alignment=alignment, reference=reference, seconds=seconds)
     folder.path.mkdir(parents=True, exist_ok=True, mode=0o700)
     after_heatmaps = None
@@ -213,6 +214,20 @@ def _finish(
     folder.save_metrics(metrics)
     note_left_out(project.task.skipped, reporter, "`rightreasons inspect --decode --json` names them all")
     return metrics
+
+
+def _recall_unreadable(project: Project, run: Run, folder: Any) -> None:  # noqa: ANN401 -- RunFolder, imported late
+    """What an earlier command could not decode is tried again, so that it is told of again: a stage that is read back opens no file."""
+    import torch
+
+    from rightreasons.data.images import ImageFiles
+
+    earlier, now = folder.load_unreadable() or run.folder.load_unreadable(), {}
+    for split, images in project.task.splits.items():
+        if isinstance(images, ImageFiles):
+            images.read(torch.tensor(earlier.get(split, []), dtype=torch.int64))
+            now[split] = images.unreadable
+    folder.save_unreadable(now)
 
 
 def _show(metrics: dict[str, Any], folder: Any, as_json: bool) -> None:  # noqa: ANN401 -- RunFolder, imported late

@@ -7,7 +7,7 @@ import fcntl
 import json
 import os
 import platform
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -134,6 +134,14 @@ class RunFolder:
         """manifest.jsonl, read back."""
         lines = self._read_lines("manifest.jsonl")
         return None if lines is None else [Listed(**line) for line in lines]
+
+    def save_unreadable(self, unreadable: Mapping[str, list[int]]) -> None:
+        """unreadable.json: the images of each split that could not be decoded, by their number."""
+        write_text(self.path / "unreadable.json", json.dumps(unreadable) + "\n")
+
+    def load_unreadable(self) -> dict[str, list[int]]:
+        """unreadable.json, read back; none before anything was saved."""
+        return self._read_json("unreadable.json") or {}
 
     def save_selection(self, selection: Selection) -> None:
         """selection.json."""

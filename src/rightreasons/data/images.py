@@ -84,6 +84,11 @@ class ImageFiles(Dataset):
             found = list(pool.map(self._try, rows))
         return collate([(row, pixels.float() / 255, int(self.labels[row])) for row, pixels in zip(rows, found, strict=True) if pixels is not None])
 
+    @property
+    def unreadable(self) -> list[int]:
+        """The images that could not be read so far."""
+        return [row for row, entry in enumerate(self.entries) if entry.name in self.skipped]
+
     def fingerprints(self) -> Iterator[Fingerprint]:
         """Index, label, length and SHA-256 of every file, in order."""
 
@@ -91,8 +96,8 @@ class ImageFiles(Dataset):
             entry = self.entries[row]
             try:
                 length, digest = _hash_source(self.reading.open_source(entry.name))
-            except OSError as error:
-                self.skipped[entry.name] = error.strerror or type(error).__name__
+            except (OSError, UnreadableImage) as error:
+                self.skipped[entry.name] = (error.strerror if isinstance(error, OSError) else str(error)) or type(error).__name__
                 length, digest = 0, ""
             return Fingerprint(row, int(self.labels[row]), length, digest)
 
