@@ -91,8 +91,8 @@ class ImageFiles(Dataset):
             entry = self.entries[row]
             try:
                 length, digest = _hash_source(self.reading.open_source(entry.name))
-            except OSError as error:
-                self.skipped[entry.name] = error.strerror or type(error).__name__
+            except (OSError, UnreadableImage) as error:
+                self.skipped[entry.name] = (error.strerror if isinstance(error, OSError) else str(error)) or type(error).__name__
                 length, digest = 0, ""
             return Fingerprint(row, int(self.labels[row]), length, digest)
 

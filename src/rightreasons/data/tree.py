@@ -44,27 +44,35 @@ class Tree:
     def find(self, name: str, *, where: Callable[[], str], base: str = "") -> str | None:
         """The relative path of the file that a table in the folder ``base`` calls ``name``; None where there is no such file.
 
-        The suffix may be missing, and so may the folders where the file's own name is unique. Raises DataError, which begins with ``where``,
-        for a name that leaves the folder, or fits several files.
+        The suffix may be missing, and so may folders at the start of either path; those that both have must agree. Raises DataError, which
+        begins with ``where``, for a name that leaves the folder, or fits several files.
         """
+        exact = posixpath.join(base, name)
+        if exact in self.files:
+            return exact
         tidy = name.strip().replace("\\", "/")
         if PureWindowsPath(tidy).drive:
             raise DataError(f"{where()} names {name!r}, a path on another machine: names are relative to {self.root}")
         if tidy.startswith("/"):
-            if not tidy.startswith(f"{self.root.as_posix()}/"):
+            below = next((root for root in (self.root.as_posix(), self.root.resolve().as_posix()) if tidy.startswith(f"{root}/")), None)
+            if below is None:
                 raise DataError(f"{where()} names {name!r}, a file outside of {self.root}: only files below it are read")
-            tidy, base = tidy[len(self.root.as_posix()) + 1 :], ""
-        relative = posixpath.normpath(posixpath.join(base, tidy))
+            tidy, base = tidy[len(below) + 1 :], ""
+        relative, written = posixpath.normpath(posixpath.join(base, tidy)), posixpath.normpath(tidy)
         if relative == ".." or relative.startswith("../"):
             raise DataError(f"{where()} names {name!r}, a file outside of {self.root}: only files below it are read")
         if relative in self.files:
             return relative
-        if relative in self.left_out:
+        # What a link leads to is not looked for elsewhere.
+        parts = relative.split("/")
+        if self.left_out and any("/".join(parts[: count + 1]) in self.left_out for count in range(len(parts))):
             return None
         candidates = self._by_name.get(posixpath.basename(relative), ())
+        # A folder that differs makes it another file: train/cat/1.png is not test/dog/1.png, though there be no other 1.png.
+        written = relative if written.startswith("..") else written
+        agreeing = {candidate: _common_end(candidate, written) for candidate in candidates if _agrees(candidate, written)}
         # The longest agreement of the paths' ends decides between files of one name.
-        best = max((_common_end(candidate, relative) for candidate in candidates), default=0)
-        fits = [candidate for candidate in candidates if _common_end(candidate, relative) == best]
+        fits = [candidate for candidate, common in agreeing.items() if common == max(agreeing.values())]
         if len(fits) > 1:
             raise DataError(f"{where()} names {name!r}, which may be {fits[0]} or {fits[1]}: name it by its path below {self.root}")
         return fits[0] if fits else None
@@ -99,24 +107,26 @@ def list_tree(root: Path) -> Tree:
     files: dict[str, int] = {}
     folders: set[str] = set()
     left_out: dict[str, str] = {}
-    resolved = root.resolve()
+    top, resolved = os.fspath(root), root.resolve()
     waiting = [""]
     while waiting:
         inside = waiting.pop()
+        start = f"{inside}/" if inside else ""
         try:
-            with os.scandir(root / inside) as found:
-                entries = [entry for entry in found if not entry.name.startswith(".") and entry.name != "__MACOSX"]
+            with os.scandir(os.path.join(top, inside)) as found:
+                for entry in found:
+                    if entry.name.startswith(".") or entry.name == "__MACOSX":
+                        continue
+                    name = start + entry.name
+                    if entry.is_symlink() and (problem := _refuse_link(Path(entry.path), resolved)):
+                        left_out[name] = problem
+                    elif entry.is_file():
+                        files[name] = entry.stat().st_size
+                    elif entry.is_dir():
+                        folders.add(name)
+                        waiting.append(name)
         except OSError as error:
             raise DataError(f"cannot read the folder {root / inside}: {error.strerror}") from error
-        for entry in entries:
-            name = f"{inside}/{entry.name}" if inside else entry.name
-            if entry.is_symlink() and (problem := _refuse_link(Path(entry.path), resolved)):
-                left_out[name] = problem
-            elif entry.is_dir():
-                folders.add(name)
-                waiting.append(name)
-            elif entry.is_file():
-                files[name] = entry.stat().st_size
     return Tree(root, dict(sorted(files.items())), frozenset(folders), left_out)
 
 
@@ -128,6 +138,11 @@ def _refuse_link(link: Path, root: Path) -> str | None:
     if not target.is_relative_to(root):
         return "a link out of the folder"
     return "a link to a folder" if target.is_dir() else None
+
+
+def _agrees(one: str, other: str) -> bool:
+    """Whether one path's folders are the last folders of the other."""
+    return _common_end(one, other) == min(one.count("/"), other.count("/"))
 
 
 def _common_end(one: str, other: str) -> int:
