@@ -333,7 +333,8 @@ def samples() -> dict[str, bytes]:
         "jpg": encode(colour, "JPEG", exif=exif), "png": encode(colour, "PNG", exif=exif), "gif": encode(one, "GIF"), "bmp": encode(colour, "BMP"),
         "tif": encode(colour, "TIFF"), "lzw.tif": encode(one, "TIFF", compression="tiff_lzw"), "cmyk.jpg": encode(colour.convert("CMYK"), "JPEG"),
         "pgm": encode(one, "PPM"), "deep.png": encode(Image.fromarray(picture(20, 20, 1).astype(np.uint16) * 200), "PNG"),
-        "palette.png": encode(colour.convert("P"), "PNG", transparency=3), "float.tif": encode(Image.fromarray(picture(20, 20, 1) / np.float32(3)), "TIFF"),
+        "palette.png": encode(colour.convert("P"), "PNG", transparency=3),
+        "float.tif": encode(Image.fromarray(picture(20, 20, 1) / np.float32(3)), "TIFF"),
     }  # fmt: skip
     if features.check("webp"):
         found["webp"] = encode(colour, "WEBP", exif=exif)

@@ -69,8 +69,8 @@ def open_image(source: Source, window: tuple[float, float] | None) -> Image.Imag
         grey = apply_window(values, window)
     elif "VOILUTSequence" in dataset:
         # Of the bits that the table says, 8 or 16 mostly.
-        top = 2 ** int(dataset.VOILUTSequence[0].LUTDescriptor[2]) - 1
-        grey = apply_window(np.asarray(apply_voi(np.rint(values).astype(np.int32), dataset), np.float32), (0, top))
+        top = 2.0 ** int(dataset.VOILUTSequence[0].LUTDescriptor[2]) - 1
+        grey = apply_window(np.asarray(apply_voi(np.rint(values).astype(np.int32), dataset), np.float32), (0.0, top))
     elif "WindowCenter" in dataset and "WindowWidth" in dataset:
         function = str(dataset.get("VOILUTFunction") or "LINEAR").upper()
         grey = _apply_own_window(values, _first(dataset.WindowCenter), _first(dataset.WindowWidth), function)
@@ -108,7 +108,7 @@ def _apply_own_window(values: np.ndarray, center: float, width: float, function:
 def _decode(dataset: Any) -> np.ndarray:  # noqa: ANN401 -- pydicom is an extra
     """The stored values. Raises UnreadableImage where nothing here can decompress them."""
     from pydicom.pixels.utils import pixel_array
-    from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+    from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
     if "PixelData" not in dataset:
         raise UnreadableImage("a DICOM file without pixels")
@@ -119,7 +119,7 @@ def _decode(dataset: Any) -> np.ndarray:  # noqa: ANN401 -- pydicom is an extra
         return pixel_array(dataset)
     except (NotImplementedError, RuntimeError) as error:
         syntax = dataset.file_meta.TransferSyntaxUID
-        if not syntax.is_compressed:
+        if syntax in (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian):
             raise
         words = " ".join(str(error).split())
         raise UnreadableImage(f"its pixels are compressed as {syntax.name}, and nothing here could decompress them: {words}") from error
