@@ -66,7 +66,7 @@ def describe_leaks(leaks: Sequence[Leak], splits: Mapping[str, Dataset]) -> str:
     other = next(place for place in leaks[0].places if place[0] != first[0])
     pair = " and ".join(f"{name_image(splits[split], index)} ({split})" for split, index in (first, other))
     return (
-        f"{len(leaks)} images are in more than one split, byte for byte, such as {pair}: "
+        f"{len(leaks)} {'image is' if len(leaks) == 1 else 'images are'} in more than one split, byte for byte, such as {pair}: "
         "scores on them say nothing of new images; take them out of one"
     )
 
