@@ -97,7 +97,9 @@ def _name_classes(listing: Listing, config: DataConfig, problems: list[str]) -> 
             f"{listing.told}: {len(classes)} different labels for {len(listing.entries)} images ({_some(classes)}): "
             "name the column that has the classes, [data.columns] label = ..."
         )
-    return [replace(entry, label=names[entry.label]) for entry in listing.entries if names[entry.label].strip()], classes
+    kept = (entry for entry in listing.entries if names[entry.label].strip())
+    # A copy of each of a hundred thousand is half a second, and most labels are names already.
+    return [entry if names[entry.label] == entry.label else replace(entry, label=names[entry.label]) for entry in kept], classes
 
 
 def _take_splits(entries: Sequence[Entry], classes: Sequence[str], listing: Listing, seed: int, problems: list[str]) -> tuple[list[Entry], str]:
@@ -112,7 +114,7 @@ def _take_splits(entries: Sequence[Entry], classes: Sequence[str], listing: List
     made = [split for split in ("validation", "test") if split not in called.values()]
     by = "with all images of a patient in one split" if any(patient is not None for patient in patients) else "class by class"
     words = f"; {' and '.join(made)} made from the training images by seed {seed}, {by}" if made else ""
-    return [replace(entry, split=split) for entry, split in zip(entries, splits, strict=True)], words
+    return [entry if entry.split == split else replace(entry, split=split) for entry, split in zip(entries, splits, strict=True)], words
 
 
 def _read_headers(entries: Sequence[Entry], listing: Listing, left_out: dict[str, str]) -> Headers:

@@ -101,10 +101,12 @@ def decode_image(
         raise UnreadableImage(_say(error)) from error
     if pixels.dtype != np.uint8:
         pixels = np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
-    channels = torch.from_numpy(pixels)
-    if channels.ndim == 2:
-        return channels.expand(3, -1, -1).contiguous() if mode == "rgb" else channels[None]
-    return channels.permute(2, 0, 1).contiguous()
+    if pixels.ndim == 2:
+        channels = np.repeat(pixels[None], 3, 0) if mode == "rgb" else pixels[None]
+    else:
+        # By NumPy: torch would wake its own threads for every image, in each of ours.
+        channels = np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    return torch.from_numpy(channels)
 
 
 def decode_mask(source: Source, *, size: tuple[int, int] | None = None) -> Bool[Tensor, "height width"]:

@@ -73,13 +73,13 @@ def _hold_out(rows: Sequence[int], labels: Sequence[int], patients: Sequence[str
         members[patients[row] if patients[row] is not None else row].append(row)
     total = Counter(labels[row] for row in rows)
     missing = {label: max(1.0, round(share * count)) for label, count in total.items()}
-    left = Counter({label: len({key for key, own in members.items() if any(labels[row] == label for row in own)}) for label in total})
+    left = Counter(label for own in members.values() for label in {labels[row] for row in own})
     everybody = list(members.values())
     order = [everybody[i] for i in torch.randperm(len(everybody), generator=seeded(seed, "split", split)).tolist()]
     # Whoever has many images goes first: what is still missing is filled up by those who have few.
     held = []
     for own in sorted(order, key=len, reverse=True):
-        counts = Counter(labels[row] for row in own)
+        counts = Counter(labels[row] for row in own) if len(own) > 1 else {labels[own[0]]: 1}
         fits = sum(min(count, missing[label]) for label, count in counts.items()) > len(own) / 2
         if fits and all(left[label] > 1 for label in counts):
             held += own
