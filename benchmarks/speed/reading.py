@@ -138,7 +138,7 @@ def epochs(root: Path, count: int) -> Iterator[dict[str, object]]:
         return found
 
     floor_s, kept, _ = timed(draft_alone)
-    pixels = torch.from_numpy(np.stack(kept)).permute(0, 3, 1, 2)  # pyright: ignore[reportArgumentType]
+    pixels = torch.from_numpy(np.stack(kept)).permute(0, 3, 1, 2)  # pyright: ignore[reportArgumentType, reportCallIssue]
     copy_s, _, _ = timed(lambda: sum(float((part.float() / 255)[0, 0, 0, 0]) for part in pixels.split(64)))
     task = open_data(config, root=root, seed=0)
     parts = [task.splits[split] for split in ("train", "validation", "test")]
