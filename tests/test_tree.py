@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -132,9 +133,10 @@ def test_odd_names_are_found(tmp_path, name):
         assert find(tree, name) == find(tree, name.rpartition(".")[0]) == f"cat/{name}"
 
 
-def test_odd_names_are_shown():
-    """On the terminal, whatever its encoding."""
+def test_odd_names_are_told():
+    """JSON as the commands print it, and the notes of the terminal, whatever its encoding."""
     names = [*ODD, LATIN]
+    assert json.loads(json.dumps(names).encode("ascii")) == names
     code = f"from rightreasons.progress import Terminal; t = Terminal(); [t.note(f'left out {{name}}: why') for name in {names!r}]"
     for encoding in ("utf-8", "ascii"):
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment(PYTHONIOENCODING=encoding), timeout=60)
