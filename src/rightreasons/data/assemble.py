@@ -52,7 +52,9 @@ def assemble_task(listing: Listing, config: DataConfig, *, name: str, seed: int)
     reading = Reading(listing.open_source, mode, size, config.window, resize=config.size is not None)
     cache = PixelCache()
     parts = {split: [entry for entry in entries if entry.split == split] for split in SPLITS}
-    splits = {split: ImageFiles(part, labels_of(part, classes), reading, skipped=left_out, cache=cache) for split, part in parts.items()}
+    splits = {
+        split: ImageFiles(_without_truth(part), labels_of(part, classes), reading, skipped=left_out, cache=cache) for split, part in parts.items()
+    }
     for split, images in splits.items():
         counts = torch.bincount(images.labels, minlength=len(classes))
         if not counts.all():
@@ -82,7 +84,8 @@ def _name_classes(listing: Listing, config: DataConfig, problems: list[str]) -> 
     unnamed = [label for label in labels if config.names and label not in config.names]
     if unnamed:
         raise DataError(f"[data] names has no name for {_some(unnamed)}: name every label, with '' to leave its images out")
-    names = {label: config.names.get(label, listing.names.get(label, label)) for label in labels}
+    # In the order in which the configuration names them, where it does.
+    names = dict(config.names) or {label: listing.names.get(label, label) for label in labels}
     ignored = [label for label, called in names.items() if not called.strip()]
     if ignored:
         problems.append(f"{sum(counts[label] for label in ignored)} images are labelled {_some(ignored)} and left out, as [data] names says")
@@ -191,6 +194,11 @@ def _count_sizes(headers: Mapping[str, Header]) -> Counter[str]:
 
 def _has_truth(entries: Sequence[Entry]) -> bool:
     return any(entry.attribute is not None or entry.attributes or entry.mask for entry in entries)
+
+
+def _without_truth(entries: Sequence[Entry]) -> list[Entry]:
+    """What a dataset may know of its images."""
+    return [replace(entry, attribute=None, attributes=(), mask=None) if entry.attribute or entry.mask else entry for entry in entries]
 
 
 def _ground_truth(entries: Sequence[Entry], listing: Listing, size: tuple[int, int]) -> GroundTruth:

@@ -162,7 +162,8 @@ def _read_rows(
         problems.append(f"{len(empty)} rows of {table.path.name} have no image or no label and are left out ({_some(empty)})")
     if missing:
         problems.append(f"{len(missing)} of {len(table.rows)} rows of {table.path.name} name files that are not in {tree.root} ({_some(missing)})")
-        left_out.update({image: "named in the table, and not there" for image in missing})
+        for image in missing:
+            left_out.setdefault(image, "named in the table, and not there")
     return rows
 
 

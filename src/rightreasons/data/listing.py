@@ -15,8 +15,8 @@ Source = Path | BytesIO
 class Entry:
     """One image. ``name`` is its path below the folder, or its place in a file of many; ``bytes`` how long it is, where that is known.
 
-    ``label`` and ``split`` are as the data have them. ``attribute``, ``attributes`` and ``mask`` are ground truth of the shortcut: they become
-    a ``GroundTruth`` and nothing else. ``patient`` is whose images stay in one split.
+    ``label`` and ``split`` are as the data have them. ``attribute``, ``attributes`` and ``mask`` are ground truth of the shortcut, and for evaluation
+    alone. ``patient`` is whose images stay in one split.
     """
 
     name: str

@@ -77,6 +77,10 @@ class Tree:
             raise DataError(f"{where()} names {name!r}, which may be {fits[0]} or {fits[1]}: name it by its path below {self.root}")
         return fits[0] if fits else None
 
+    def named(self, name: str) -> list[str]:
+        """The files whose own name is ``name``, with or without the suffix of an image, in whatever folder."""
+        return self._by_name.get(name, [])
+
     @functools.cached_property
     def _names(self) -> list[str]:
         return list(self.files)
