@@ -12,9 +12,9 @@ from rightreasons.errors import DataError
 
 
 def recognise(tree: Tree, config: DataConfig) -> bool:
-    """Whether folders with images in them lie in the folder, or in its training split."""
-    roots = [folder for folder in split_folders(tree).values()] or [""]
-    return any(tree.images(_join(root, name)) for root in roots for name in tree.below(root))
+    """Whether at least two folders with images in them lie in the folder, or in its training split."""
+    root = split_folders(tree).get("train", "")
+    return sum(bool(tree.images(_join(root, name))) for name in tree.below(root)) >= 2
 
 
 def list_images(tree: Tree, config: DataConfig) -> Listing:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from rightreasons.config import DataConfig
 from rightreasons.data.listing import Entry, Listing
-from rightreasons.data.splits import find_split
+from rightreasons.data.splits import find_split, name_split
 from rightreasons.data.table import NAMES, TABLE_SUFFIXES, Table, match_columns, read_header, read_table, require_columns
 from rightreasons.data.tree import Tree
 from rightreasons.errors import DataError
@@ -42,8 +42,9 @@ KNOWN = (WATERBIRDS, SUBPOPBENCH)
 
 
 def recognise(tree: Tree, config: DataConfig) -> bool:
-    """Whether there is a table with a column for the image and one for the label."""
-    return config.table is not None or bool(_tables_in(tree, config))
+    """Whether there is a table with a column for the image and one for the label, or one whose columns the configuration names."""
+    named = any(column is not None for column in config.columns.model_dump().values())
+    return config.table is not None or bool(_tables_in(tree, config)) or (named and bool(list_tables(tree)))
 
 
 def list_images(tree: Tree, config: DataConfig) -> Listing:
@@ -130,6 +131,7 @@ def _read_rows(
     base = posixpath.dirname(table.path.relative_to(tree.root).as_posix())
     empty: list[str] = []
     missing: list[str] = []
+    splits: dict[str, str] = {}
     rows = []
     for row, (image, label) in enumerate(zip(cells["image"], cells["label"], strict=True)):
         if not image or not label:
@@ -146,12 +148,15 @@ def _read_rows(
             if found is None:
                 raise DataError(f"{table.where(row)} names the mask {mask!r}, and there is no such file in {tree.root}")
             mask = found
+        word = own.get("split")
+        if word is not None and word not in splits:
+            splits[word] = name_split(word, where=table.where(row))
         attribute = _tidy(own.get("attribute"))
         rows.append(
             Entry(
                 name,
                 _tidy(label) or label,
-                split if split is not None else own.get("split"),
+                split if split is not None or word is None else splits[word],
                 own.get("patient"),
                 known.attributes.get(attribute, attribute) if known and attribute is not None else attribute,
                 mask=mask,
