@@ -11,7 +11,10 @@ from typing import Annotated
 import typer
 
 Out = Annotated[Path | None, typer.Option("--out", help="Folder for the results. The same command on it continues where it stopped.")]
-AllowRemote = Annotated[list[str] | None, typer.Option("--allow-remote", metavar="HOST", help="Let inspected images be sent to this host.")]
+AllowRemote = Annotated[
+    list[str] | None,
+    typer.Option("--allow-remote", metavar="HOST", help="Let inspected images be sent to this host; http://HOST: unencrypted too."),
+]
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="A configuration in TOML.")]
 
 
