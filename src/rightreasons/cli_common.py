@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 MOST_NOTES = 20
 
 Out = Annotated[Path | None, typer.Option("--out", help="Folder for the results. The same command on it continues where it stopped.")]
-AllowRemote = Annotated[list[str] | None, typer.Option("--allow-remote", metavar="HOST", help="Let inspected images be sent to this host.")]
+AllowRemote = Annotated[
+    list[str] | None,
+    typer.Option("--allow-remote", metavar="HOST", help="Let inspected images be sent to this host; http://HOST: unencrypted too."),
+]
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="A configuration in TOML.")]
 
 
