@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from rightreasons.config import DataConfig
-from rightreasons.data import decoy_mnist, solar
+from rightreasons.data import decoy_mnist, solar, stamps
 from rightreasons.data.folder import open_class_folder
 from rightreasons.data.task import Task
 from rightreasons.errors import DataError
 
 # A task's name may carry a variant: "decoy-mnist:packaged".
-_TASKS = {"decoy-mnist": decoy_mnist, "solar": solar}
+_TASKS = {"decoy-mnist": decoy_mnist, "solar": solar, "stamps": stamps}
 
 
 def open_data(config: DataConfig, *, root: Path, seed: int) -> Task:
