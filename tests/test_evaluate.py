@@ -1,5 +1,8 @@
 """Every metric against scikit-learn, or against loops."""
 
+import json
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +10,8 @@ from torch import nn
 
 from rightreasons import evaluate
 from rightreasons.data.loading import Batch, read_batches
-from rightreasons.records import GroundTruth, GroupScore
+from rightreasons.measure import read_scores
+from rightreasons.records import GroundTruth, GroupScore, Scores
 
 
 def batch(images, labels) -> Batch:
@@ -288,3 +292,8 @@ def test_scores_have_intervals_where_images_come_in_clusters():
     truth = GroundTruth(["?", "b", "?", "a"], lambda index: None, clusters=["?", "y", "?", "x"])
     assert evaluate.score_predictions(predictions, truth).intervals["accuracy"] == (0, 1)
     assert not evaluate.score_predictions(predictions, GroundTruth(truth.groups, truth.mask)).intervals
+
+
+def test_intervals_are_read_from_metrics_json_as_they_were():
+    scores = Scores(0.5, 0.1, groups={"a": GroupScore(0.5, 2)}, intervals={"accuracy": (0.25, 0.75)})
+    assert read_scores(json.loads(json.dumps(asdict(scores)))) == scores

@@ -49,7 +49,7 @@ SMALLEST = 80
 COUNTS = {"animal": 123, "thing": 141}
 # Of each class: how many objects a split has, and how many pictures of each.
 OBJECTS = {"train": 70, "validation": 14, "test": 36}
-PICTURES = {"train": 6, "validation": 6, "test": 6}
+PICTURES = {"train": 4, "validation": 6, "test": 6}
 # Of each class, the share of pictures with a plaster.
 CORRELATED: dict[str, float] = {"animal": 0.05, "thing": 0.95}
 BALANCED: dict[str, float] = dict.fromkeys(CLASSES, 0.5)
@@ -64,12 +64,14 @@ PLANS = {
 }
 # All lengths are shares of the picture's side. The longer side of an object; a plaster's length and width; how far the two keep apart.
 OBJECT_SIDE = (0.45, 0.62)
-PLASTER = ((0.32, 0.40), (0.12, 0.16))
+PLASTER = ((0.42, 0.50), (0.17, 0.21))
 APART = 0.02
 # Where a plaster does not fit at that many places, the object is put elsewhere.
 TRIES = 30
 # Skin, orange, and the colours of plasters for children.
 COLOURS = ((232, 180, 140), (238, 140, 60), (225, 60, 60), (60, 120, 220), (60, 170, 90), (245, 205, 60))
+# How far a ground's colour is taken towards grey.
+MUTED = 0.6
 # The coarsest to the finest cells of a ground's noise, across the picture.
 CELLS = (3, 6, 12, 24, 48)
 
@@ -233,10 +235,12 @@ def _draw_ground(side: int, generator: torch.Generator) -> Float[np.ndarray, "si
     for octave, cells in enumerate(CELLS):
         # Most of a texture is light and dark; some of it is colour.
         shared, coloured = (torch.randn(cells, cells, count, generator=generator).numpy() for count in (1, 3))
-        grid = 0.8 * shared + 0.4 * coloured
+        grid = 0.8 * shared + 0.2 * coloured
         layers = [Image.fromarray(np.ascontiguousarray(grid[..., channel])).resize((side, side), Image.Resampling.BICUBIC) for channel in range(3)]
         noise += roughness**octave * np.stack([np.asarray(layer) for layer in layers], -1)
+    # Muted, as skin is and as plasters are not.
     colour = torch.rand(3, generator=generator).numpy() * 0.7 + 0.15
+    colour = MUTED * colour.mean() + (1 - MUTED) * colour
     grain = _draw(generator, 0.01, 0.06) * torch.randn(side, side, 1, generator=generator).numpy()
     return np.clip(colour + gradient[..., None] + _draw(generator, 0.03, 0.12) * noise + grain, 0, 1)
 
