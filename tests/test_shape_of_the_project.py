@@ -14,7 +14,19 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "rightreasons"
 STAGES = {"sample", "attribute", "segment", "render", "critique", "judge", "mask", "align", "evaluate"}
 # Who may see groups and ground-truth masks.
-SEES_TRUTH = {"records", "evaluate", "measure", "__init__", "lvlm", "lvlm.simulated", "data.task", "data.decoy_mnist", "data.solar", "data.assemble"}
+SEES_TRUTH = {
+    "records",
+    "evaluate",
+    "measure",
+    "__init__",
+    "lvlm",
+    "lvlm.simulated",
+    "data.task",
+    "data.decoy_mnist",
+    "data.solar",
+    "data.assemble",
+    "data.stamps",
+}
 
 
 def imports_of(path: Path) -> set[str]:

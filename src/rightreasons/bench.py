@@ -23,7 +23,7 @@ from rightreasons.project import Project, find_in_project, open_project
 from rightreasons.records import Scores
 from rightreasons.runs import RunFolder, write_text
 
-METRICS = tuple(field.name for field in dataclasses.fields(Scores) if not field.name.endswith("groups"))
+METRICS = tuple(field.name for field in dataclasses.fields(Scores) if not field.name.endswith(("groups", "intervals")))
 SHOWN = {"accuracy": "accuracy", "worst_group_accuracy": "worst group", "mu_align": "mu_align", "swap_flip_rate": "swap flips"}
 
 
@@ -153,6 +153,8 @@ def _run_one(study: Study, method: str, seed: int, out: Path, reporter: Reporter
         "critic_scores": critic if judged else None,
         "inspected": {"spurious_fraction": spurious_fraction(run, project.task), **segment_scores(run, project.task.truth.get("train"))},
         "metrics": {key: getattr(scores, key) for key in METRICS},
+        # 95 %, over whole objects; none where each image shows another.
+        "intervals": dict(scores.intervals) or None,
     }
     write_text(_result_path(study, out, method, seed), json.dumps(result, indent=2) + "\n")
 
@@ -172,6 +174,8 @@ def _row(study: Study, method: str, seeds: Sequence[int], out: Path) -> dict[str
     return {key: results[0][key] for key in ("method", "critic", "labels_used", "selection")} | {
         "seeds": len(results),
         **{part: {key: _summary([result[part][key] for result in results]) for key in results[0][part]} for part in ("inspected", "metrics")},
+        # One for each seed: seeds differ in their objects too, which the standard deviation tells.
+        "intervals": [result.get("intervals") for result in results],
     }
 
 

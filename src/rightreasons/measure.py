@@ -67,7 +67,8 @@ def read_scores(stored: dict[str, Any]) -> Scores:
         return {name: GroupScore(**group) for name, group in groups.items()}
 
     others = {attribute: read(groups) for attribute, groups in stored.get("other_groups", {}).items()}
-    return Scores(**{**stored, "groups": read(stored["groups"]), "other_groups": others})
+    intervals = {name: (low, high) for name, (low, high) in stored.get("intervals", {}).items()}
+    return Scores(**{**stored, "groups": read(stored["groups"]), "other_groups": others, "intervals": intervals})
 
 
 def critic_scores(run: Run, truth: GroundTruth | None) -> dict[str, Any]:

@@ -7,14 +7,14 @@ from types import ModuleType
 from typing import Any
 
 from rightreasons.config import DataConfig, Format
-from rightreasons.data import celeba, decoy_mnist, folder, huggingface, isic, labels, parquet, solar, spuco
+from rightreasons.data import celeba, decoy_mnist, folder, huggingface, isic, labels, parquet, solar, spuco, stamps
 from rightreasons.data.assemble import assemble_task
 from rightreasons.data.task import Task
 from rightreasons.data.tree import IMAGE_SUFFIXES, Tree, list_tree
 from rightreasons.errors import DataError
 
 # A task's name may carry a variant: "decoy-mnist:packaged".
-_TASKS = {"decoy-mnist": decoy_mnist, "solar": solar}
+_TASKS = {"decoy-mnist": decoy_mnist, "solar": solar, "stamps": stamps}
 # Each has ``recognise(tree, config)`` and ``list_images(tree, config)``. The first that recognises a folder reads it: the strictest come first.
 _FORMATS: dict[Format, ModuleType] = {
     "huggingface": huggingface,
