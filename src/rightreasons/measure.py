@@ -174,12 +174,17 @@ def build_metrics(
         "completeness_error": run.attribution.completeness_error.nanmedian().item(),
         "data": data_facts(run, task),
         "skipped_images": len(task.skipped),
-        "before": asdict(before),
-        "after": asdict(after) if after is not None else None,
+        "before": _stored(before),
+        "after": _stored(after) if after is not None else None,
         "alignment": asdict(alignment) if alignment is not None else None,
-        "reference": {name: asdict(scores) for name, scores in (reference or {}).items()},
+        "reference": {name: _stored(scores) for name, scores in (reference or {}).items()},
         "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
     }
+
+
+def _stored(scores: Scores) -> dict[str, Any]:
+    """Scores for metrics.json; intervals where there are any."""
+    return {key: value for key, value in asdict(scores).items() if key != "intervals" or value}
 
 
 def _truly_spurious(run: Run, truth: GroundTruth) -> list[Tensor]:

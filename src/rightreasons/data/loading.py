@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -33,7 +33,7 @@ def read_batches(dataset: Dataset, *, indices: Sequence[int] | Tensor | None = N
     any other is asked for one item at a time. Raises DataError where not a single image of the dataset could be read.
     """
     wanted = range(count_images(dataset)) if indices is None else indices
-    parts = [torch.as_tensor(wanted[start : start + batch_size], dtype=torch.int64) for start in range(0, len(wanted), batch_size)]
+    parts = (torch.as_tensor(wanted[start : start + batch_size], dtype=torch.int64) for start in range(0, len(wanted), batch_size))
     read: Callable[[Tensor], Batch] = getattr(dataset, "read", None) or (lambda part: _read_items(dataset, part))
     read_any = False
     for batch in _ahead(read, parts) if getattr(dataset, "reads_ahead", False) else map(read, parts):
@@ -77,16 +77,17 @@ def collate(items: Sequence[tuple[int, Tensor, int]]) -> Batch:
     return Batch(torch.tensor(indices), torch.stack(images), torch.tensor(labels))
 
 
-def _ahead(read: Callable[[Tensor], Batch], parts: Sequence[Tensor]) -> Iterator[Batch]:
+def _ahead(read: Callable[[Tensor], Batch], parts: Iterable[Tensor]) -> Iterator[Batch]:
     """Every part read, each while the one before it is worked on."""
     with ThreadPoolExecutor(1) as pool:
-        waiting = [pool.submit(read, part) for part in parts[:1]]
-        for following in parts[1:]:
-            batch = waiting.pop().result()
-            waiting.append(pool.submit(read, following))
-            yield batch
-        for last in waiting:
-            yield last.result()
+        waiting = None
+        for part in parts:
+            following = pool.submit(read, part)
+            if waiting is not None:
+                yield waiting.result()
+            waiting = following
+        if waiting is not None:
+            yield waiting.result()
 
 
 def _read_items(dataset: Dataset, indices: Tensor) -> Batch:
