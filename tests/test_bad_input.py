@@ -133,9 +133,10 @@ def test_images_of_mixed_size(parts):
     refused(parts, "mixed size", "16x16 (79 files", "20x16 (1 files", "nut/07.png", "[data] size")
 
 
-def test_images_of_mixed_mode(parts):
-    Image.new("L", (16, 16)).save(image(parts, "nut/07.png"))
-    refused(parts, "mixed or unusual mode", "grey (1 files", "nut/07.png", "[data] mode")
+def test_images_of_mixed_mode_are_read_in_colour(offline):
+    Image.new("L", (16, 16)).save(image(offline, "nut/07.png"))
+    result = find(offline)
+    assert result.exit_code == 0 and "1 of 80 images are grey" in result.stderr
 
 
 def test_images_whose_size_the_model_does_not_fit(parts):

@@ -52,6 +52,7 @@ def test_a_row_for_each_method_and_arm(finished):
     rows = {row["method"]: row for row in table["rows"]}
     assert list(rows) == ["before", "ours", "random images", "swap alone"]
     assert rows["ours"]["metrics"]["accuracy"]["mean"] > rows["before"]["metrics"]["accuracy"]["mean"]
+    assert rows["before"]["intervals"] == [None], "each digit is shown once"
     assert rows["before"]["selection"] == "last epoch" and "held-out" in rows["ours"]["selection"] and "held-out" in rows["swap alone"]["selection"]
 
 

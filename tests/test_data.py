@@ -253,7 +253,7 @@ def test_class_folders_are_split_by_class_and_seed(tmp_path):
     assert task.classes == ("a", "b class") and not task.truth
     counts = {name: Counter(images.labels.tolist()) for name, images in task.splits.items()}
     assert counts == {"train": {0: 14, 1: 28}, "validation": {0: 3, 1: 6}, "test": {0: 3, 1: 6}}, "70, 15 and 15 % of each class"
-    paths = [{name: [file.path for file in images.files] for name, images in each.splits.items()} for each in (task, again, other)]
+    paths = [{name: [entry.name for entry in images.entries] for name, images in each.splits.items()} for each in (task, again, other)]
     assert paths[0] == paths[1] != paths[2]
     whole = sum(paths[0].values(), [])
     assert len(set(whole)) == len(whole) == 60
@@ -264,14 +264,14 @@ def test_split_folders_are_taken_as_they_are(tmp_path):
     task = open_task("images", root=tmp_path)
     assert {name: len(images) for name, images in task.splits.items()} == {"train": 10, "validation": 4, "test": 6}
     for name, folder in (("train", "train"), ("validation", "val"), ("test", "test")):
-        assert {file.path.parts[-3] for file in task.splits[name].files} == {folder}
+        assert {entry.name.split("/")[0] for entry in task.splits[name].entries} == {folder}
 
 
 def test_a_missing_split_is_cut_from_the_training_split_alone(tmp_path):
     write_folder(tmp_path / "images", {f"{split}/{name}": n for split, n in (("train", 20), ("test", 7)) for name in ("a", "b")})
     task = open_task("images", root=tmp_path)
     assert {name: len(images) for name, images in task.splits.items()} == {"train": 34, "validation": 6, "test": 14}
-    assert {file.path.parts[-3] for file in task.splits["validation"].files} == {"train"}
+    assert {entry.name.split("/")[0] for entry in task.splits["validation"].entries} == {"train"}
 
 
 def test_pixels_are_read_as_they_are(tmp_path):
@@ -280,10 +280,10 @@ def test_pixels_are_read_as_they_are(tmp_path):
     Image.fromarray(pixels).save(tmp_path / "images" / "a" / "000.png")
     task = open_task("images", root=tmp_path)
     for images in task.splits.values():
-        for index, file in enumerate(images.files):
+        for index, entry in enumerate(images.entries):
             image, label = images[index]
-            assert image.shape == (3, 5, 6) and label == task.classes.index(file.path.parent.name)
-            if file.path.name == "000.png" and label == 0:
+            assert image.shape == (3, 5, 6) and label == task.classes.index(entry.name.split("/")[0])
+            if entry.name == "a/000.png":
                 assert torch.equal(image, torch.from_numpy(pixels).permute(2, 0, 1).float() / 255)
 
 
@@ -315,10 +315,10 @@ def test_a_corrupt_file_costs_itself_alone(tmp_path):
     (tmp_path / "images/train/b/001.png").write_text("no picture")
     task = open_task("images", root=tmp_path)
     train = task.splits["train"]
-    assert len(train) == 11 and [path.name for path in task.skipped] == ["001.png"], "no picture by its header"
+    assert len(train) == 11 and list(task.skipped) == ["train/b/001.png"], "no picture by its header"
     batch = read_all(train, range(len(train)))
-    assert len(batch) == 10 and {path.name for path in task.skipped} == {"001.png", "002.png"}
-    bad = next(index for index, file in enumerate(train.files) if file.path.name == "002.png" and file.label == 0)
+    assert len(batch) == 10 and set(task.skipped) == {"train/b/001.png", "train/a/002.png"}
+    bad = next(index for index, entry in enumerate(train.entries) if entry.name == "train/a/002.png")
     assert bad not in batch.indices
     with pytest.raises(UnreadableImage, match=r"002\.png"):
         train[bad]

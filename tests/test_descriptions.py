@@ -60,7 +60,7 @@ def test_the_names_of_all_classes_say_nothing():
     assert len(check_descriptions(described)) == 1
 
 
-@pytest.mark.parametrize("task", ["decoy-mnist", "solar"])
+@pytest.mark.parametrize("task", ["decoy-mnist", "solar", "stamps"])
 def test_the_built_in_tasks_pass(task):
     classes = task_defaults(task)["classes"]
     assert check_descriptions([ClassDescription(name, **words) for name, words in classes.items()]) == []

@@ -1,12 +1,17 @@
 """Every metric against scikit-learn, or against loops."""
 
+import json
+from dataclasses import asdict
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from rightreasons import evaluate
 from rightreasons.data.loading import Batch, read_batches
-from rightreasons.records import GroundTruth, GroupScore
+from rightreasons.measure import read_scores
+from rightreasons.records import GroundTruth, GroupScore, Scores
 
 
 def batch(images, labels) -> Batch:
@@ -238,3 +243,57 @@ def test_wilson_interval_solves_its_equation(successes, trials):
     for end in (low, high):
         if 0 < end < 1:
             assert (rate - end) ** 2 == pytest.approx(z * z * end * (1 - end) / trials, abs=1e-12)
+
+
+def test_cluster_intervals_resample_whole_objects():
+    """Against loops: the same draws of clusters, every image of each counted as often as its cluster was drawn."""
+    generator = torch.Generator().manual_seed(0)
+    clusters = [f"object {index % 7}" for index in range(40)]
+    groups = [("a", "b", "c")[index % 3] for index in range(40)]
+    correct = torch.rand(40, generator=generator) < 0.7
+    intervals = evaluate.cluster_intervals(correct, groups, clusters, torch.Generator().manual_seed(1), draws=200)
+
+    drawn = torch.randint(7, (200, 7), generator=torch.Generator().manual_seed(1)).tolist()
+    values = {"accuracy": [], "worst_group_accuracy": [], "average_group_accuracy": []}
+    for sample in drawn:
+        hits, counts = {}, {}
+        for number in sample:
+            for row in range(40):
+                if clusters[row] == f"object {number}":
+                    hits[groups[row]] = hits.get(groups[row], 0) + bool(correct[row])
+                    counts[groups[row]] = counts.get(groups[row], 0) + 1
+        rates = [hits[group] / counts[group] for group in counts]
+        values["accuracy"].append(sum(hits.values()) / sum(counts.values()))
+        values["worst_group_accuracy"].append(min(rates))
+        values["average_group_accuracy"].append(sum(rates) / len(rates))
+    for name, told in values.items():
+        assert intervals[name] == pytest.approx(tuple(np.quantile(told, [0.025, 0.975])))
+
+
+def test_images_of_one_object_are_not_so_many_trials():
+    """Ten images each of twenty objects, all right or all wrong: the interval is that of twenty trials, not of two hundred."""
+    correct = torch.arange(20).repeat_interleave(10) % 2 == 0
+    by_object = [str(index // 10) for index in range(200)]
+    wide, narrow = (
+        evaluate.cluster_intervals(correct, ["all"] * 200, clusters, torch.Generator().manual_seed(0))["accuracy"]
+        for clusters in (by_object, [str(index) for index in range(200)])
+    )
+    assert wide[1] - wide[0] == pytest.approx(2 * 1.96 * 0.5 / 20**0.5, rel=0.1)
+    assert narrow[1] - narrow[0] == pytest.approx(2 * 1.96 * 0.5 / 200**0.5, rel=0.1)
+
+
+def test_a_group_that_a_sample_does_not_have_is_left_out_of_it():
+    intervals = evaluate.cluster_intervals(torch.tensor([True, False]), ["a", "b"], ["x", "y"], torch.Generator().manual_seed(0))
+    assert intervals["average_group_accuracy"] == (0, 1) and intervals["worst_group_accuracy"] == (0, 1)
+
+
+def test_scores_have_intervals_where_images_come_in_clusters():
+    predictions = evaluate.Predictions(torch.tensor([3, 1]), torch.tensor([0, 1]), torch.tensor([0, 0]), torch.zeros(2))
+    truth = GroundTruth(["?", "b", "?", "a"], lambda index: None, clusters=["?", "y", "?", "x"])
+    assert evaluate.score_predictions(predictions, truth).intervals["accuracy"] == (0, 1)
+    assert not evaluate.score_predictions(predictions, GroundTruth(truth.groups, truth.mask)).intervals
+
+
+def test_intervals_are_read_from_metrics_json_as_they_were():
+    scores = Scores(0.5, 0.1, groups={"a": GroupScore(0.5, 2)}, intervals={"accuracy": (0.25, 0.75)})
+    assert read_scores(json.loads(json.dumps(asdict(scores)))) == scores

@@ -239,3 +239,13 @@ def test_what_waits_for_another_try_ends_when_the_run_stops(place):
         with pytest.raises(Exception, match="401"):
             slow.result(timeout=10)
     assert stub.requests == 2
+
+
+@pytest.mark.parametrize("counts", [(-5, 100), (10, -100_000), (10**30, 3), (True, 3), ("10", 3), (1.5, 3)])
+def test_a_count_that_cannot_be_true_is_not_believed(place, counts):
+    stub, lvlm, open_ledger = place
+    whole = json.loads(completion("ok")) | {"usage": dict(zip(("prompt_tokens", "completion_tokens"), counts, strict=True))}
+    stub.misbehave = lambda seen: (200, {"content-type": "application/json"}, json.dumps(whole).encode())
+    ledger = open_ledger(price=PRICE)
+    assert ledger.ask(lvlm, question(0)).text == "ok"
+    assert ledger.cost_usd() == pytest.approx(most(lvlm)), "what was set aside counts"

@@ -164,7 +164,7 @@ def test_a_422_that_names_several_parameters_at_once(direct, ledger):
 
 
 def test_store_is_for_servers_elsewhere():
-    body = open_lvlm("openai:m", base_url="http://model.example/v1", allow_remote=("model.example",)).body(QUESTION)
+    body = open_lvlm("openai:m", base_url="https://model.example/v1", allow_remote=("model.example",)).body(QUESTION)
     assert body["store"] is False and "store" not in open_lvlm("openai:m").body(QUESTION)
 
 
@@ -239,7 +239,7 @@ def test_no_answer_in_time_is_a_timeout_that_says_so():
     [
         "https://api.openai.com/v1",
         "http://192.168.0.7:8000/v1",
-        "http://127.0.0.1.example.com/v1",
+        "https://127.0.0.1.example.com/v1",
         "http://0.0.0.0:8000/v1",
     ],
 )

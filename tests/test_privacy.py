@@ -14,6 +14,8 @@ from PIL.PngImagePlugin import PngInfo
 
 from rightreasons.errors import LVLMUnavailable
 from rightreasons.lvlm import open_lvlm, privacy
+from rightreasons.lvlm.ledger import Ledger
+from rightreasons.lvlm.openai import OpenAICompatible
 from rightreasons.lvlm.protocol import Request
 from tests.fault_server import FaultServer, error
 from tests.helpers import invoke, pictures, run, start, write_project
@@ -205,3 +207,58 @@ def test_lettering_is_warned_of_before_anything_is_sent(tmp_path, monkeypatch):
         find_in_project(read_project(write_project(tmp_path, stub.base_url)), RunFolder(tmp_path / "run"), reporter=reporter)
     assert heard[0] == 1 and "12 of 12 inspected images seem to have text burned into them" in reporter.notes[0]
     assert PATIENT not in reporter.notes[0]
+
+
+def test_the_way_out_of_the_house_is_encrypted_or_asked_for_by_name():
+    with pytest.raises(LVLMUnavailable, match="--allow-remote http://llm.example") as refused:
+        open_lvlm("openai:m", base_url="http://llm.example/v1", allow_remote=("llm.example",))
+    assert "not encrypted" in str(refused.value)
+    for address, leave in (
+        ("http://llm.example/v1", "http://llm.example"),
+        ("https://llm.example/v1", "llm.example"),
+        ("http://192.168.0.7/v1", "192.168.0.7"),
+        ("http://[fd00::7]:8000/v1", "fd00::7"),
+        ("http://vllm:8000/v1", "vllm"),
+    ):
+        open_lvlm("openai:m", base_url=address, allow_remote=(leave,))
+        with pytest.raises(LVLMUnavailable):
+            open_lvlm("openai:m", base_url=address, allow_remote=())
+
+
+def test_an_unencrypted_way_in_the_house_is_noted_before_anything_is_sent(tmp_path, monkeypatch):
+    def stop(lvlm):
+        raise LVLMUnavailable("the first word to the server")
+
+    monkeypatch.setattr(OpenAICompatible, "check", stop)
+    (tmp_path / "prices.toml").write_text('["openai:stub"]\ndate = 2026-01-01\ninput_usd = 0\noutput_usd = 0\n')
+    config = write_project(tmp_path, "http://10.0.0.7:8000/v1", changes={"[critic]": '[critic]\nprices = "prices.toml"'})
+    said = invoke("find", config, "--out", tmp_path / "run", "--allow-remote", "10.0.0.7").stderr
+    assert said.index("http://10.0.0.7:8000/v1 is not encrypted") < said.index("the first word to the server")
+
+
+@pytest.mark.parametrize("ending", ["\r", "\n", " "])
+def test_a_stray_line_ending_is_no_part_of_a_key(monkeypatch, ending):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY + ending)
+    assert privacy.read_key("OPENAI_API_KEY") == KEY
+
+
+@pytest.mark.parametrize("inside", ["\r", "\n", "\u00e9", "\x7f"])
+def test_a_key_that_no_header_can_carry_is_refused_and_not_shown(monkeypatch, inside):
+    monkeypatch.setenv("OPENAI_API_KEY", f"{KEY}{inside}{KEY}")
+    with FaultServer() as stub:
+        with pytest.raises(LVLMUnavailable, match="set it again") as refused:
+            open_lvlm("openai:m", base_url=stub.base_url).check()
+        assert not stub.seen
+    assert KEY not in str(refused.value)
+
+
+def test_an_answer_that_repeats_the_key_is_kept_without_it(monkeypatch, tmp_path):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with FaultServer(answer=lambda seen: f"you sent {seen.headers['authorization']}") as stub:
+        ledger = Ledger(tmp_path / "lvlm.sqlite")
+        try:
+            answer = ledger.ask(open_lvlm("openai:m", base_url=stub.base_url), Request("judge", ("What?",)))
+        finally:
+            ledger.close()
+    assert answer.text == "you sent Bearer ***"
+    assert all(KEY.encode() not in content for _, content in everything(tmp_path))

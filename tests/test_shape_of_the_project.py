@@ -14,7 +14,19 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "rightreasons"
 STAGES = {"sample", "attribute", "segment", "render", "critique", "judge", "mask", "align", "evaluate"}
 # Who may see groups and ground-truth masks.
-SEES_TRUTH = {"records", "evaluate", "measure", "__init__", "lvlm", "lvlm.simulated", "data.task", "data.decoy_mnist", "data.solar"}
+SEES_TRUTH = {
+    "records",
+    "evaluate",
+    "measure",
+    "__init__",
+    "lvlm",
+    "lvlm.simulated",
+    "data.task",
+    "data.decoy_mnist",
+    "data.solar",
+    "data.assemble",
+    "data.stamps",
+}
 
 
 def imports_of(path: Path) -> set[str]:
@@ -84,6 +96,6 @@ def test_every_command_has_an_example():
 
     from rightreasons.cli import app
 
-    for name in ("demo", "find", "fix", "score", "bench"):
+    for name in ("demo", "inspect", "find", "fix", "score", "bench"):
         shown = CliRunner().invoke(app, [name, "--help"]).output
         assert f"Example: rightreasons {name}" in " ".join(shown.split()) and "--json" in shown and "--out" in shown

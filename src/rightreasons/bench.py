@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rightreasons.baselines import Bench, Method, fine_tune_only, ground_truth_masks, ours, without_shortcut
-from rightreasons.config import merge_tables
+from rightreasons.config import merge_tables, read_toml
 from rightreasons.errors import ConfigError
 from rightreasons.measure import critic_scores, score_run, segment_scores, spurious_fraction
 from rightreasons.pipeline import Run
@@ -23,7 +23,7 @@ from rightreasons.project import Project, find_in_project, open_project
 from rightreasons.records import Scores
 from rightreasons.runs import RunFolder, write_text
 
-METRICS = tuple(field.name for field in dataclasses.fields(Scores) if not field.name.endswith("groups"))
+METRICS = tuple(field.name for field in dataclasses.fields(Scores) if not field.name.endswith(("groups", "intervals")))
 SHOWN = {"accuracy": "accuracy", "worst_group_accuracy": "worst group", "mu_align": "mu_align", "swap_flip_rate": "swap flips"}
 
 
@@ -62,7 +62,10 @@ class Study:
 
 
 def open_study(name: str, *, critic: str | None = None) -> Study:
-    """A packaged study by name, or one from a TOML file with ``methods``, ``[config]`` and ``[arms]``; ``critic`` replaces its LVLM."""
+    """A packaged study by name, or one from a TOML file with ``methods``, ``[config]`` and ``[arms]``; ``critic`` replaces its LVLM.
+
+    ``config`` may be the name of a configuration beside the file instead.
+    """
     path = Path(name)
     packaged = sorted(entry.name.removesuffix(".toml") for entry in files("rightreasons.studies").iterdir() if entry.name.endswith(".toml"))
     if path.suffix == ".toml" and path.exists():
@@ -75,9 +78,12 @@ def open_study(name: str, *, critic: str | None = None) -> Study:
         stored = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{name} is not valid TOML: {error}") from error
-    if not isinstance(stored.get("methods"), list) or not isinstance(stored.get("config"), dict):
-        raise ConfigError(f"{name} is not a study: it needs a list methods, and a table [config] with the configuration that they share")
-    tables = merge_tables(stored["config"], {"critic": {"lvlm": critic}} if critic else {})
+    config = stored.get("config")
+    if not isinstance(stored.get("methods"), list) or not isinstance(config, dict | str):
+        raise ConfigError(
+            f"{name} is not a study: it needs a list methods, and a table [config] with the configuration that they share, or config = 'FILE.toml'"
+        )
+    tables = merge_tables(config if isinstance(config, dict) else read_toml(root / config), {"critic": {"lvlm": critic}} if critic else {})
     arms = stored.get("arms", {})
     _known([arm["method"] for arm in arms.values() if "method" in arm], _METHODS)
     return Study(short, _known(stored["methods"], _METHODS), arms, tables, root)
@@ -147,6 +153,8 @@ def _run_one(study: Study, method: str, seed: int, out: Path, reporter: Reporter
         "critic_scores": critic if judged else None,
         "inspected": {"spurious_fraction": spurious_fraction(run, project.task), **segment_scores(run, project.task.truth.get("train"))},
         "metrics": {key: getattr(scores, key) for key in METRICS},
+        # 95 %, over whole objects; none where each image shows another.
+        "intervals": dict(scores.intervals) or None,
     }
     write_text(_result_path(study, out, method, seed), json.dumps(result, indent=2) + "\n")
 
@@ -166,6 +174,8 @@ def _row(study: Study, method: str, seeds: Sequence[int], out: Path) -> dict[str
     return {key: results[0][key] for key in ("method", "critic", "labels_used", "selection")} | {
         "seeds": len(results),
         **{part: {key: _summary([result[part][key] for result in results]) for key in results[0][part]} for part in ("inspected", "metrics")},
+        # One for each seed: seeds differ in their objects too, which the standard deviation tells.
+        "intervals": [result.get("intervals") for result in results],
     }
 
 

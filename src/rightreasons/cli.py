@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rightreasons import cli_lvlm
-from rightreasons.cli_common import AllowRemote, ConfigFile, Out, default_folder, print_table, register
+from rightreasons.cli_common import AllowRemote, ConfigFile, Out, default_folder, note_left_out, print_table, register
 
 if TYPE_CHECKING:
     from rightreasons.pipeline import Alignment, Run
@@ -63,6 +63,21 @@ def demo(out: Out = None, as_json: AsJson = False) -> None:
     _show(metrics, folder, as_json)
     if not as_json:
         typer.echo("The critic was simulated from ground-truth masks; for a real one set [critic] lvlm = 'openai:MODEL' and base_url (see README).")
+
+
+@register(app, "rightreasons inspect images --out runs/look")
+def inspect(
+    path: Annotated[str, typer.Argument(metavar="PATH", help="A folder, a table of labels, a built-in task, or a configuration (its [data] table).")],
+    out: Out = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all of it as JSON on standard output, and nothing else.")] = False,
+    decode: Annotated[bool, typer.Option("--decode", help="Decode every image as well, to find the broken ones.")] = False,
+) -> None:
+    """Show what a folder is read as: counts per split, class and group, sizes, problems, and a contact sheet. Sends nothing."""
+    from rightreasons.cli_data import show_survey, survey_path
+
+    reporter = _reporter()
+    survey = survey_path(path, out, reporter, decode=decode)
+    typer.echo(json.dumps(survey, indent=2)) if as_json else show_survey(survey, reporter)
 
 
 @register(app, "rightreasons find examples/folder.toml --out runs/parts")
@@ -189,6 +204,7 @@ def _finish(
         alignment = Alignment(**earlier["alignment"])
     reference = reference or {name: read_scores(scores) for name, scores in earlier.get("reference", {}).items()}
     seconds = {**earlier.get("seconds", {}), **reporter.seconds}
+    _recall_unreadable(project, run, folder)
     metrics = build_metrics(run, project.task, before=before, after=after, alignment=alignment, reference=reference, seconds=seconds)
     folder.path.mkdir(parents=True, exist_ok=True, mode=0o700)
     after_heatmaps = None
@@ -196,9 +212,22 @@ def _finish(
         after_heatmaps = explain_images(run.aligned, read_all(run.train, run.selection.indices).images, run.train, run.config).heatmaps
     write_report(run, metrics, after_heatmaps, folder)
     folder.save_metrics(metrics)
-    for path, reason in project.task.skipped.items():
-        reporter.note(f"left out {path}: {reason}")
+    note_left_out(project.task.skipped, reporter, "`rightreasons inspect --decode --json` names them all")
     return metrics
+
+
+def _recall_unreadable(project: Project, run: Run, folder: Any) -> None:  # noqa: ANN401 -- RunFolder, imported late
+    """What an earlier command could not decode is tried again, so that it is told of again: a stage that is read back opens no file."""
+    import torch
+
+    from rightreasons.data.images import ImageFiles
+
+    earlier, now = folder.load_unreadable() or run.folder.load_unreadable(), {}
+    for split, images in project.task.splits.items():
+        if isinstance(images, ImageFiles):
+            images.read(torch.tensor(earlier.get(split, []), dtype=torch.int64))
+            now[split] = images.unreadable
+    folder.save_unreadable(now)
 
 
 def _show(metrics: dict[str, Any], folder: Any, as_json: bool) -> None:  # noqa: ANN401 -- RunFolder, imported late

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+if TYPE_CHECKING:
+    from rightreasons.progress import Reporter
+
+# Of files that are left out, by name.
+MOST_NOTES = 20
+
 Out = Annotated[Path | None, typer.Option("--out", help="Folder for the results. The same command on it continues where it stopped.")]
-AllowRemote = Annotated[list[str] | None, typer.Option("--allow-remote", metavar="HOST", help="Let inspected images be sent to this host.")]
+AllowRemote = Annotated[
+    list[str] | None,
+    typer.Option("--allow-remote", metavar="HOST", help="Let inspected images be sent to this host; http://HOST: unencrypted too."),
+]
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="A configuration in TOML.")]
 
 
@@ -41,6 +51,16 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]
         table.add_row(*row)
     # Where there is no terminal to ask for its width, a file has room.
     Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+def note_left_out(left_out: Mapping[str, str], reporter: Reporter, rest: str) -> None:
+    """The files that are left out, and why; past a screenful ``rest`` says where the others are named."""
+    from rightreasons.text import clean_text
+
+    for path, reason in itertools.islice(left_out.items(), MOST_NOTES):
+        reporter.note(clean_text(f"left out {path}: {reason}"))
+    if len(left_out) > MOST_NOTES:
+        reporter.note(f"and {len(left_out) - MOST_NOTES} more files are left out: {rest}")
 
 
 def _clear_errors(command: Callable[..., None]) -> Callable[..., None]:

@@ -16,6 +16,7 @@ from rightreasons.records import ClassDescription
 Share = Annotated[float, Field(gt=0, lt=1)]
 Auto = Literal["auto"]
 Flips = Literal["off", "horizontal", "both"]
+Format = Literal["class-folders", "spuco", "table", "celeba", "isic", "parquet", "huggingface"]
 
 
 class _Table(BaseModel):
@@ -24,10 +25,26 @@ class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
 
 
+class ColumnsConfig(_Table):
+    """Which column of a table of labels says what, where its name does not tell."""
+
+    image: str | None = Field(default=None, description="the image's file, below the table's folder")
+    label: str | None = None
+    split: str | None = None
+    attribute: str | None = Field(default=None, description="the shortcut, where it is known: for evaluation alone")
+    patient: str | None = Field(default=None, description="whose images stay in one split")
+    mask: str | None = Field(default=None, description="the file of the shortcut's mask: for evaluation alone")
+
+
 class DataConfig(_Table):
-    """Where the images are: a folder, or a built-in task."""
+    """Where the images are: a folder of any known format, or a built-in task."""
 
     path: str
+    format: Auto | Format = Field(default="auto", description="what the folder is read as, where that is not recognised")
+    table: str | None = Field(default=None, description="the table of labels, where the folder has several")
+    columns: ColumnsConfig = ColumnsConfig()
+    names: dict[str, str] = Field(default={}, description="the class that a label in the data stands for; '' leaves its images out")
+    window: tuple[float, float] | None = Field(default=None, description="what is black and what is white in images of more than 8 bits")
     size: int | None = Field(default=None, ge=8, description="side in pixels that every image is resized to")
     mode: Literal["grey", "rgb"] | None = Field(default=None, description="what every image is converted to")
     flips: Flips = Field(default="off", description="what an image may be turned into without changing its class: training flips at random")
@@ -204,6 +221,14 @@ def parse_config(tables: dict[str, Any], *, source: str, defaults: dict[str, Any
         return Config.model_validate(merge_tables(defaults or {}, tables))
     except ValidationError as error:
         raise ConfigError("\n".join(f"{source}: {_explain(problem)}" for problem in error.errors())) from error
+
+
+def parse_data(table: dict[str, Any], *, source: str) -> DataConfig:
+    """The table [data] of a configuration alone, validated."""
+    try:
+        return DataConfig.model_validate(table)
+    except ValidationError as error:
+        raise ConfigError("\n".join(f"{source}: {_explain({**problem, 'loc': ('data', *problem['loc'])})}" for problem in error.errors())) from error
 
 
 def merge_tables(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from rightreasons.data.loading import Batch
 from rightreasons.models import model_device, output_entropy
 from rightreasons.records import GroundTruth, GroupScore, Scores, Value
+from rightreasons.seeds import seeded
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,10 @@ def score_predictions(predictions: Predictions, truth: GroundTruth | None, train
     groups = group_scores(predictions.correct, [truth.groups[index] for index in indices])
     averages = average_groups(groups, train_counts)
     others = {name: group_scores(predictions.correct, [names[index] for index in indices]) for name, names in truth.other_groups.items()}
+    intervals = {}
+    if truth.clusters is not None:
+        clusters = [truth.clusters[index] for index in indices]
+        intervals = cluster_intervals(predictions.correct, [truth.groups[index] for index in indices], clusters, seeded(0, "intervals"))
     return Scores(
         accuracy,
         entropy,
@@ -88,6 +93,7 @@ def score_predictions(predictions: Predictions, truth: GroundTruth | None, train
         weighted_group_accuracy=averages.weighted,
         groups=groups,
         other_groups=others,
+        intervals=intervals,
     )
 
 
@@ -110,6 +116,34 @@ def average_groups(groups: Mapping[str, GroupScore], train_counts: Mapping[str, 
         total = sum(train_counts.get(group, 0) for group in groups)
         weighted = sum(train_counts.get(group, 0) * score.accuracy for group, score in groups.items()) / total if total else None
     return Averages(min(accuracies), sum(accuracies) / len(accuracies), weighted)
+
+
+def cluster_intervals(
+    correct: Bool[Tensor, " image"], groups: Sequence[str], clusters: Sequence[str], generator: torch.Generator, *, draws: int = 2000
+) -> dict[str, Interval]:
+    """95 % intervals of accuracy, worst group and group average: percentiles over ``draws`` samples of whole clusters, with replacement.
+
+    Several images of one object are not so many independent trials, so that an interval over images would be too narrow. A group that a sample
+    happens not to contain is left out of it. The lowest of several noisy groups is lower than the group that is truly worst, so that the interval
+    of the worst group is a careful one.
+    """
+    names, kinds = sorted(set(clusters)), sorted(set(groups))
+    row, column = ({name: place for place, name in enumerate(names)} for names in (names, kinds))
+    total, right = (torch.zeros(len(names), len(kinds), dtype=torch.float64) for _ in range(2))
+    for hit, group, cluster in zip(correct.tolist(), groups, clusters, strict=True):
+        total[row[cluster], column[group]] += 1
+        right[row[cluster], column[group]] += hit
+    drawn = torch.randint(len(names), (draws, len(names)), generator=generator)
+    times = torch.zeros(draws, len(names), dtype=torch.float64).scatter_add_(1, drawn, torch.ones(drawn.shape, dtype=torch.float64))
+    hits, images = times @ right, times @ total
+    rates = hits / images  # NaN where a sample has nothing of a group
+    told = {
+        "accuracy": hits.sum(1) / images.sum(1),
+        "worst_group_accuracy": rates.nan_to_num(nan=torch.inf).amin(1),
+        "average_group_accuracy": rates.nanmean(1),
+    }
+    ends = torch.tensor([0.025, 0.975], dtype=torch.float64)
+    return {name: (low, high) for name, values in told.items() for low, high in [torch.quantile(values, ends).tolist()]}
 
 
 def mu_align(heatmaps: Float[Tensor, "image height width"], masks: Bool[Tensor, "image height width"]) -> tuple[float | None, int]:

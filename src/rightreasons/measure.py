@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from rightreasons import evaluate
-from rightreasons.data.loading import read_all, read_batches, some_images
+from rightreasons.data.loading import count_images, read_all, read_batches, some_images
+from rightreasons.data.manifest import find_leaks, hash_manifest
 from rightreasons.data.task import Task
 from rightreasons.inspection import explain_images, segment_settings, shown_effect
 from rightreasons.models import as_classifier
@@ -66,7 +67,8 @@ def read_scores(stored: dict[str, Any]) -> Scores:
         return {name: GroupScore(**group) for name, group in groups.items()}
 
     others = {attribute: read(groups) for attribute, groups in stored.get("other_groups", {}).items()}
-    return Scores(**{**stored, "groups": read(stored["groups"]), "other_groups": others})
+    intervals = {name: (low, high) for name, (low, high) in stored.get("intervals", {}).items()}
+    return Scores(**{**stored, "groups": read(stored["groups"]), "other_groups": others, "intervals": intervals})
 
 
 def critic_scores(run: Run, truth: GroundTruth | None) -> dict[str, Any]:
@@ -128,7 +130,23 @@ def segment_scores(run: Run, truth: GroundTruth | None) -> dict[str, float | Non
 def spurious_fraction(run: Run, task: Task) -> float | None:
     """The share of the inspected images that carry the shortcut, where the task knows."""
     truth = task.truth.get("train")
-    return None if truth is None or truth.spurious is None else truth.spurious[run.selection.indices].double().mean().item()
+    if truth is None:
+        return None
+    if truth.spurious is not None:
+        return truth.spurious[run.selection.indices].double().mean().item()
+    masked = [truth.mask(index) is not None for index in run.selection.indices.tolist()]
+    return sum(masked) / len(masked) if any(masked) else None
+
+
+def data_facts(run: Run, task: Task) -> dict[str, Any]:
+    """What the data were read as, how many images each split has, and how many of them are in two splits by their hash."""
+    listed = run.folder.load_manifest()
+    return {
+        "read_as": task.told,
+        "images": {split: count_images(dataset) for split, dataset in task.splits.items()},
+        "manifest": None if listed is None else hash_manifest(listed),
+        "images_in_two_splits": None if listed is None else len(find_leaks(listed)),
+    }
 
 
 def build_metrics(
@@ -154,13 +172,19 @@ def build_metrics(
         },
         "segments": segment_scores(run, task.truth.get("train")),
         "completeness_error": run.attribution.completeness_error.nanmedian().item(),
+        "data": data_facts(run, task),
         "skipped_images": len(task.skipped),
-        "before": asdict(before),
-        "after": asdict(after) if after is not None else None,
+        "before": _stored(before),
+        "after": _stored(after) if after is not None else None,
         "alignment": asdict(alignment) if alignment is not None else None,
-        "reference": {name: asdict(scores) for name, scores in (reference or {}).items()},
+        "reference": {name: _stored(scores) for name, scores in (reference or {}).items()},
         "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
     }
+
+
+def _stored(scores: Scores) -> dict[str, Any]:
+    """Scores for metrics.json; intervals where there are any."""
+    return {key: value for key, value in asdict(scores).items() if key != "intervals" or value}
 
 
 def _truly_spurious(run: Run, truth: GroundTruth) -> list[Tensor]:
@@ -185,11 +209,12 @@ def _label_free_proofs(model: nn.Module, run: Run) -> dict[str, float | None]:
 
 
 def _mu_align(model: nn.Module, test_set: Dataset, truth: GroundTruth, run: Run) -> float | None:
-    masked = [index for index in range(len(truth.groups)) if truth.mask(index) is not None]
-    if not masked:
-        return None
+    masked = truth.masked if truth.masked is not None else [index for index in range(len(truth.groups)) if truth.mask(index) is not None]
     most = min(MU_ALIGN_IMAGES, MU_ALIGN_PIXELS // run.attribution.heatmaps[0].numel())
     chosen = torch.randperm(len(masked), generator=seeded(run.config.run.seed, "mu_align"))[:most].tolist()
-    batch = read_all(test_set, [masked[i] for i in chosen])
-    masks = torch.stack([mask for index in batch.indices.tolist() if (mask := truth.mask(index)) is not None])
-    return evaluate.mu_align(explain_images(model, batch.images, run.train, run.config, most=SCORED_BASELINES).heatmaps, masks)[0]
+    masks = {masked[i]: mask for i in chosen if (mask := truth.mask(masked[i])) is not None}
+    if not masks:
+        return None
+    batch = read_all(test_set, list(masks))
+    shown = torch.stack([masks[index] for index in batch.indices.tolist()])
+    return evaluate.mu_align(explain_images(model, batch.images, run.train, run.config, most=SCORED_BASELINES).heatmaps, shown)[0]

@@ -28,6 +28,7 @@ from rightreasons.config import Config, match_descriptions, parse_config
 from rightreasons.consult import AskLVLM, Case, Panel, consult_case
 from rightreasons.controls import consult_control, control_rows, read_controls
 from rightreasons.data.loading import count_images, read_all, read_batches, some_images
+from rightreasons.data.manifest import describe_leaks, find_leaks, list_hashes
 from rightreasons.descriptions import check_descriptions
 from rightreasons.dispatch import count_workers, map_in_order
 from rightreasons.inspection import Inspection, inspect_images, render_inspected, warn_of_lettering
@@ -144,6 +145,7 @@ def find_shortcuts(
     folder = RunFolder(Path(out))
     manifest = f"{type(train_set).__name__} of {count_images(train_set)}, model {hash_weights(model)}"
     folder.start(config, manifest=manifest, root=Path.cwd())
+    record_manifest(folder, {"train": train_set, "validation": validation_set}, reporter or Silent())
     return find(config, folder, model, train_set, validation_set, ordered, lvlm, retry_unknown=retry_unknown, reporter=reporter or Silent())
 
 
@@ -205,6 +207,18 @@ def find(
     if not run.found:
         reporter.note("no shortcut found: no segment was judged spurious")
     return run
+
+
+def record_manifest(folder: RunFolder, splits: Mapping[str, Dataset], reporter: Reporter) -> None:
+    """Every image by its hash in manifest.jsonl, where that is not there yet; and a note where one image is in two splits."""
+    listed = folder.load_manifest()
+    if listed is None:
+        with folder.locked(), reporter.stage("manifest") as advance:
+            listed = list_hashes(splits, advance)
+            folder.save_manifest(listed)
+    leaks = find_leaks(listed)
+    if leaks:
+        reporter.note(describe_leaks(leaks, splits))
 
 
 def consult(

@@ -197,4 +197,4 @@ def _stand_in(project: Project, folder: RunFolder) -> Inspection:
 
 def _open_silently(project: Project, role: Role) -> LVLM:
     base_url = project.config.critic.server(role)[1]
-    return open_role(project, role, (urlsplit(base_url or "").hostname or "", *provider_hosts()))
+    return open_role(project, role, (f"http://{urlsplit(base_url or '').hostname}", *provider_hosts()))

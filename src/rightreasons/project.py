@@ -17,9 +17,11 @@ from rightreasons.descriptions import check_descriptions
 from rightreasons.errors import ConfigError
 from rightreasons.judge import read_examples
 from rightreasons.lvlm import LVLM, open_lvlm
+from rightreasons.lvlm.hosts import read_host
 from rightreasons.lvlm.prices import required_price
+from rightreasons.lvlm.privacy import is_loopback
 from rightreasons.models import hash_weights, load_checkpoint, place_model, save_checkpoint
-from rightreasons.pipeline import Run, check_classifier, find
+from rightreasons.pipeline import Run, check_classifier, find, record_manifest
 from rightreasons.progress import Reporter
 from rightreasons.records import ClassDescription
 from rightreasons.runs import RunFolder, write_atomically
@@ -91,6 +93,8 @@ def find_in_project(
     if carried is None:
         prices = {model.name: required_price(model, price_file(project)) for model in (lvlm, judge)}
         for model in [lvlm] if judge is lvlm else [lvlm, judge]:
+            if (server := str((model.address or {}).get("base_url"))).lower().startswith("http://") and not is_loopback(read_host(server)):
+                reporter.note(f"the way to {server} is not encrypted: whoever is on it can read the images, and the key")
             model.check()
     model = prepare(project, folder, reporter)
     return find(
@@ -116,7 +120,10 @@ def prepare(project: Project, folder: RunFolder, reporter: Reporter) -> nn.Modul
     read_examples(project.root / examples if examples else None, seeded(project.config.run.seed, "few-shot"))
     for note in check_descriptions(project.descriptions):
         reporter.note(note)
+    for problem in project.task.problems:
+        reporter.note(problem)
     folder.start(project.config, manifest=project.manifest, root=project.root)
+    record_manifest(folder, project.task.splits, reporter)
     return trained_model(project, folder, reporter)
 
 

@@ -16,8 +16,16 @@ from rightreasons.text import clean_text
 VALUES: tuple[Value, ...] = ("relevant", "spurious", "unsure")
 # Past this an answer is no answer: the cap on tokens is far below it.
 LONGEST_ANSWER = 200_000
-_STRING_OR_SLIP = re.compile(r""""(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|,(?=\s*[}\]])""", re.DOTALL)
+# None of these looks at a character over and over: a model that repeats itself to its cap, or a hostile one, must not hold up a run. The rest after a
+# quote that nothing closes is one token.
+_STRING_OR_SLIP = re.compile(r""""(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|["'].*|,(?=\s*[}\]])""", re.DOTALL)
+_NOISE = r"(?:[^\w\n]|_)"
+# An ID at the start of a line, with Markdown around it, in a numbered list or as "Segment S1".
+_ID = rf"{_NOISE}*(?:\d+[.)]{_NOISE}*)?(?:(?i:segment){_NOISE}+)?(S\d+)(?![^\W_])"
+_STARTS_WITH_ID = re.compile(_ID)
+_VERDICT_LINE = re.compile(rf"^{_ID}{_NOISE}+({'|'.join(VALUES)}){_NOISE}*$", re.MULTILINE | re.IGNORECASE)
 _CONCLUSION = re.compile(r"conclusion\W{1,6}(?:it )?(matters|does not matter|doesn't matter|is unclear|unclear)\b", re.IGNORECASE)
+_MARKS = " \t*_#>|:.,;)-\u2013\u2014"
 _CONCLUSIONS: Mapping[str, Value] = {"matters": "relevant", "does not matter": "spurious", "doesn't matter": "spurious"}
 
 
@@ -32,11 +40,11 @@ def read_json(text: str) -> dict[str, Any]:
     """
     if len(text) > LONGEST_ANSWER:
         raise MalformedAnswer(f"an answer of {len(text):,} characters")
-    found = re.search(r"\{.*\}", text, re.DOTALL)
-    if found is None:
+    found = text[text.find("{") : text.rfind("}") + 1] if "{" in text else ""
+    if not found:
         raise MalformedAnswer(f"no JSON object in {clean_text(text[:80])!r}")
     # Between tokens a control character is noise; inside a string json.loads takes it, and clean_text sees to it later.
-    written = re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufeff]", "", found.group())
+    written = re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufeff]", "", found)
     try:
         return _load(written)
     except MalformedAnswer:
@@ -52,7 +60,7 @@ def read_json(text: str) -> dict[str, Any]:
 
 def read_tagged(text: str, ids: Sequence[str]) -> dict[str, Any] | None:
     """Verdicts as lines ``S1: spurious``, from a model that writes no JSON; None unless every one of ``ids``, and no other, has just one."""
-    lines = re.findall(rf"^[\W_]*(S\d+)[\W_]+({'|'.join(VALUES)})[\W_]*$", text, re.MULTILINE | re.IGNORECASE)
+    lines = _VERDICT_LINE.findall(text)
     return dict(lines) if sorted(name for name, _ in lines) == sorted(ids) else None
 
 
@@ -75,8 +83,25 @@ def read_values(said: Mapping[str, Any]) -> dict[str, Value]:
 
 
 def read_paragraphs(critique: str) -> dict[str, str]:
-    """A critique's words on each segment that it names: the last paragraph that starts with its ID."""
-    return {name: words.strip() for name, words in re.findall(r"^[\W_]*(S\d+)\b\W*(.*(?:\n(?![\W_]*S\d+\b|\s*\n).*)*)", critique, re.MULTILINE)}
+    """A critique's words on each segment that it names: the last paragraph that starts with its ID.
+
+    Where the ID is a heading it is the paragraph below; a conclusion in a paragraph of its own belongs to the segment before it.
+    """
+    paragraphs: dict[str, list[str]] = {}
+    words: list[str] = []
+    within = False
+    for line in critique.split("\n"):
+        if found := _STARTS_WITH_ID.match(line):
+            first = line[found.end() :].lstrip(_MARKS)
+            words = paragraphs[found[1]] = [first] if first else []
+            within = True
+        elif not line.strip():
+            within = within and not words
+        elif within or _CONCLUSION.match(line.lstrip(_MARKS)):
+            words.append(line if words else line.lstrip(_MARKS))
+        else:
+            words = []
+    return {name: "\n".join(lines).strip() for name, lines in paragraphs.items()}
 
 
 def read_conclusion(words: str) -> Value | None:

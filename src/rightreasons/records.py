@@ -30,13 +30,17 @@ class GroundTruth:
     """What nobody has in practice: who carries the shortcut and where. For evaluate, the simulated critic and declared baselines alone.
 
     ``groups`` names the group of each image, by dataset index; ``mask`` gives the shortcut's pixels of one image,
-    or None where it has no mask. ``spurious`` tells who carries it; ``other_groups`` are further groupings, by the name of the attribute.
+    or None where it has no mask, and ``masked`` which images may have one, where that is known without a look at the masks. ``spurious`` tells
+    who carries it; ``other_groups`` are further groupings, by the name of the attribute.
+    ``clusters`` names what each image shows, where several show the same: an interval has to draw those together.
     """
 
     groups: Sequence[str]
     mask: Callable[[int], Bool[Tensor, "height width"] | None]
     spurious: Bool[Tensor, " image"] | None = None
     other_groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    masked: Sequence[int] | None = None
+    clusters: Sequence[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -149,7 +153,10 @@ class GroupScore:
 
 @dataclass(frozen=True)
 class Scores:
-    """Every metric of docs/method.md, section 7; None where a label that it needs is missing."""
+    """Every metric of docs/method.md, section 7; None where a label that it needs is missing.
+
+    ``intervals`` has 95 % intervals of the accuracies, by their names, where the images come in clusters.
+    """
 
     accuracy: float
     mean_entropy: float
@@ -161,3 +168,4 @@ class Scores:
     mu_align: float | None = None
     groups: Mapping[str, GroupScore] = field(default_factory=dict)
     other_groups: Mapping[str, Mapping[str, GroupScore]] = field(default_factory=dict)
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)

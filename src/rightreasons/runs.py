@@ -7,7 +7,7 @@ import fcntl
 import json
 import os
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from rightreasons.config import Config, describe_difference, read_config
+from rightreasons.data.manifest import Listed
 from rightreasons.errors import ConfigError
 from rightreasons.models import best_device
 from rightreasons.records import Attribution, Control, Critique, Outcome, Segmentation, Selection, Verdict
@@ -43,6 +44,14 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_text(path: Path, text: str) -> None:
     """A text file in UTF-8, written atomically."""
     write_bytes(path, text.encode())
+
+
+def make_private_folder(path: Path, name: str) -> None:
+    """A folder that only its owner can read, called ``name`` in the ConfigError where it cannot be made."""
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise ConfigError(f"cannot make the {name} {path}: {error.strerror}") from error
 
 
 class RunFolder:
@@ -86,10 +95,7 @@ class RunFolder:
             )
             if foreign:
                 raise ConfigError(f"{self.path} is not empty and not a run folder: choose another --out")
-            try:
-                self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
-            except OSError as error:
-                raise ConfigError(f"cannot make the run folder {self.path}: {error.strerror}") from error
+            make_private_folder(self.path, "run folder")
             environment = {
                 "rightreasons": version("rightreasons"),
                 "python": platform.python_version(),
@@ -119,6 +125,23 @@ class RunFolder:
         if not (self.path / "config.toml").exists():
             raise ConfigError(f"{self.path} is not a run folder (it has no config.toml): make one with `rightreasons find CONFIG --out {self.path}`")
         return read_config(self.path / "config.toml")
+
+    def save_manifest(self, listed: Iterable[Listed]) -> None:
+        """manifest.jsonl, one line an image."""
+        write_text(self.path / "manifest.jsonl", "".join(json.dumps(asdict(line)) + "\n" for line in listed))
+
+    def load_manifest(self) -> list[Listed] | None:
+        """manifest.jsonl, read back."""
+        lines = self._read_lines("manifest.jsonl")
+        return None if lines is None else [Listed(**line) for line in lines]
+
+    def save_unreadable(self, unreadable: Mapping[str, list[int]]) -> None:
+        """unreadable.json: the images of each split that could not be decoded, by their number."""
+        write_text(self.path / "unreadable.json", json.dumps(unreadable) + "\n")
+
+    def load_unreadable(self) -> dict[str, list[int]]:
+        """unreadable.json, read back; none before anything was saved."""
+        return self._read_json("unreadable.json") or {}
 
     def save_selection(self, selection: Selection) -> None:
         """selection.json."""

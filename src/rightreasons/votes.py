@@ -53,7 +53,7 @@ def renumber(segments: Int[Tensor, "height width"], order: Sequence[int]) -> Int
 def restore_names(text: str, order: Sequence[int]) -> str:
     """A vote's words, with every segment called as in the first vote. Names of segments that do not exist stay."""
     names = {f"S{shown + 1}": f"S{segment + 1}" for shown, segment in enumerate(order)}
-    return re.sub(r"\bS\d+\b", lambda found: names.get(found.group(), found.group()), text)
+    return re.sub(r"(?<![^\W_])S\d+(?![^\W_])", lambda found: names.get(found.group(), found.group()), text)
 
 
 def restore_vote(critique: Critique, verdicts: Sequence[Verdict], order: Sequence[int]) -> tuple[Critique, list[Verdict]]:

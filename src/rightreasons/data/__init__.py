@@ -3,38 +3,75 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from rightreasons.config import DataConfig
-from rightreasons.data import decoy_mnist, solar
-from rightreasons.data.folder import open_class_folder
+from rightreasons.config import DataConfig, Format
+from rightreasons.data import celeba, decoy_mnist, folder, huggingface, isic, labels, parquet, solar, spuco, stamps
+from rightreasons.data.assemble import assemble_task
 from rightreasons.data.task import Task
+from rightreasons.data.tree import IMAGE_SUFFIXES, Tree, list_tree
 from rightreasons.errors import DataError
 
 # A task's name may carry a variant: "decoy-mnist:packaged".
-_TASKS = {"decoy-mnist": decoy_mnist, "solar": solar}
+_TASKS = {"decoy-mnist": decoy_mnist, "solar": solar, "stamps": stamps}
+# Each has ``recognise(tree, config)`` and ``list_images(tree, config)``. The first that recognises a folder reads it: the strictest come first.
+_FORMATS: dict[Format, ModuleType] = {
+    "huggingface": huggingface,
+    "parquet": parquet,
+    "celeba": celeba,
+    "isic": isic,
+    "table": labels,
+    "spuco": spuco,
+    "class-folders": folder,
+}
 
 
 def open_data(config: DataConfig, *, root: Path, seed: int) -> Task:
     """The task that ``config.path`` names: a built-in one, or a folder (relative to ``root``, where the configuration lies).
 
-    Raises DataError where there is neither, or the folder cannot be used.
+    A table of labels stands for the folder that it lies in. Raises DataError where there is nothing of that name, or it cannot be used.
     """
     name, *variant = config.path.split(":")
     if name in _TASKS:
         return _TASKS[name].open_task(tuple(variant), size=config.size, seed=seed)
-    folder = root / config.path
+    path = root / config.path
     try:
-        is_folder = folder.is_dir()
+        is_folder, is_file = path.is_dir(), path.is_file()
     except OSError as error:
         raise DataError(f"[data] path = {config.path[:80]!r}: {error.strerror}") from error
+    if is_file and path.suffix.lower() in labels.TABLE_SUFFIXES:
+        path, config, is_folder = path.parent, config.model_copy(update={"table": path.name}), True
     if not is_folder:
-        what = "is a file" if folder.exists() else "does not exist"
-        raise DataError(f"[data] path = {config.path!r}: {folder} {what}; a folder of images or a built-in task is needed ({', '.join(_TASKS)})")
-    return open_class_folder(folder, size=config.size, mode=config.mode, seed=seed)
+        what = "is a file" if is_file else "does not exist"
+        raise DataError(
+            f"[data] path = {config.path!r}: {path} {what}; a folder of images, a table of labels (.csv, .tsv) or a built-in task is needed "
+            f"({', '.join(_TASKS)})"
+        )
+    tree = list_tree(path)
+    kind = config.format if config.format != "auto" else _recognise(tree, config)
+    return assemble_task(_FORMATS[kind].list_images(tree, config), config, name=str(path), seed=seed)
 
 
 def task_defaults(path: str) -> dict[str, Any]:
     """The model, classes and settings that a built-in task brings, as configuration tables; none for a folder."""
     name, *variant = path.split(":")
     return _TASKS[name].defaults(tuple(variant)) if name in _TASKS else {}
+
+
+def _recognise(tree: Tree, config: DataConfig) -> Format:
+    """The format of a folder. Class folders are what is left, so that their errors say what is missing."""
+    for kind, module in _FORMATS.items():
+        if module.recognise(tree, config):
+            return kind
+    tables = labels.list_tables(tree)
+    if tables:
+        return "table"
+    images = tree.images()
+    if not tree.folders:
+        there = f"{len(images)} images, such as {images[0]}" if images else f"no images (looked for {', '.join(sorted(IMAGE_SUFFIXES))})"
+        raise DataError(
+            f"{tree.root} has {there}, 0 class folders and no table of labels: put the images of each class into a folder of their own, "
+            "at least two, or add a table (labels.csv) with the columns 'filename' and 'label'"
+        )
+    return "class-folders"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -28,15 +29,14 @@ class Batch:
 def read_batches(dataset: Dataset, *, indices: Sequence[int] | Tensor | None = None, batch_size: int = 256) -> Iterator[Batch]:
     """The images at ``indices`` (default: all, in order), ``batch_size`` at a time; unreadable ones are left out.
 
-    A dataset with ``read(indices) -> Batch`` is asked for whole batches; any other is asked for one item at a time.
-    Raises DataError where not a single image of the dataset could be read.
+    A dataset with ``read(indices) -> Batch`` is asked for whole batches, and where it ``reads_ahead`` for the next one while this one is worked on;
+    any other is asked for one item at a time. Raises DataError where not a single image of the dataset could be read.
     """
     wanted = range(count_images(dataset)) if indices is None else indices
+    parts = (torch.as_tensor(wanted[start : start + batch_size], dtype=torch.int64) for start in range(0, len(wanted), batch_size))
+    read: Callable[[Tensor], Batch] = getattr(dataset, "read", None) or (lambda part: _read_items(dataset, part))
     read_any = False
-    for start in range(0, len(wanted), batch_size):
-        part = torch.as_tensor(wanted[start : start + batch_size], dtype=torch.int64)
-        read = getattr(dataset, "read", None)
-        batch = read(part) if read is not None else _read_items(dataset, part)
+    for batch in _ahead(read, parts) if getattr(dataset, "reads_ahead", False) else map(read, parts):
         if len(batch):
             read_any = True
             yield batch
@@ -75,6 +75,19 @@ def collate(items: Sequence[tuple[int, Tensor, int]]) -> Batch:
         raise DataError(f"images of one shape are needed, and a batch has {sorted(shapes)}: resize them in the dataset")
     indices, images, labels = zip(*items, strict=True)
     return Batch(torch.tensor(indices), torch.stack(images), torch.tensor(labels))
+
+
+def _ahead(read: Callable[[Tensor], Batch], parts: Iterable[Tensor]) -> Iterator[Batch]:
+    """Every part read, each while the one before it is worked on."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting = None
+        for part in parts:
+            following = pool.submit(read, part)
+            if waiting is not None:
+                yield waiting.result()
+            waiting = following
+        if waiting is not None:
+            yield waiting.result()
 
 
 def _read_items(dataset: Dataset, indices: Tensor) -> Batch:

@@ -11,7 +11,6 @@ The variant ``texture`` has no plate. There the cells' own make (mono- or polycr
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +20,7 @@ from jaxtyping import Bool, Int, UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from rightreasons.data.planted import PLANS, UNBIASED, draw_carriers, name_groups
 from rightreasons.data.task import Task, TensorImages, hash_tensors
 from rightreasons.errors import DataError, MissingExtra
 from rightreasons.records import GroundTruth
@@ -35,15 +35,6 @@ CORRELATED: dict[str, float] = {"functional": 0.05, "defective": 0.95}
 BALANCED: dict[str, float] = dict.fromkeys(CLASSES, 0.5)
 # Of each class; as many functional cells as defective ones are used.
 SIZES = {"test": 200, "validation": 75, "train": 440}
-UNBIASED = "unbiased train"
-# Renderings of three disjoint sets of cells, and which of them carry the correlation.
-PLANS = {
-    "train": ("train", CORRELATED),
-    "validation": ("validation", CORRELATED),
-    "balanced validation": ("validation", BALANCED),
-    "test": ("test", BALANCED),
-    UNBIASED: ("train", BALANCED),
-}
 # The plate on the photographs' own 300 pixels: width, height, and how far from the edges it may lie.
 PHOTOGRAPH = 300
 PLATE = (110, 44)
@@ -82,8 +73,8 @@ def open_task(variant: tuple[str, ...], *, size: int | None, seed: int) -> Task:
     render = _render_textured if variant else _render_tagged
     sets = _split_cells(cells, seed)
     splits, truth = {}, {}
-    for split, (source, shares) in PLANS.items():
-        splits[split], truth[split] = render(cells, sets[source], shares, split, seed)
+    for split, (source, correlated) in PLANS.items():
+        splits[split], truth[split] = render(cells, sets[source], CORRELATED if correlated else BALANCED, split, seed)
     unbiased = splits.pop(UNBIASED)
     truth.pop(UNBIASED)
     # As many as the training set has: the variant has to leave out other cells for another share.
@@ -121,13 +112,13 @@ def _read_cells(size: int) -> _Cells:
 def _render_tagged(cells: _Cells, indices: Int[Tensor, " cell"], shares: dict[str, float], split: str, seed: int) -> tuple[TensorImages, GroundTruth]:
     """All of these cells, with a plate on the given share of each class."""
     labels, makes = cells.labels[indices], cells.makes[indices]
-    tagged = _draw_share(labels, shares, seed, split)
+    tagged = draw_carriers(labels, shares, seed, "solar tags", split)
     images, masks = _add_plates(cells.images[indices], tagged, seed, split)
     truth = GroundTruth(
-        _name_groups(labels, ["tag" if tag else "no tag" for tag in tagged.tolist()]),
+        name_groups(CLASSES, labels, ["tag" if tag else "no tag" for tag in tagged.tolist()]),
         functools.partial(_mask_at, masks, tagged),
         tagged,
-        other_groups={"make": _name_groups(labels, [MAKES[make] for make in makes.tolist()])},
+        other_groups={"make": name_groups(CLASSES, labels, [MAKES[make] for make in makes.tolist()])},
     )
     return TensorImages(images[:, None], labels), truth
 
@@ -138,7 +129,7 @@ def _render_textured(
     """Cells are left out until the given share of each class is polycrystalline. A texture has no region of its own, so there is no mask."""
     rows = indices[_keep_share(cells.labels[indices], cells.makes[indices] == 1, shares)]
     labels, makes = cells.labels[rows], cells.makes[rows]
-    truth = GroundTruth(_name_groups(labels, [MAKES[make] for make in makes.tolist()]), lambda index: None, makes == 1)
+    truth = GroundTruth(name_groups(CLASSES, labels, [MAKES[make] for make in makes.tolist()]), lambda index: None, makes == 1)
     return TensorImages(cells.images[rows][:, None], labels), truth
 
 
@@ -153,16 +144,6 @@ def _split_cells(cells: _Cells, seed: int) -> dict[str, Int[Tensor, " cell"]]:
     return {split: torch.cat(parts[split]) for split in SIZES}
 
 
-def _draw_share(labels: Int[Tensor, " cell"], shares: dict[str, float], seed: int, split: str) -> Bool[Tensor, " cell"]:
-    """Exactly that share of each class, at random."""
-    drawn = torch.zeros(len(labels), dtype=torch.bool)
-    for label, name in enumerate(CLASSES):
-        members = (labels == label).nonzero()[:, 0]
-        order = members[torch.randperm(len(members), generator=seeded(seed, "solar tags", split, label))]
-        drawn[order[: round(shares[name] * len(members))]] = True
-    return drawn
-
-
 def _keep_share(labels: Int[Tensor, " cell"], poly: Bool[Tensor, " cell"], shares: dict[str, float]) -> Int[Tensor, " kept"]:
     """Rows to keep so that of each class this share is poly: all of the scarcer make, and as many of the other as fit."""
     kept = []
@@ -171,10 +152,6 @@ def _keep_share(labels: Int[Tensor, " cell"], poly: Bool[Tensor, " cell"], share
         total = min(len(yes) / shares[name], len(no) / (1 - shares[name]))
         kept += [yes[: round(total * shares[name])], no[: round(total * (1 - shares[name]))]]
     return torch.cat(kept)
-
-
-def _name_groups(labels: Int[Tensor, " cell"], attributes: Sequence[str]) -> list[str]:
-    return [f"{CLASSES[label]}, {attribute}" for label, attribute in zip(labels.tolist(), attributes, strict=True)]
 
 
 def _mask_at(masks: Bool[Tensor, "cell side side"], tagged: Bool[Tensor, " cell"], index: int) -> Tensor | None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -19,8 +18,11 @@ class Task:
     """``splits`` ("train", "validation", "test") yield images and labels and nothing else.
 
     ``truth`` has groups and masks per split, where they are known; ``unbiased_train`` is the training split without the
-    correlation, where the task can make it. Neither ever reaches a stage above evaluate. ``skipped`` fills up with the files that
-    turn out to be unreadable, and why.
+    correlation, where the task can make it. Neither ever reaches a stage above evaluate. ``manifest`` identifies the data.
+
+    Of a folder, ``told`` says what it was read as and by what, and ``problems`` what a person should know of it; ``skipped`` has the files that
+    are left out, and why, and fills up with those that turn out to be unreadable. ``sizes`` counts the sizes ("640x480") of the files whose
+    headers were read.
     """
 
     name: str
@@ -29,7 +31,20 @@ class Task:
     manifest: str
     truth: Mapping[str, GroundTruth] = field(default_factory=dict)
     unbiased_train: Dataset | None = None
-    skipped: Mapping[Path, str] = field(default_factory=dict)
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    told: str = "a built-in task"
+    problems: Sequence[str] = ()
+    sizes: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What tells one image of a dataset from another: its index, label, length in bytes and SHA-256 ("" where it cannot be read)."""
+
+    index: int
+    label: int
+    bytes: int
+    sha256: str
 
 
 class TensorImages(Dataset):
@@ -47,6 +62,11 @@ class TensorImages(Dataset):
     def read(self, indices: Tensor) -> Batch:
         """Many at once: one slice rather than one item at a time."""
         return Batch(indices, self.images[indices].float() / 255, self.labels[indices])
+
+    def fingerprints(self) -> Iterator[Fingerprint]:
+        """Index, label, length and SHA-256 of every image's pixels, in order."""
+        for number, (image, label) in enumerate(zip(self.images, self.labels.tolist(), strict=True)):
+            yield Fingerprint(number, label, image.nbytes, hash_tensors(image))
 
 
 def hash_tensors(*tensors: Tensor) -> str:

@@ -96,7 +96,7 @@ def _open_human(file: str, **_: object) -> LVLM:
 def _open_simulated(options: str, *, truth: GroundTruth | None, seed: int, **_: object) -> LVLM:
     from rightreasons.lvlm.simulated import Simulated
 
-    if truth is None:
+    if truth is None or (truth.masked is not None and not truth.masked):
         raise LVLMUnavailable("simulated: needs ground-truth masks, which these data do not have; name a real model: lvlm = 'openai:MODEL'")
     return Simulated(truth, options, seed=seed)
 

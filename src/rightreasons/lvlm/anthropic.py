@@ -12,7 +12,7 @@ from rightreasons.errors import LVLMError, LVLMRejected, LVLMTooBig, LVLMUnavail
 from rightreasons.lvlm.failures import Failure, classify
 from rightreasons.lvlm.hosts import CONNECT_SECONDS, Loop, Server
 from rightreasons.lvlm.privacy import KEYS, redact
-from rightreasons.lvlm.protocol import Answer, Request, Usage
+from rightreasons.lvlm.protocol import Answer, Request, Usage, read_count
 
 if TYPE_CHECKING:
     import anthropic
@@ -148,5 +148,5 @@ def _usage(said: dict[str, Any] | None) -> Usage:
     """Everything that went in, from a cache or not: a price that is lower there is not counted on."""
     if not said:
         return Usage()
-    parts = [said.get(name) for name in ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")]
-    return Usage(sum(part or 0 for part in parts) if parts[0] is not None else None, said.get("output_tokens"))
+    parts = [read_count(said.get(name)) for name in ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")]
+    return Usage(sum(part or 0 for part in parts) if parts[0] is not None else None, read_count(said.get("output_tokens")))

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 _DATA_URL = "data:image/png;base64,"
 # The opening tag is often part of the prompt, and the closing one is missing where the thoughts used up the cap.
-_THOUGHTS = re.compile(r"\A.*</think>|\A\s*<think>.*\Z", re.DOTALL)
+_THOUGHTS = re.compile(r"\A.*(?:</think>|\[/THINK\]|◁/think▷)|\A\s*(?:<think>|\[THINK\]|◁think▷).*\Z", re.DOTALL)
 
 
 def chat_message(request: Request) -> dict[str, Any]:

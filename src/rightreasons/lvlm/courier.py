@@ -24,6 +24,7 @@ from typing import Any
 from rightreasons import errors
 from rightreasons.errors import LVLMBusy, LVLMError, LVLMUnavailable
 from rightreasons.lvlm.attempts import Attempt, Writer, begin, keep_answer, keep_failure
+from rightreasons.lvlm.privacy import redact
 
 READY = "ready\n"
 _ENDED = "the process that sends requests has ended; run the same command again, and it goes on where it stopped"
@@ -139,9 +140,9 @@ def _serve() -> None:
         row = writer.write(lambda connection: begin(connection, Attempt(**job["attempt"])))
         word: dict[str, Any] = {"number": job["number"], "row": row}
         try:
-            raw = lvlm.send(job["body"], None)
+            raw = redact(lvlm.send(job["body"], None))  # an answer can repeat the key, and the ledger keeps it as it came
         except Exception as error:  # whatever it is, the command must hear of it
-            failure = error if isinstance(error, LVLMError) else LVLMError(repr(error))
+            failure = error if isinstance(error, LVLMError) else LVLMError(redact(repr(error)))
             word |= {"kind": type(failure).__name__, "message": str(failure), "wait": getattr(failure, "wait", None)}
             writer.write(lambda connection: keep_failure(connection, row, failure))
         else:

@@ -39,7 +39,7 @@ class Failure:
         """The error object of the answer, empty where there is none."""
         try:
             said = json.loads(self.text)
-        except ValueError:
+        except (ValueError, RecursionError):
             return {}
         inner = said.get("error", said) if isinstance(said, dict) else {}
         return inner if isinstance(inner, dict) else {"message": str(inner)}

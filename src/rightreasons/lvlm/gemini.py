@@ -13,7 +13,7 @@ from rightreasons.errors import LVLMError, LVLMRejected, LVLMUnavailable, LVLMUn
 from rightreasons.lvlm.failures import Failure, classify
 from rightreasons.lvlm.hosts import CONNECT_SECONDS, Loop, Server
 from rightreasons.lvlm.privacy import KEYS, redact
-from rightreasons.lvlm.protocol import Answer, Request, Usage
+from rightreasons.lvlm.protocol import Answer, Request, Usage, read_count
 
 if TYPE_CHECKING:
     import httpx2
@@ -173,5 +173,5 @@ def _encode(png: bytes) -> str:
 def _usage(said: dict[str, Any] | None) -> Usage:
     """Thoughts are paid for as answers are."""
     counts = said or {}
-    out = counts.get("candidatesTokenCount"), counts.get("thoughtsTokenCount")
-    return Usage(counts.get("promptTokenCount"), None if out == (None, None) else sum(part or 0 for part in out))
+    out = read_count(counts.get("candidatesTokenCount")), read_count(counts.get("thoughtsTokenCount"))
+    return Usage(read_count(counts.get("promptTokenCount")), None if out == (None, None) else sum(part or 0 for part in out))

@@ -41,7 +41,7 @@ class Server:
 
     def __init__(self, base_url: str, *, allow_remote: tuple[str, ...], keys: tuple[str, ...]) -> None:
         host = read_host(base_url)
-        check_leave(host, allow_remote)
+        check_leave(host, allow_remote, encrypted=urlsplit(base_url).scheme == "https")
         self.base_url, self._keys, self.remote = base_url, keys, not is_loopback(host)
 
     def key(self) -> str:
@@ -74,7 +74,7 @@ class Server:
         """The JSON object of an answer. Raises LVLMTimeout where it breaks off, LVLMProtocolError where it is something else."""
         try:
             whole = json.loads(raw)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if raw.lstrip().startswith("{"):
                 raise LVLMTimeout(f"{self.base_url} sent half an answer, which ends {raw[-40:]!r}") from error
             raise self.alien(raw, like=like) from error

@@ -11,7 +11,7 @@ from rightreasons.lvlm.chat import chat_message, read_content
 from rightreasons.lvlm.failures import Failure, classify
 from rightreasons.lvlm.hosts import CONNECT_SECONDS, Loop, Server
 from rightreasons.lvlm.privacy import KEYS, read_key, redact
-from rightreasons.lvlm.protocol import Answer, Request, Usage
+from rightreasons.lvlm.protocol import Answer, Request, Usage, read_count
 
 if TYPE_CHECKING:
     import openai
@@ -94,6 +94,8 @@ class OpenAICompatible:
         if isinstance(failed := whole.get("error"), dict) and not whole.get("choices"):  # a router passes on what failed behind it
             code = failed.get("code")
             raise self._explain(Failure(code if isinstance(code, int) and 400 <= code < 600 else 500, redact(raw), {}))
+        if whole.get("choices") == [] and whole.get("object") == "chat.completion":  # so some write that the model came to nothing
+            return Answer("", problem="truncated: empty answer (no choices)", outcome="truncated", usage=_usage(whole.get("usage")))
         try:
             choice = whole["choices"][0]
             message = dict(choice["message"])
@@ -175,5 +177,4 @@ async def _post(client: openai.AsyncOpenAI, body: dict[str, Any]) -> str:
 def _usage(counted: object) -> Usage:
     """Tokens as the server counted them, where it did."""
     counts = counted if isinstance(counted, dict) else {}
-    read = [value if isinstance(value := counts.get(key), int) else None for key in ("prompt_tokens", "completion_tokens")]
-    return Usage(*read)
+    return Usage(read_count(counts.get("prompt_tokens")), read_count(counts.get("completion_tokens")))

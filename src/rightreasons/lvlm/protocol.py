@@ -13,6 +13,9 @@ Role = Literal["critic", "judge", "fused", "control"]
 # What became of a request. Only "answered" is an answer; a person decides the rest.
 Outcome = Literal["answered", "refused", "truncated", "malformed", "unknown"]
 
+# No request comes near it; a larger count is a slip of the server's.
+MOST_TOKENS = 10**9
+
 
 @dataclass(frozen=True)
 class Request:
@@ -38,6 +41,11 @@ class Usage:
 
     input_tokens: int | None = None
     output_tokens: int | None = None
+
+
+def read_count(said: object) -> int | None:
+    """A count of tokens as a provider wrote it; None for what is none, so that what was set aside for the request counts in its place."""
+    return said if isinstance(said, int) and not isinstance(said, bool) and 0 <= said <= MOST_TOKENS else None
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,55 @@
+"""The command inspect: what a path is read as, for people and machines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from rightreasons.cli_common import note_left_out, print_table
+from rightreasons.config import parse_data, read_toml
+from rightreasons.data import open_data, task_defaults
+from rightreasons.data.overview import THUMBNAIL, choose_rows, draw_sheet, survey_task
+from rightreasons.errors import ConfigError
+from rightreasons.progress import Reporter
+from rightreasons.runs import make_private_folder, write_bytes
+from rightreasons.text import clean_text
+
+
+def survey_path(path: str, out: Path | None, reporter: Reporter, *, decode: bool) -> dict[str, Any]:
+    """Reads a folder, a table, a built-in task or a configuration's [data]; writes the contact sheet. Raises DataError as ``open_data`` does."""
+    root, table = Path.cwd(), {"path": path}
+    if path.endswith(".toml"):
+        root, table = Path(path).parent, read_toml(Path(path)).get("data")
+        if not isinstance(table, dict):
+            raise ConfigError(f"{path} has no table [data]: give it one, or name the folder itself")
+    config = parse_data(table, source=path)
+    if config.size is None and not task_defaults(config.path):
+        # Several sizes are something to be told of here, and no error.
+        config = config.model_copy(update={"size": THUMBNAIL})
+    with reporter.stage("list"):
+        task = open_data(config, root=root, seed=0)
+    survey = survey_task(task, reporter, decode=decode)
+    folder = out or Path("runs") / "inspect" / Path(config.path).stem
+    make_private_folder(folder, "folder")
+    sheet = folder / "contact-sheet.png"
+    write_bytes(sheet, draw_sheet(task, choose_rows(task)))
+    return {**survey, "left_out": dict(task.skipped), "contact_sheet": str(sheet)}
+
+
+def show_survey(survey: dict[str, Any], reporter: Reporter) -> None:
+    """The survey as a table and sentences."""
+    typer.echo(clean_text(f"{survey['path']} is read as {survey['read_as']}"))
+    known = any(counts["groups"] for counts in survey["splits"].values())
+    rows = []
+    for split, counts in survey["splits"].items():
+        rows.append([split, "", str(counts["images"]) + (f" of {counts['patients']} patients" if counts["patients"] else "")])
+        rows += [["", clean_text(name), str(count)] for name, count in (counts["groups"] or counts["classes"]).items()]
+    print_table("images", ["split", "group" if known else "class", "count"], rows)
+    if survey["sizes"]:
+        typer.echo("sizes: " + ", ".join(f"{size} ({count})" for size, count in list(survey["sizes"].items())[:5]))
+    for problem in survey["problems"]:
+        reporter.note(clean_text(problem))
+    note_left_out(survey["left_out"], reporter, "--json names them all")
+    typer.echo(f"contact sheet: {survey['contact_sheet']} (it has images of yours)")

@@ -1,0 +1,244 @@
+"""From a listing to a task: class names, splits, one size and mode, ground truth apart. All that can be checked without opening every image."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from rightreasons.config import DataConfig
+from rightreasons.data.decode import Header, Mode, decode_mask, read_header
+from rightreasons.data.images import THREADS, ImageFiles, PixelCache, Reading, labels_of
+from rightreasons.data.listing import Entry, Listing
+from rightreasons.data.splits import SPLITS, fill_splits, name_split, shared_patients
+from rightreasons.data.task import Task
+from rightreasons.errors import DataError, UnreadableImage
+from rightreasons.records import GroundTruth
+
+# Headers that are read before work starts: of all images where there are no more than this, else of so many all over the listing.
+MOST_HEADERS = 2000
+
+
+@dataclass(frozen=True)
+class Headers:
+    """What the headers that were read say: of images by name, and of masks by the name of their image."""
+
+    images: dict[str, Header]
+    masks: dict[str, Header]
+
+
+def assemble_task(listing: Listing, config: DataConfig, *, name: str, seed: int) -> Task:
+    """The task of a listing.
+
+    Raises DataError for fewer than two classes, a class without images in a split, images of several sizes where [data] size is not set, a
+    mask that is not of its image's shape, and whatever else of the configuration does not fit the data.
+    """
+    left_out = dict(listing.left_out)
+    problems = list(listing.problems)
+    entries, classes = _name_classes(listing, config, problems)
+    entries, made = _take_splits(entries, classes, listing, seed, problems)
+    headers = _read_headers(entries, listing, left_out)
+    entries = [entry for entry in entries if entry.name not in left_out]
+    _check_masks(entries, headers)
+    mode = config.mode or _agree_on_mode(headers.images, problems)
+    size = (config.size, config.size) if config.size is not None else _agree_on_size(headers.images)
+    reading = Reading(listing.open_source, mode, size, config.window, resize=config.size is not None)
+    cache = PixelCache()
+    parts = {split: [entry for entry in entries if entry.split == split] for split in SPLITS}
+    splits = {
+        split: ImageFiles(_without_truth(part), labels_of(part, classes), reading, skipped=left_out, cache=cache) for split, part in parts.items()
+    }
+    for split, images in splits.items():
+        counts = torch.bincount(images.labels, minlength=len(classes))
+        if not counts.all():
+            missing = classes[int((counts == 0).nonzero()[0])]
+            raise DataError(f"{name}: the {split} split has no readable image of class {missing!r}: each class needs some in each split")
+    truth = {split: _ground_truth(part, listing, size) for split, part in parts.items()} if _has_truth(entries) else {}
+    return Task(
+        name,
+        classes,
+        splits,
+        _fingerprint(parts, listing),
+        truth,
+        skipped=left_out,
+        told=f"{listing.told}{made}",
+        problems=problems,
+        sizes=_count_sizes(headers.images),
+    )
+
+
+def _name_classes(listing: Listing, config: DataConfig, problems: list[str]) -> tuple[list[Entry], tuple[str, ...]]:
+    """The entries with the names of their classes as labels, and the names in order; [data] names goes before what the format calls them."""
+    counts = Counter(entry.label for entry in listing.entries)
+    labels = listing.classes or sorted(counts, key=_natural)
+    unknown = [label for label in config.names if label not in labels]
+    if unknown:
+        raise DataError(f"[data] names has {unknown[0]!r}, which is no label of the data; the labels are {_some(labels)}")
+    unnamed = [label for label in labels if config.names and label not in config.names]
+    if unnamed:
+        raise DataError(f"[data] names has no name for {_some(unnamed)}: name every label, with '' to leave its images out")
+    # In the order in which the configuration names them, where it does.
+    names = dict(config.names) or {label: listing.names.get(label, label) for label in labels}
+    ignored = [label for label, called in names.items() if not called.strip()]
+    if ignored:
+        problems.append(f"{sum(counts[label] for label in ignored)} images are labelled {_some(ignored)} and left out, as [data] names says")
+    classes = tuple(dict.fromkeys(called for called in names.values() if called.strip()))
+    if len(classes) < 2:
+        raise DataError(
+            f"{listing.told}: {len(classes)} class(es) {_some(classes)}; at least two are needed. "
+            "If this is not the column of the labels, name it: [data.columns] label = ..."
+        )
+    if len(classes) > max(20, len(listing.entries) // 2):
+        raise DataError(
+            f"{listing.told}: {len(classes)} different labels for {len(listing.entries)} images ({_some(classes)}): "
+            "name the column that has the classes, [data.columns] label = ..."
+        )
+    kept = (entry for entry in listing.entries if names[entry.label].strip())
+    # A copy of each of a hundred thousand is half a second, and most labels are names already.
+    return [entry if names[entry.label] == entry.label else replace(entry, label=names[entry.label]) for entry in kept], classes
+
+
+def _take_splits(entries: Sequence[Entry], classes: Sequence[str], listing: Listing, seed: int, problems: list[str]) -> tuple[list[Entry], str]:
+    """The entries with their splits, and in words which of those were made here."""
+    called = {word: name_split(word, where=listing.told) for word in {entry.split for entry in entries} if word is not None}
+    given = [None if entry.split is None else called[entry.split] for entry in entries]
+    patients = [entry.patient for entry in entries]
+    splits = fill_splits(given, labels_of(entries, classes).tolist(), patients, seed=seed)
+    shared = shared_patients(splits, patients)
+    if shared:
+        problems.append(f"{len(shared)} patients have images in more than one split, such as {shared[0]!r}: the test may know them from training")
+    made = [split for split in ("validation", "test") if split not in called.values()]
+    by = "with all images of a patient in one split" if any(patient is not None for patient in patients) else "class by class"
+    words = f"; {' and '.join(made)} made from the training images by seed {seed}, {by}" if made else ""
+    return [entry if entry.split == split else replace(entry, split=split) for entry, split in zip(entries, splits, strict=True)], words
+
+
+def _read_headers(entries: Sequence[Entry], listing: Listing, left_out: dict[str, str]) -> Headers:
+    """Headers of images and masks, evenly over the listing; what cannot be read goes to ``left_out``."""
+    step = max(1, -(-len(entries) // MOST_HEADERS))
+    some = [entry for entry in entries[::step] if entry.name not in left_out]
+
+    def read(entry: Entry) -> tuple[Header, Header | None] | str:
+        try:
+            image = read_header(listing.open_source(entry.name))
+        except UnreadableImage as error:
+            return str(error)
+        try:
+            return image, read_header(listing.open_source(entry.mask)) if entry.mask else None
+        except UnreadableImage as error:
+            return f"its mask {entry.mask}: {error}"
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        results = list(pool.map(read, some))
+    headers = Headers({}, {})
+    for entry, result in zip(some, results, strict=True):
+        if isinstance(result, str):
+            left_out[entry.name] = result
+            continue
+        headers.images[entry.name] = result[0]
+        if result[1] is not None:
+            headers.masks[entry.name] = result[1]
+    if not headers.images:
+        why = f"; the first, {some[0].name}: {left_out[some[0].name]}" if some else ""
+        raise DataError(f"{listing.told}: none of {len(entries)} files is a readable image{why}")
+    return headers
+
+
+def _check_masks(entries: Sequence[Entry], headers: Headers) -> None:
+    for entry in entries:
+        mask = headers.masks.get(entry.name)
+        if mask is not None:
+            check_mask_shape(entry, headers.images[entry.name], mask)
+
+
+def check_mask_shape(entry: Entry, image: Header, mask: Header) -> None:
+    """Raises DataError for a mask that is no smaller or larger copy of its image's shape."""
+    if abs(mask.width * image.height - mask.height * image.width) > max(mask.width, mask.height, image.width, image.height):
+        raise DataError(
+            f"the mask {entry.mask} has {mask.width}x{mask.height} pixels and its image {entry.name} {image.width}x{image.height}: "
+            "a mask of its image's size is needed, or of the same proportions"
+        )
+
+
+def _agree_on_mode(headers: Mapping[str, Header], problems: list[str]) -> Mode:
+    """Colour where any image has colours."""
+    modes = Counter(header.mode for header in headers.values())
+    if len(modes) > 1:
+        problems.append(
+            f"{modes['grey']} of {modes.total()} images are grey and the others in colour: all are read in colour, unless [data] mode says grey"
+        )
+    return "rgb" if modes["rgb"] else "grey"
+
+
+def _agree_on_size(headers: Mapping[str, Header]) -> tuple[int, int]:
+    """Height and width of all images. Raises DataError where they differ."""
+    counts = _count_sizes(headers)
+    if len(counts) > 1:
+        examples = {f"{header.width}x{header.height}": name for name, header in reversed(list(headers.items()))}
+        shown = ", ".join(f"{size} ({count} files, such as {examples[size]})" for size, count in counts.most_common(3))
+        raise DataError(f"images of mixed size: {shown}; set [data] size = 224 (or another side in pixels) to resize all of them")
+    first = next(iter(headers.values()))
+    return first.height, first.width
+
+
+def _count_sizes(headers: Mapping[str, Header]) -> Counter[str]:
+    return Counter(f"{header.width}x{header.height}" for header in headers.values())
+
+
+def _has_truth(entries: Sequence[Entry]) -> bool:
+    return any(entry.attribute is not None or entry.attributes or entry.mask for entry in entries)
+
+
+def _without_truth(entries: Sequence[Entry]) -> list[Entry]:
+    """What a dataset may know of its images."""
+    return [replace(entry, attribute=None, attributes=(), mask=None) if entry.attribute or entry.mask else entry for entry in entries]
+
+
+def _ground_truth(entries: Sequence[Entry], listing: Listing, size: tuple[int, int]) -> GroundTruth:
+    """Groups, masks and who carries the shortcut, as far as the data tell; a group is the class alone where no attribute is known."""
+    groups = [entry.label if entry.attribute is None else f"{entry.label}, {entry.attribute}" for entry in entries]
+    others = {name: [f"{entry.label}, {entry.attributes[number]}" for entry in entries] for number, name in enumerate(listing.other_attributes)}
+    spurious = None if listing.carries is None else torch.tensor([entry.attribute == listing.carries for entry in entries])
+    masked = [index for index, entry in enumerate(entries) if entry.mask is not None]
+    return GroundTruth(groups, functools.partial(_read_mask, entries, listing, size), spurious, others, masked)
+
+
+def _read_mask(entries: Sequence[Entry], listing: Listing, size: tuple[int, int], index: int) -> Bool[Tensor, "height width"] | None:
+    """The mask of one image; None where there is none, or it is empty."""
+    entry = entries[index]
+    if entry.mask is None:
+        return None
+    try:
+        check_mask_shape(entry, read_header(listing.open_source(entry.name)), read_header(listing.open_source(entry.mask)))
+        mask = decode_mask(listing.open_source(entry.mask), size=size)
+    except UnreadableImage as error:
+        raise DataError(f"the mask {entry.mask} of {entry.name}: {error}") from error
+    return mask if mask.any() else None
+
+
+def _fingerprint(parts: Mapping[str, Sequence[Entry]], listing: Listing) -> str:
+    """SHA-256 over splits, names, labels and lengths: it changes when a file is added, taken away or rewritten at another length."""
+    digest = hashlib.sha256(listing.format.encode())
+    for split, entries in parts.items():
+        for entry in entries:
+            digest.update(f"{split}\0{entry.name}\0{entry.label}\0{entry.bytes}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def _natural(label: str) -> tuple[int, float, str]:
+    """Numbers in the order of their value, before words."""
+    try:
+        return 0, float(label), label
+    except ValueError:
+        return 1, 0.0, label
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(repr(name) for name in names[:12]) + (", ..." if len(names) > 12 else "")

@@ -1,0 +1,91 @@
+"""The manifest: every image of every split by its hash; and what of it should not be, one image in two splits.
+
+It goes into the run folder, and has no names: a file's name can be a patient's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch.utils.data import Dataset
+
+from rightreasons.data.loading import count_images, read_batches
+from rightreasons.data.task import Fingerprint, hash_tensors
+from rightreasons.progress import Advance
+
+# The splits that must have no image in common; a task may have others, such as the validation images drawn once more.
+APART = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One line of the manifest: the image at ``index`` of a split."""
+
+    split: str
+    index: int
+    label: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Leak:
+    """One image, by its hash, and where it is: (split, index), in two splits or more."""
+
+    sha256: str
+    places: tuple[tuple[str, int], ...]
+
+
+def list_hashes(splits: Mapping[str, Dataset], advance: Advance) -> list[Listed]:
+    """Every image of every split. A dataset without ``fingerprints`` is read, and its pixels are hashed."""
+    total = sum(count_images(dataset) for dataset in splits.values())
+    listed: list[Listed] = []
+    for split, dataset in splits.items():
+        prints: Iterable[Fingerprint] = dataset.fingerprints() if hasattr(dataset, "fingerprints") else _hash_items(dataset)  # pyright: ignore[reportAttributeAccessIssue]
+        for item in prints:
+            listed.append(Listed(split, item.index, item.label, item.bytes, item.sha256))
+            if len(listed) % 100 == 0 or len(listed) == total:
+                advance(len(listed), total)
+    return listed
+
+
+def find_leaks(listed: Iterable[Listed]) -> list[Leak]:
+    """The images that are in more than one of the three splits."""
+    places: dict[str, list[tuple[str, int]]] = {}
+    for line in listed:
+        if line.split in APART and line.sha256:
+            places.setdefault(line.sha256, []).append((line.split, line.index))
+    return [Leak(digest, tuple(where)) for digest, where in places.items() if len({split for split, _ in where}) > 1]
+
+
+def describe_leaks(leaks: Sequence[Leak], splits: Mapping[str, Dataset]) -> str:
+    """A sentence for people, with the names of one such pair."""
+    first = leaks[0].places[0]
+    other = next(place for place in leaks[0].places if place[0] != first[0])
+    pair = " and ".join(f"{name_image(splits[split], index)} ({split})" for split, index in (first, other))
+    return (
+        f"{len(leaks)} {'image is' if len(leaks) == 1 else 'images are'} in more than one split, byte for byte, such as {pair}: "
+        "scores on them say nothing of new images; take them out of one"
+    )
+
+
+def name_image(dataset: Dataset, index: int) -> str:
+    """The file of an image, where it is one; else its number."""
+    entries = getattr(dataset, "entries", None)
+    return f"image {index}" if entries is None else entries[index].name
+
+
+def hash_manifest(listed: Iterable[Listed]) -> str:
+    """SHA-256 over all lines."""
+    digest = hashlib.sha256()
+    for line in listed:
+        digest.update(repr(line).encode("utf-8", "backslashreplace"))
+    return digest.hexdigest()
+
+
+def _hash_items(dataset: Dataset) -> Iterator[Fingerprint]:
+    for batch in read_batches(dataset):
+        for index, image, label in zip(batch.indices.tolist(), batch.images, batch.labels.tolist(), strict=True):
+            yield Fingerprint(index, label, image.nbytes, hash_tensors(image))
