@@ -218,3 +218,20 @@ def test_folders_of_patients_with_tables_whose_label_is_none_of_the_known(folder
 def test_a_folder_one_too_high_is_told_the_right_one(folder):
     with pytest.raises(DataError, match=r"1 class folder\(s\) \['images'\].* name that folder: .*/images"):
         read(folder)
+
+
+@pytest.mark.parametrize("window", [(5, 1), (5, 5)])
+def test_a_window_whose_ends_are_the_wrong_way_round(folder, window):
+    with pytest.raises(ValueError, match="black comes before white"):
+        read(folder, window=window)
+
+
+def test_parquet_that_is_not_there(folder):
+    with pytest.raises(DataError, match="has no Parquet file"):
+        read(folder, format="parquet")
+
+
+def test_too_few_patients_for_splits_that_are_made(folder):
+    write(folder, [f"{line.rpartition(',')[0]},P{number // 6}" for number, line in enumerate(rows())], "filename,label,patient")
+    with pytest.raises(DataError, match="validation split has no readable image .* needs images of three patients"):
+        read(folder)
