@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from rightreasons.config import DataConfig
 from rightreasons.data import open_data
@@ -130,6 +132,35 @@ def test_isic(tmp_path):
             assert (mask is not None) == bool(truth.spurious[row]) and (mask is None or int(mask.sum()) == 16), "the plaster's, not the lesion's"
     lesions = [{entry.patient for entry in part.entries} for part in task.splits.values()]
     assert len(set.union(*lesions)) == sum(map(len, lesions)) == 20
+
+
+@pytest.mark.parametrize("written", ["list of names", "bias table", "masks alone"])
+def test_isic_2020_as_kaggle_has_it(tmp_path, written):
+    """train.csv says nothing of ISIC in its name; artifacts come in any of the forms that people made."""
+    ids = [f"ISIC_{number:07d}" for number in range(40)]
+    for folder in ("train", "masks/ruler"):
+        (tmp_path / folder).mkdir(parents=True)
+    lines = ["image_name,patient_id,benign_malignant,target"]
+    for number, name in enumerate(ids):
+        Image.new("RGB", (12, 9), (number, 0, 0)).save(tmp_path / "train" / f"{name}.jpg")
+        lines.append(f"{name},IP_{number},{('benign', 'malignant')[number % 2]},{number % 2}")
+    (tmp_path / "train.csv").write_text("\n".join(lines))
+    carriers = ids[::3]
+    if written == "list of names":
+        (tmp_path / "ruler.json").write_text(json.dumps([f"{name}.jpg" for name in carriers]))
+    elif written == "bias table":
+        (tmp_path / "isic_bias.csv").write_text("\n".join(["image;ruler", *(f"{name}.jpg;{int(name in carriers)}" for name in ids)]))
+    else:
+        for name in carriers:
+            Image.new("L", (12, 9), 255).save(tmp_path / "masks" / "ruler" / f"{name}_mask.png")
+    task = open_folder(tmp_path)
+    assert task.classes == ("benign", "malignant")
+    assert Counter(group for truth in task.truth.values() for group in truth.groups) == Counter(
+        f"{('benign', 'malignant')[number % 2]}, {'artifact' if number % 3 == 0 else 'no artifact'}" for number in range(40)
+    )
+    assert sum(truth.mask(row) is not None for truth in task.truth.values() for row in range(len(truth.groups))) == (
+        len(carriers) if written == "masks alone" else 0
+    )
 
 
 def test_knees(tmp_path):

@@ -194,3 +194,44 @@ def test_images_and_nothing_that_says_what_they_are(folder):
 def test_one_patient_in_two_splits_is_told(folder):
     write(folder, [f"{line},P{number % 5}" for number, line in enumerate(rows())], f"{HEADER},patient")
     assert any("patients have images in more than one split" in problem for problem in read(folder).problems)
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_folders_of_patients_with_tables_whose_label_is_none_of_the_known(folder, named):
+    """As CheXpert lies: train/patient and valid/patient, with a column for each finding."""
+    for split, table in (("train", "train.csv"), ("valid", "valid.csv")):
+        lines = []
+        for number in range(24):
+            path = folder / split / f"{split}{number:02d}" / "view.png"
+            path.parent.mkdir(parents=True)
+            Image.new("L", (9, 9), number).save(path)
+            lines.append(f"{folder.name}/{path.relative_to(folder)},{number % 2}.0")
+        write(folder, lines, "Path,Cardiomegaly", table)
+    if named:
+        assert sizes(read(folder, columns={"label": "Cardiomegaly"}))["validation"] == 24
+    else:
+        with pytest.raises(DataError, match=r"labels are in train.csv and valid.csv, name their column: \[data.columns\] label") as caught:
+            read(folder)
+        assert len(str(caught.value)) < 500
+
+
+def test_a_folder_one_too_high_is_told_the_right_one(folder):
+    with pytest.raises(DataError, match=r"1 class folder\(s\) \['images'\].* name that folder: .*/images"):
+        read(folder)
+
+
+@pytest.mark.parametrize("window", [(5, 1), (5, 5)])
+def test_a_window_whose_ends_are_the_wrong_way_round(folder, window):
+    with pytest.raises(ValueError, match="black comes before white"):
+        read(folder, window=window)
+
+
+def test_parquet_that_is_not_there(folder):
+    with pytest.raises(DataError, match="has no Parquet file"):
+        read(folder, format="parquet")
+
+
+def test_too_few_patients_for_splits_that_are_made(folder):
+    write(folder, [f"{line.rpartition(',')[0]},P{number // 6}" for number, line in enumerate(rows())], "filename,label,patient")
+    with pytest.raises(DataError, match="validation split has no readable image .* needs images of three patients"):
+        read(folder)

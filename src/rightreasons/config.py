@@ -49,6 +49,15 @@ class DataConfig(_Table):
     mode: Literal["grey", "rgb"] | None = Field(default=None, description="what every image is converted to")
     flips: Flips = Field(default="off", description="what an image may be turned into without changing its class: training flips at random")
 
+    @field_validator("window")
+    @classmethod
+    def _low_before_high(cls, window: tuple[float, float] | None) -> tuple[float, float] | None:
+        if window is not None and window[0] >= window[1]:
+            raise ValueError(
+                f"black comes before white: the first number must be less than the second, and {window[0]:g} is not less than {window[1]:g}"
+            )
+        return window
+
 
 class ModelConfig(_Table):
     """The classifier. Without a checkpoint it is trained first, on the training split, and kept in the run folder."""

@@ -59,7 +59,8 @@ def assemble_task(listing: Listing, config: DataConfig, *, name: str, seed: int)
         counts = torch.bincount(images.labels, minlength=len(classes))
         if not counts.all():
             missing = classes[int((counts == 0).nonzero()[0])]
-            raise DataError(f"{name}: the {split} split has no readable image of class {missing!r}: each class needs some in each split")
+            fix = f"{made}; each class needs images of three patients for that, three images where no patients are known" if made else ""
+            raise DataError(f"{name}: the {split} split has no readable image of class {missing!r}: each class needs some in each split{fix}")
     truth = {split: _ground_truth(part, listing, size) for split, part in parts.items()} if _has_truth(entries) else {}
     return Task(
         name,

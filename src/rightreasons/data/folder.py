@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Callable, Mapping
 
 from rightreasons.config import DataConfig
 from rightreasons.data.listing import Entry, Listing
 from rightreasons.data.splits import SPLITS
+from rightreasons.data.table import TABLE_SUFFIXES
 from rightreasons.data.tree import IMAGE_SUFFIXES, Tree
 from rightreasons.errors import DataError
 
@@ -29,12 +31,18 @@ def list_class_folders(tree: Tree, *, format: str, told: str, attribute: Callabl
     classes = tuple(tree.below(first))
     where = tree.root / first
     if len(classes) < 2:
-        raise DataError(f"{where} has {len(classes)} class folder(s) {list(classes)}; at least two are needed, one a class, with its images inside")
+        deeper = f". If the data lie in {classes[0]!r}, name that folder: {where / classes[0]}" if classes else ""
+        raise DataError(
+            f"{where} has {len(classes)} class folder(s) {list(classes)}; at least two are needed, one a class, with its images inside{deeper}"
+        )
     entries = []
     for split, root in roots.items():
         unknown = [name for name in tree.below(root) if name not in classes]
         if unknown:
-            raise DataError(f"{tree.root / root} has the class folder {unknown[0]!r}, which the training split does not have ({', '.join(classes)})")
+            tables = [name for name in tree.files if "/" not in name and posixpath.splitext(name)[1].lower() in TABLE_SUFFIXES]
+            hint = f"; if the labels are in {' and '.join(tables[:3])}, name their column: [data.columns] label = ..." if tables else ""
+            some = ", ".join(classes[:12]) + (", ..." if len(classes) > 12 else "")
+            raise DataError(f"{tree.root / root} has the class folder {unknown[0]!r}, which the training split does not have ({some}){hint}")
         found = [
             Entry(file, name, split, attribute=attribute(file) if attribute else None, bytes=tree.files[file])
             for name in classes

@@ -7,7 +7,8 @@
     artifacts.json, or a table              which photographs show plasters, rulers, hairs, ink (optional)
     masks/ARTIFACT/ISIC_0000001.png         where (optional)
 
-An artifact list is JSON, ``{"band_aid": ["ISIC_0000001", ...], ...}``, or a table with a column of 0 and 1 for each artifact. Masks of the lesion
+An artifact list is JSON, ``{"band_aid": ["ISIC_0000001", ...], ...}`` or band_aid.json with the list alone, or a table with a column of 0 and 1 for
+each artifact; of an artifact without a list, its masks say which photographs show it. Masks of the lesion
 itself, which the challenges call ``ISIC_..._segmentation.png``, are none of a shortcut, and are never read.
 """
 
@@ -28,6 +29,8 @@ IMAGE_COLUMNS = ("image", "image_name", "isic_id", "image_id")
 # The diagnoses of the challenges' tables.
 DIAGNOSES = frozenset({"MEL", "NV", "BCC", "AK", "AKIEC", "BKL", "DF", "VASC", "SCC", "UNK"})
 FEWEST_DIAGNOSES = 2
+# Columns by which a table with the diagnosis in words is ISIC's, whatever its name: the archive's own, 2020's train.csv, HAM10000's metadata.
+OWN_COLUMNS = (frozenset({"isic_id"}), frozenset({"image_name", "benign_malignant"}), frozenset({"image_id", "dx"}))
 WORDED = ("benign_malignant", "diagnosis", "dx", "diagnosis_1", "target")
 # What artifacts are called in the lists that people made.
 ARTIFACTS = frozenset({
@@ -56,7 +59,7 @@ def list_images(tree: Tree, config: DataConfig) -> Listing:
     image_column = _image_column(table.columns)
     assert image_column is not None  # by which the table was found
     labels, told = _read_labels(table, config)
-    artifacts = _read_artifacts(tree, found)
+    artifacts = _artifacts_of_masks(tree) | _read_artifacts(tree, found)
     chosen = config.columns.attribute
     if chosen is not None and chosen not in artifacts:
         raise DataError(f"[data.columns] attribute = {chosen!r}: no artifact list has it; there are {', '.join(sorted(artifacts)) or 'none'}")
@@ -68,7 +71,8 @@ def list_images(tree: Tree, config: DataConfig) -> Listing:
         if name is None:
             missing.append(image)
             continue
-        carried = [artifact for artifact in sorted(artifacts) if image in artifacts[artifact]]
+        key = _stem(image)
+        carried = [artifact for artifact in sorted(artifacts) if key in artifacts[artifact]]
         entries.append(
             Entry(
                 name,
@@ -77,7 +81,7 @@ def list_images(tree: Tree, config: DataConfig) -> Listing:
                 owners.get(image),
                 _attribute(carried, chosen) if artifacts else None,
                 tuple(artifact if artifact in carried else f"no {artifact}" for artifact in sorted(artifacts)),
-                masks.get(image),
+                masks.get(key),
                 tree.files[name],
             )
         )
@@ -120,7 +124,7 @@ def _tables(tree: Tree) -> list[str]:
 
 
 def _is_isic(name: str, columns: tuple[str, ...]) -> bool:
-    return "isic" in name.lower() or "isic_id" in columns
+    return "isic" in name.lower() or any(own <= set(columns) for own in OWN_COLUMNS)
 
 
 def _image_column(columns: tuple[str, ...]) -> str | None:
@@ -194,7 +198,7 @@ def _read_artifacts(tree: Tree, truth: str) -> dict[str, set[str]]:
         image, named = _image_column(columns) or next((column for column in NAMES["image"] if column in columns), None), ARTIFACTS & set(columns)
         if image is not None and named:
             table = read_table(tree.path(name))
-            images = [posixpath.splitext(posixpath.basename(cell))[0] for cell in table.column(image)]
+            images = [_stem(cell) for cell in table.column(image)]
             for artifact in named:
                 cells = table.column(artifact)
                 found[artifact] = {key for row, key in enumerate(images) if _is_one(cells[row], table, row)}
@@ -209,31 +213,45 @@ def _read_json_list(tree: Tree, name: str) -> dict[str, set[str]]:
         raise DataError(
             f"{tree.path(name)} is not JSON that can be read ({error}): a list of artifacts is {{'band_aid': ['ISIC_0000001', ...]}}"
         ) from error
+    if isinstance(stored, list) and _stem(name) in ARTIFACTS:
+        stored = {_stem(name): stored}
     if not isinstance(stored, Mapping) or not all(
         isinstance(images, list) and all(isinstance(key, str) for key in images) for images in stored.values()
     ):
         return {}
-    return {str(artifact): {posixpath.splitext(posixpath.basename(key))[0] for key in images} for artifact, images in stored.items()}
+    return {str(artifact): {_stem(key) for key in images} for artifact, images in stored.items()}
+
+
+def _artifacts_of_masks(tree: Tree) -> dict[str, set[str]]:
+    """Which images each artifact is on by its masks alone, for whoever drew those and wrote no list."""
+    found: dict[str, set[str]] = {}
+    for name in tree.images():
+        artifact = posixpath.basename(posixpath.dirname(name))
+        if artifact in ARTIFACTS and _is_mask(name) and LESION not in name:
+            found.setdefault(artifact, set()).add(_stem(name).removesuffix("_mask"))
+    return found
 
 
 def _find_masks(tree: Tree, artifacts: list[str]) -> dict[str, str]:
     """Of an image, the mask of an artifact: a file of its name in a folder of the artifact's."""
     found: dict[str, str] = {}
     for name in tree.files:
-        folder, file = posixpath.split(name)
-        stem = posixpath.splitext(file)[0]
-        if is_image(name) and posixpath.basename(folder) in artifacts and LESION not in stem:
+        stem = _stem(name)
+        if is_image(name) and posixpath.basename(posixpath.dirname(name)) in artifacts and LESION not in stem:
             found.setdefault(stem.removesuffix("_mask"), name)
     return found
 
 
 def _find_photograph(tree: Tree, image: str, table: Table, row: int) -> str | None:
     """The photograph, among files of the same name that are masks."""
-    stem = posixpath.splitext(posixpath.basename(image))[0]
-    photographs = [name for name in tree.named(stem) if is_image(name) and not _is_mask(name)]
+    photographs = [name for name in tree.named(_stem(image)) if is_image(name) and not _is_mask(name)]
     if len(photographs) > 1:
         raise DataError(f"{table.where(row)} names {image!r}, which may be {photographs[0]} or {photographs[1]}: keep one of them")
     return photographs[0] if photographs else None
+
+
+def _stem(name: str) -> str:
+    return posixpath.splitext(posixpath.basename(name))[0]
 
 
 def _is_mask(name: str) -> bool:

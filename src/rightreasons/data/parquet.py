@@ -58,6 +58,8 @@ def list_images(tree: Tree, config: DataConfig) -> Listing:
             columns["mask"] = present
         images[name] = _ImageColumn(file, {role: used[role] for role in ("image", "mask") if role in used})
         entries += list_rows(Rows(name, columns, class_names, find_split(re.split(r"[\W_]+", name)), tree.files[name]), problems)
+    if not images:
+        raise DataError(f"{tree.root} has no Parquet file (*{SUFFIX})")
     told = f"{len(images)} Parquet file(s) ({', '.join(f'{role} {column!r}' for role, column in used.items())})"
     cache = _Groups()
 

@@ -87,7 +87,7 @@ def defaults(variant: tuple[str, ...]) -> dict[str, Any]:
         "attribute": {"baselines": 8},
         "segment": {"components": 8},
         "critic": {"lvlm": "simulated:"},
-        "align": {"epochs": 6, "learning_rate": 6e-4, "batch_size": 32, "ratio": 0.125},
+        "align": {"epochs": 6, "learning_rate": 3e-4, "batch_size": 32, "ratio": 0.125},
     }
 
 
