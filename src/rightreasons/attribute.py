@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from rightreasons.budget import how_many
 from rightreasons.errors import ModelError, UnsupportedLayer
 from rightreasons.progress import Advance
 from rightreasons.records import Attribution
@@ -27,8 +28,10 @@ __all__ = ["Attribution", "AttributionMethod", "UnsupportedLayer", "attribute_im
 AttributionMethod = Literal["deeplift-shap", "integrated-gradients"]
 
 # Bytes of activations held at once: of a group of baselines, and again of a chunk of images.
-KEPT_BYTES = 2**30
+KEPT_BYTES = 2**29
 LARGEST_CHUNK = 256
+# Images explained by Integrated Gradients between two savings: they cost many passes each, so that fewer are lost by a stop.
+SAVED_EARLIER = 8
 # Points on the way from a baseline to an image at which Integrated Gradients take the gradient.
 STEPS = 32
 
@@ -55,6 +58,13 @@ def attribute_images(
     explain = {"deeplift-shap": _deeplift, "integrated-gradients": _integrate}[method]
     with _frozen(model):
         return explain(model, images.detach(), baselines.detach(), targets, chunk, progress or (lambda done, total: None))
+
+
+def part_size(model: nn.Module, image: Float[Tensor, "1 channel height width"], method: AttributionMethod) -> int:
+    """After how many images it is worth while to save their heatmaps. It follows from the network's activations and from no clock."""
+    with _frozen(model):
+        saved = weigh(model, image)[1]
+    return _how_many(saved * (SAVED_EARLIER if method == "integrated-gradients" else 1))
 
 
 def check_attribution(model: nn.Module, images: Float[Tensor, "image channel height width"]) -> None:
@@ -163,7 +173,7 @@ def _pick(logits: Float[Tensor, "image class_"], targets: Int[Tensor, " image"])
 
 
 def _how_many(bytes_each: int) -> int:
-    return max(1, min(LARGEST_CHUNK, KEPT_BYTES // max(bytes_each, 1)))
+    return how_many(bytes_each, KEPT_BYTES, LARGEST_CHUNK)
 
 
 @contextmanager

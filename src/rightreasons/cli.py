@@ -189,7 +189,7 @@ def _finish(
     again: bool = False,
 ) -> dict[str, Any]:
     """Scores, metrics.json and report.html. What an earlier command has scored is taken over, unless ``again``."""
-    from rightreasons.data.loading import read_all
+    from rightreasons.data.loading import StoredImages
     from rightreasons.inspection import explain_images
     from rightreasons.measure import build_metrics, read_scores, score_run
     from rightreasons.pipeline import Alignment
@@ -209,7 +209,7 @@ def _finish(
     folder.path.mkdir(parents=True, exist_ok=True, mode=0o700)
     after_heatmaps = None
     if run.aligned is not None:
-        after_heatmaps = explain_images(run.aligned, read_all(run.train, run.selection.indices).images, run.train, run.config).heatmaps
+        after_heatmaps = explain_images(run.aligned, StoredImages(run.train, run.selection.indices), run.train, run.config).heatmaps
     write_report(run, metrics, after_heatmaps, folder)
     folder.save_metrics(metrics)
     note_left_out(project.task.skipped, reporter, "`rightreasons inspect --decode --json` names them all")

@@ -20,6 +20,7 @@ def map_in_order(
 
     ``stop`` is told of it, so that what has started asks for nothing new; its last requests are waited for.
     """
+    advance(0, len(rows))
     with ThreadPoolExecutor(workers) as pool:
         futures = [pool.submit(function, row) for row in rows]
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -11,15 +12,15 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from rightreasons.attribute import attribute_images
+from rightreasons.attribute import attribute_images, part_size
 from rightreasons.config import Config, SegmentConfig
 from rightreasons.controls import control_rows
-from rightreasons.data.loading import Batch, count_images, read_all, read_batches, some_images
+from rightreasons.data.loading import Batch, StoredImages, count_images, read_batches, some_images
 from rightreasons.errors import DataError
 from rightreasons.lettering import has_lettering
 from rightreasons.lvlm import LVLM
 from rightreasons.models import model_device
-from rightreasons.progress import Advance, Reporter
+from rightreasons.progress import Advance, Reporter, describe_seconds
 from rightreasons.records import Attribution, Pictures, Segmentation, Selection, Subject
 from rightreasons.render import STYLE, render_pictures, to_bytes
 from rightreasons.runs import RunFolder, write_bytes
@@ -32,19 +33,30 @@ WORST_COMPLETENESS_ERROR = 1e-2
 # "auto": what won in docs/log.md. A network with convolutions has noisy heatmaps, and one without has none to smooth.
 AUTO_SMOOTH = 0.035
 AUTO_PEAK_SHARE = 0.15
+# Heatmaps that take longer than this are told of before the work starts.
+LONG_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What the critic is asked about: the stages before it, finished. ``judged`` has the rows of the images with segments."""
+    """What the critic is asked about: the stages before it, finished. ``smooth`` is the heatmaps' width as they were cut into segments."""
 
     folder: RunFolder
-    images: Batch
+    images: StoredImages
     selection: Selection
     attribution: Attribution
     segmentation: Segmentation
-    subjects: list[Subject]
-    judged: list[int]
+    smooth: float
+
+    @property
+    def judged(self) -> list[int]:
+        """The rows of the images with segments."""
+        return [row for row in range(len(self.selection)) if self.segmentation.count(row)]
+
+    def subject(self, row: int) -> Subject:
+        """One image as a simulated critic knows it."""
+        effect = shown_effect(self.attribution, self.segmentation, self.smooth, row)
+        return Subject(int(self.selection.indices[row]), self.segmentation.segments[row], effect)
 
     def shown(self, row: int) -> Int[Tensor, "height width"]:
         """Of each segment of one image the pixels that carry its effect, -1 elsewhere."""
@@ -62,31 +74,79 @@ class Inspection:
 def inspect_images(config: Config, folder: RunFolder, model: nn.Module, train: Dataset, classes: int, reporter: Reporter) -> Inspection:
     """The stages that ask nobody, up to the segments. In a folder in which they have finished they are read; ``folder`` is locked by the caller."""
     selection = folder.load_selection() or _select(model, train, classes, config, folder, reporter)
-    images = read_all(train, selection.indices)
+    images = StoredImages(train, selection.indices)
     attribution = folder.load_attribution() or _attribute(model, train, images, config, folder, reporter)
+    folder.drop_attribution_parts()
     segmentation = folder.load_segmentation() or _segment(model, attribution, config, folder, reporter)
     _report_outcomes(segmentation, attribution, reporter)
-    effect = shown_effect(model, attribution, segmentation, config.segment)
-    subjects = [Subject(int(index), where, weight) for index, where, weight in zip(selection.indices, segmentation.segments, effect, strict=True)]
-    judged = [row for row in range(len(selection)) if segmentation.count(row)]
-    return Inspection(folder, images, selection, attribution, segmentation, subjects, judged)
+    return Inspection(folder, images, selection, attribution, segmentation, segment_settings(model, config.segment)[0])
 
 
 def explain_images(
     model: nn.Module,
-    images: Float[Tensor, "image channel height width"],
+    images: StoredImages,
     train: Dataset,
     config: Config,
     *,
     most: int | None = None,
-    progress: Advance | None = None,
+    folder: RunFolder | None = None,
+    reporter: Reporter | None = None,
+    progress: Advance = lambda done, total: None,
 ) -> Attribution:
-    """Heatmaps against the run's baselines, which are seeded training images, or ``most`` of them. The result is on the CPU."""
-    device = model_device(model)
-    baselines = some_images(train, config.attribute.baselines, seeded(config.run.seed, "baselines")).images[:most]
-    chunk = None if config.attribute.chunk == "auto" else config.attribute.chunk
-    found = attribute_images(model, images.to(device), baselines.to(device), method=config.attribute.method, chunk=chunk, progress=progress)
-    return Attribution(found.heatmaps.cpu(), found.targets.cpu(), found.completeness_error.cpu())
+    """Heatmaps against the run's baselines, which are seeded training images, or ``most`` of them. The result is on the CPU.
+
+    A few images are read and explained at a time. In a ``folder`` their heatmaps are saved at once, and those that are there are not made again.
+    Long work is told of beforehand, to a ``reporter``.
+    """
+    baselines = some_images(train, config.attribute.baselines, seeded(config.run.seed, "baselines")).images[:most].to(model_device(model))
+    saved = [] if folder is None else folder.load_attribution_parts()
+    done, count, heatmaps, columns = 0, len(images), torch.empty(len(images), *images.shape[1:]), []
+    for part in saved:
+        heatmaps[done : done + len(part.targets)] = part.heatmaps
+        columns.append((part.targets, part.completeness_error))
+        done += len(part.targets)
+    progress(done, count)
+    if reporter is not None and done < count:
+        _tell_long_work(model, images[done : done + 1], baselines, config, count - done, reporter)
+    size = part_size(model, baselines[:1], config.attribute.method) if config.attribute.chunk == "auto" else config.attribute.chunk
+    while done < count:
+        batch = images[done : done + size].to(baselines.device)
+        found = attribute_images(
+            model,
+            batch,
+            baselines,
+            method=config.attribute.method,
+            chunk=None if config.attribute.chunk == "auto" else size,
+            progress=lambda part, _, done=done: progress(done + part, count),
+        )
+        found = Attribution(found.heatmaps.cpu(), found.targets.cpu(), found.completeness_error.cpu())
+        if folder is not None:
+            folder.save_attribution_part(found, done)
+        heatmaps[done : done + len(batch)] = found.heatmaps
+        columns.append((found.targets, found.completeness_error))
+        done += len(batch)
+    return Attribution(heatmaps, *(torch.cat(column) for column in zip(*columns, strict=True)))
+
+
+def _tell_long_work(model: nn.Module, image: Tensor, baselines: Tensor, config: Config, count: int, reporter: Reporter) -> None:
+    """A note of how long the heatmaps of ``count`` images will take, if it is long: one image is explained on one baseline, and on two."""
+
+    def seconds(some: Tensor) -> float:
+        start = time.perf_counter()
+        attribute_images(model, image.to(some.device), some, method=config.attribute.method)
+        return time.perf_counter() - start
+
+    one = seconds(baselines[:1])
+    if one * count * len(baselines) < LONG_SECONDS:
+        return
+    # What comes once for an image, and the first pass's own cost, cancel out.
+    each = max(seconds(torch.cat([baselines[:1]] * 2)) - seconds(baselines[:1]), one / 10)
+    whole = each * count * len(baselines)
+    if whole >= LONG_SECONDS:
+        reporter.note(
+            f"the heatmaps will take about {describe_seconds(whole)} on {baselines.device.type} ({count} images, {len(baselines)} baselines each): "
+            "fewer [attribute] baselines, a smaller [sample] size or a GPU make it shorter. What is done is saved as it goes: it can be stopped"
+        )
 
 
 def segment_settings(model: nn.Module, config: SegmentConfig) -> tuple[float, float]:
@@ -96,20 +156,18 @@ def segment_settings(model: nn.Module, config: SegmentConfig) -> tuple[float, fl
     return smooth, AUTO_PEAK_SHARE if config.peak_share == "auto" else config.peak_share
 
 
-def shown_effect(
-    model: nn.Module, attribution: Attribution, segmentation: Segmentation, config: SegmentConfig
-) -> Float[Tensor, "image height width"]:
-    """The positive effect that the segments were cut from, where the critic is shown it: what a verdict is about."""
-    smooth, _ = segment_settings(model, config)
-    return smooth_heatmaps(attribution.heatmaps, smooth).clamp_min(0) * segmentation.effect
+def shown_effect(attribution: Attribution, segmentation: Segmentation, smooth: float, row: int) -> Float[Tensor, "height width"]:
+    """The positive effect that one image's segments were cut from, where the critic is shown it: what a verdict is about."""
+    return smooth_heatmaps(attribution.heatmaps[row : row + 1], smooth)[0].clamp_min(0) * segmentation.effect[row]
 
 
 def warn_of_lettering(found: Inspection, reporter: Reporter) -> None:
     """A note where inspected images seem to carry printed text, which may name a patient, before any of them is sent."""
     with reporter.stage("lettering") as advance:
         marked = []
+        advance(0, len(found.judged))
         for done, row in enumerate(found.judged, start=1):
-            if has_lettering(to_bytes(found.images.images[row])):
+            if has_lettering(to_bytes(found.images[row])):
                 marked.append(int(found.images.indices[row]))
             advance(done, len(found.judged))
     if marked:
@@ -123,6 +181,7 @@ def warn_of_lettering(found: Inspection, reporter: Reporter) -> None:
 def render_inspected(found: Inspection, reporter: Reporter) -> None:
     """The pictures of each image that has segments, drawn where they have not been."""
     with reporter.stage("render") as advance:
+        advance(0, len(found.judged))
         for done, row in enumerate(found.judged, start=1):
             found.pictures(row)
             advance(done, len(found.judged))
@@ -148,9 +207,9 @@ def _select(model: nn.Module, train: Dataset, classes: int, config: Config, fold
     return selection
 
 
-def _attribute(model: nn.Module, train: Dataset, images: Batch, config: Config, folder: RunFolder, reporter: Reporter) -> Attribution:
+def _attribute(model: nn.Module, train: Dataset, images: StoredImages, config: Config, folder: RunFolder, reporter: Reporter) -> Attribution:
     with reporter.stage("attribute") as advance:
-        attribution = explain_images(model, images.images, train, config, progress=advance)
+        attribution = explain_images(model, images, train, config, folder=folder, reporter=reporter, progress=advance)
     folder.save_attribution(attribution)
     return attribution
 
@@ -158,6 +217,7 @@ def _attribute(model: nn.Module, train: Dataset, images: Batch, config: Config, 
 def _segment(model: nn.Module, attribution: Attribution, config: Config, folder: RunFolder, reporter: Reporter) -> Segmentation:
     smooth, peak_share = segment_settings(model, config.segment)
     with reporter.stage("segment") as advance:
+        advance(0, len(attribution.heatmaps))
         segmentation = segment_heatmaps(
             attribution.heatmaps,
             components=config.segment.components,
@@ -178,13 +238,13 @@ def _report_outcomes(segmentation: Segmentation, attribution: Attribution, repor
         reporter.note(f"the heatmaps' completeness error is {worst:.1%} in the median: they explain the model only in part")
 
 
-def _draw(images: Batch, shown: Int[Tensor, "height width"], row: int, folder: RunFolder) -> Pictures:
+def _draw(images: StoredImages, shown: Int[Tensor, "height width"], row: int, folder: RunFolder) -> Pictures:
     """The pictures of one image, from the run folder where they were drawn before."""
     folder.pictures.mkdir(exist_ok=True, mode=0o700)
     paths = {kind: folder.pictures / f"{int(images.indices[row]):06d}-{kind}.png" for kind in ("clean", "contours", "map")}
     if all(path.exists() for path in paths.values()):
         return Pictures(**{kind: path.read_bytes() for kind, path in paths.items()}, style=STYLE)
-    drawn = render_pictures(images.images[row], shown)
+    drawn = render_pictures(images[row], shown)
     for kind, path in paths.items():
         write_bytes(path, getattr(drawn, kind))
     return drawn
@@ -193,6 +253,7 @@ def _draw(images: Batch, shown: Int[Tensor, "height width"], row: int, folder: R
 def _checked(batches: Iterable[Batch], count: int, classes: int, advance: Advance) -> Iterator[Batch]:
     """The batches, with word of progress. Raises DataError for a label that no class has."""
     done = 0
+    advance(0, count)
     for batch in batches:
         wrong = ((batch.labels < 0) | (batch.labels >= classes)).nonzero()[:, 0]
         if len(wrong):

@@ -6,6 +6,7 @@ The one module above the studies that may see groups and ground-truth masks; wha
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Container
 from dataclasses import asdict
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from rightreasons import evaluate
-from rightreasons.data.loading import count_images, read_all, read_batches, some_images
+from rightreasons.data.loading import StoredImages, count_images, read_batches
 from rightreasons.data.manifest import find_leaks, hash_manifest
 from rightreasons.data.task import Task
 from rightreasons.inspection import explain_images, segment_settings, shown_effect
@@ -52,7 +53,8 @@ def score(
     if run is None:
         return scores
     proofs = _label_free_proofs(model, run)
-    return Scores(**{**vars(scores), **proofs, "mu_align": _mu_align(model, test_set, truth, run) if truth is not None else None})
+    aligned = _mu_align(model, test_set, truth, run, set(predictions.indices.tolist())) if truth is not None else None
+    return Scores(**{**vars(scores), **proofs, "mu_align": aligned})
 
 
 def score_run(model: nn.Module, task: Task, run: Run) -> Scores:
@@ -189,32 +191,39 @@ def _stored(scores: Scores) -> dict[str, Any]:
 
 def _truly_spurious(run: Run, truth: GroundTruth) -> list[Tensor]:
     """The truth of every verdict, a boolean per segment, for each inspected image."""
-    effect = shown_effect(run.model, run.attribution, run.segmentation, run.config.segment)
-    rows = zip(run.segmentation.segments, effect, run.selection.indices.tolist(), strict=True)
-    return [evaluate.truly_spurious(segments, shown, truth.mask(index)) for segments, shown, index in rows]
+    smooth, _ = segment_settings(run.model, run.config.segment)
+    return [
+        evaluate.truly_spurious(run.segmentation.segments[row], shown_effect(run.attribution, run.segmentation, smooth, row), truth.mask(index))
+        for row, index in enumerate(run.selection.indices.tolist())
+    ]
 
 
 def _label_free_proofs(model: nn.Module, run: Run) -> dict[str, float | None]:
     if not run.found:
         return {"spurious_share": 0.0, "swap_flip_rate": None}
     # The other inspected images have no spurious segment, so that their share is 0 whatever the heatmap.
-    marked = run.masks.flatten(1).any(1)
-    images, masks = read_all(run.train, run.selection.indices[marked]), run.masks[marked]
+    masks = run.masks
+    marked = masks.flatten(1).any(1)
+    images, masks, labels = StoredImages(run.train, run.selection.indices[marked]), masks[marked], run.selection.labels[marked]
     smooth, _ = segment_settings(run.model, run.config.segment)
-    heatmaps = smooth_heatmaps(explain_images(model, images.images, run.train, run.config, most=SCORED_BASELINES).heatmaps, smooth)
-    share = evaluate.spurious_share(heatmaps, masks)
-    hosts = some_images(run.validation, SWAP_HOSTS, seeded(run.config.run.seed, "swap hosts"))
-    flips = evaluate.swap_flip_rate(model, hosts, images, masks, seeded(run.config.run.seed, "swap donors"))
-    return {"spurious_share": None if share is None else share * len(masks) / len(run.selection), "swap_flip_rate": flips}
+    heatmaps = explain_images(model, images, run.train, run.config, most=SCORED_BASELINES).heatmaps
+    shares = [evaluate.spurious_share(smooth_heatmaps(heatmaps[row : row + 1], smooth), masks[row : row + 1]) for row in range(len(masks))]
+    known = [share for share in shares if share is not None]
+    share = sum(known) / len(known) * len(masks) / len(run.selection) if known else None
+    del heatmaps
+    drawn = torch.randperm(count_images(run.validation), generator=seeded(run.config.run.seed, "swap hosts"))[:SWAP_HOSTS]
+    generator = seeded(run.config.run.seed, "swap donors")
+    hosts = read_batches(run.validation, indices=drawn)
+    flips = evaluate.flip_rate([evaluate.count_flips(model, batch, images, labels, masks, generator) for batch in hosts])
+    return {"spurious_share": share, "swap_flip_rate": flips}
 
 
-def _mu_align(model: nn.Module, test_set: Dataset, truth: GroundTruth, run: Run) -> float | None:
+def _mu_align(model: nn.Module, test_set: Dataset, truth: GroundTruth, run: Run, readable: Container[int]) -> float | None:
     masked = truth.masked if truth.masked is not None else [index for index in range(len(truth.groups)) if truth.mask(index) is not None]
     most = min(MU_ALIGN_IMAGES, MU_ALIGN_PIXELS // run.attribution.heatmaps[0].numel())
     chosen = torch.randperm(len(masked), generator=seeded(run.config.run.seed, "mu_align"))[:most].tolist()
-    masks = {masked[i]: mask for i in chosen if (mask := truth.mask(masked[i])) is not None}
+    masks = {masked[i]: mask for i in chosen if masked[i] in readable and (mask := truth.mask(masked[i])) is not None}
     if not masks:
         return None
-    batch = read_all(test_set, list(masks))
-    shown = torch.stack([masks[index] for index in batch.indices.tolist()])
-    return evaluate.mu_align(explain_images(model, batch.images, run.train, run.config, most=SCORED_BASELINES).heatmaps, shown)[0]
+    found = explain_images(model, StoredImages(test_set, list(masks)), run.train, run.config, most=SCORED_BASELINES)
+    return evaluate.mu_align(found.heatmaps, torch.stack(list(masks.values())))[0]

@@ -234,7 +234,7 @@ def case_of(found: Inspection, row: int, descriptions: Sequence[ClassDescription
     """One inspected image as it is put to the critic."""
     shares = found.segmentation.shares[row, : found.segmentation.count(row)].tolist()
     label = int(found.selection.labels[row])
-    return Case(found.images.images[row], found.shown(row), found.pictures(row), found.subjects[row], label, descriptions, shares)
+    return Case(found.images[row], found.shown(row), found.pictures(row), found.subject(row), label, descriptions, shares)
 
 
 def fix_shortcuts(run: Run, *, reporter: Reporter | None = None) -> nn.Module:
@@ -290,6 +290,7 @@ def align(model: nn.Module, run: Run, alignment: AlignmentSet, *, checkpoint: Pa
     seed = run.config.run.seed
     hosts = some_images(run.validation, EPOCH_HOSTS, seeded(seed, "epoch hosts"))
     with reporter.stage("align") as advance:
+        advance(0, run.config.align.epochs)
         align_model(
             model,
             run.train,
@@ -316,8 +317,8 @@ def build_alignment(
     inspected, config = read_all(run.train, run.selection.indices), run.config.align
     spread = None
     if config.spread and (config.term == "auto" or "swap" in config.term):
-        with reporter.stage("spread"):
-            spread = spread_verdicts(run.model, run.train, inspected, masks, protected)
+        with reporter.stage("spread") as advance:
+            spread = spread_verdicts(run.model, run.train, inspected, masks, protected, progress=advance)
         if spread is None:
             reporter.note("the verdicts cannot be told from the model's features in other images: only the inspected images' masks are used")
         else:

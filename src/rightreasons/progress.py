@@ -25,6 +25,12 @@ class Reporter(Protocol):
         ...
 
 
+def describe_seconds(seconds: float) -> str:
+    """A length of time in the unit that suits it: "22 h", "6 min", "12 s"."""
+    unit, size = next(((unit, size) for unit, size in (("h", 5400), ("min", 90)) if seconds >= size), ("s", 1))
+    return f"{seconds / {'h': 3600, 'min': 60, 's': 1}[unit]:.0f} {unit}"
+
+
 class Silent:
     """Remembers how long each stage took and what was noted, and shows nothing."""
 
@@ -56,21 +62,22 @@ class Terminal(Silent):
     @contextmanager
     def stage(self, name: str) -> Iterator[Advance]:
         """Times a stage and shows how far it is."""
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
         columns = (
             TextColumn("{task.description:<12}"),
             BarColumn(),
-            MofNCompleteColumn(),
+            TextColumn("{task.fields[count]}"),
             TimeElapsedColumn(),
-            TextColumn("left"),
+            TextColumn("elapsed,"),
             TimeRemainingColumn(),
+            TextColumn("left"),
         )
         with Progress(*columns, console=self._console, transient=True, disable=not self._console.is_terminal) as bar:
-            task = bar.add_task(name, total=None)
+            task = bar.add_task(name, total=None, count="")
             earlier = self.seconds.get(name, 0.0)
             with super().stage(name):
-                yield lambda done, total: bar.update(task, completed=done, total=total)
+                yield lambda done, total: bar.update(task, completed=done, total=total, count=f"{done}/{total}")
         self._console.print(f"{name:<12} {self.seconds[name] - earlier:8.1f} s")
 
     def note(self, text: str) -> None:

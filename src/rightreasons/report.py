@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -20,7 +21,7 @@ from rightreasons.inspection import segment_settings
 from rightreasons.pipeline import Run
 from rightreasons.reading import read_paragraphs
 from rightreasons.records import Critique
-from rightreasons.runs import RunFolder, write_text
+from rightreasons.runs import RunFolder, write_atomically
 from rightreasons.segment import smooth_heatmaps
 from rightreasons.text import clean_text
 from rightreasons.votes import settle_verdicts
@@ -28,6 +29,8 @@ from rightreasons.votes import settle_verdicts
 # Above this the page would be too heavy to open; the run folder has the rest.
 MOST_CARDS = 200
 MOST_WAITING = 200
+# In pixels: past the first a picture is shown with the second as its longer side. The files in the run folder are as the critic saw them.
+LARGEST_PICTURE, SMALLER_PICTURE = 1200, 640
 _COLUMNS = (
     ("accuracy", "Accuracy", "of all test images"),
     ("worst_group_accuracy", "Worst group", "accuracy of the group that fares worst"),
@@ -71,17 +74,20 @@ def write_report(run: Run, metrics: dict[str, Any], after: Float[Tensor, "image 
     Heatmaps are shown smoothed as they were for the segments: a person sees no more in single pixels than the segmentation does.
     """
     smooth, _ = segment_settings(run.model, run.config.segment)
-    before = smooth_heatmaps(run.attribution.heatmaps, smooth)
-    after = None if after is None else smooth_heatmaps(after, smooth)
+
+    def smoothed(heatmaps: Tensor, row: int) -> Tensor:
+        return smooth_heatmaps(heatmaps[row : row + 1], smooth)[0]
+
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("rightreasons", "."), autoescape=True, undefined=jinja2.StrictUndefined, finalize=_finalize
     )
-    cards = [_card(run, row, before[row], None if after is None else after[row]) for row in _most_telling(run)[:MOST_CARDS]]
-    page = environment.get_template("report.html.jinja").render(
+    rows = _most_telling(run)[:MOST_CARDS]
+    page = environment.get_template("report.html.jinja").stream(
         metrics=metrics,
         columns=[column for column in _COLUMNS if any(_scores(metrics, name).get(column[0]) is not None for name in _models(metrics))],
         models=[(name, _scores(metrics, name)) for name in _models(metrics)],
-        cards=cards,
+        cards=(_card(run, row, smoothed(run.attribution.heatmaps, row), None if after is None else smoothed(after, row)) for row in rows),
+        shown=len(rows),
         inspected=len(run.selection),
         descriptions=run.descriptions,
         queue=run.queue[:MOST_WAITING],
@@ -89,7 +95,8 @@ def write_report(run: Run, metrics: dict[str, Any], after: Float[Tensor, "image 
         meanings=MEANINGS,
         outcomes={outcome: run.segmentation.outcomes.count(outcome) for outcome in sorted(set(run.segmentation.outcomes))},
     )
-    write_text(folder.path / "report.html", page)
+    # Written as it is made, one card at a time: pictures of large images fill gigabytes.
+    write_atomically(folder.path / "report.html", lambda part: page.dump(str(part), encoding="utf-8"))
 
 
 def _models(metrics: dict[str, Any]) -> list[str]:
@@ -102,9 +109,10 @@ def _scores(metrics: dict[str, Any], name: str) -> dict[str, Any]:
 
 def _most_telling(run: Run) -> list[int]:
     """Rows with segments, those with the most spurious effect first."""
-    masks = run.masks
-    positive = run.attribution.heatmaps.clamp_min(0)
-    share = (positive * masks).sum((1, 2)) / positive.sum((1, 2)).clamp_min(1e-12)
+    share = torch.zeros(len(run.selection))
+    for row, (heatmap, mask) in enumerate(zip(run.attribution.heatmaps, run.masks, strict=True)):
+        positive = heatmap.clamp_min(0)
+        share[row] = (positive * mask).sum() / positive.sum().clamp_min(1e-12)
     return [row for row in share.argsort(descending=True, stable=True).tolist() if run.segmentation.count(row)]
 
 
@@ -132,8 +140,8 @@ def _card(run: Run, row: int, before: Float[Tensor, "height width"], after: Floa
         index,
         run.descriptions[int(run.selection.labels[row])].name,
         run.descriptions[int(run.attribution.targets[row])].name,
-        _data_url((run.folder.pictures / f"{index:06d}-clean.png").read_bytes()),
-        _data_url((run.folder.pictures / f"{index:06d}-contours.png").read_bytes()),
+        _picture_url(run.folder.pictures / f"{index:06d}-clean.png"),
+        _picture_url(run.folder.pictures / f"{index:06d}-contours.png"),
         _heatmap_url(before / scale),
         None if after is None else _heatmap_url(after / scale),
         critiques,
@@ -151,8 +159,21 @@ def _heatmap_url(heatmap: Float[Tensor, "height width"]) -> str:
     strength = heatmap.clamp(-1, 1).numpy()
     fade = 1 - np.abs(strength)
     pixels = np.stack([np.where(strength > 0, 1, fade), fade, np.where(strength < 0, 1, fade)], -1)
+    return _image_url(Image.fromarray((pixels * 255).astype(np.uint8)))
+
+
+def _picture_url(path: Path) -> str:
+    """A picture that the critic saw, made smaller if the page would get too heavy with it."""
+    png = path.read_bytes()
+    with Image.open(io.BytesIO(png)) as picture:
+        return _data_url(png) if max(picture.size) <= LARGEST_PICTURE else _image_url(picture.convert("RGB"))
+
+
+def _image_url(image: Image.Image) -> str:
+    if max(image.size) > LARGEST_PICTURE:
+        image.thumbnail((SMALLER_PICTURE, SMALLER_PICTURE))
     buffer = io.BytesIO()
-    Image.fromarray((pixels * 255).astype(np.uint8)).save(buffer, "PNG")
+    image.save(buffer, "PNG")
     return _data_url(buffer.getvalue())
 
 

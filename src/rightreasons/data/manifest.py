@@ -42,6 +42,7 @@ def list_hashes(splits: Mapping[str, Dataset], advance: Advance) -> list[Listed]
     """Every image of every split. A dataset without ``fingerprints`` is read, and its pixels are hashed."""
     total = sum(count_images(dataset) for dataset in splits.values())
     listed: list[Listed] = []
+    advance(0, total)
     for split, dataset in splits.items():
         prints: Iterable[Fingerprint] = dataset.fingerprints() if hasattr(dataset, "fingerprints") else _hash_items(dataset)  # pyright: ignore[reportAttributeAccessIssue]
         for item in prints:
