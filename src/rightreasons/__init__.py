@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rightreasons.errors import RightReasonsError
     from rightreasons.lvlm import open_lvlm
     from rightreasons.measure import score
+    from rightreasons.models import Preset
     from rightreasons.pipeline import Run, find_shortcuts, fix_shortcuts
     from rightreasons.records import ClassDescription, GroundTruth, Scores, Verdict
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "ClassDescription": "records",
     "GroundTruth": "records",
+    "Preset": "models",
     "RightReasonsError": "errors",
     "Run": "pipeline",
     "Scores": "records",
@@ -36,6 +38,7 @@ _HOMES = {
 __all__ = [
     "ClassDescription",
     "GroundTruth",
+    "Preset",
     "RightReasonsError",
     "Run",
     "Scores",

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from rightreasons.attribute import attribute_images, part_size
+from rightreasons.budget import release_memory
 from rightreasons.config import Config, SegmentConfig
 from rightreasons.controls import control_rows
 from rightreasons.data.loading import Batch, StoredImages, count_images, read_batches, some_images
@@ -77,55 +78,61 @@ def inspect_images(config: Config, folder: RunFolder, model: nn.Module, train: D
     images = StoredImages(train, selection.indices)
     attribution = folder.load_attribution() or _attribute(model, train, images, config, folder, reporter)
     folder.drop_attribution_parts()
+    release_memory()
     segmentation = folder.load_segmentation() or _segment(model, attribution, config, folder, reporter)
+    release_memory()
     _report_outcomes(segmentation, attribution, reporter)
     return Inspection(folder, images, selection, attribution, segmentation, segment_settings(model, config.segment)[0])
 
 
 def explain_images(
+    model: nn.Module, images: StoredImages, train: Dataset, config: Config, *, progress: Advance = lambda done, total: None
+) -> Attribution:
+    """Heatmaps against the run's baselines. The result is on the CPU."""
+    return _join(list(explain_parts(model, images, read_baselines(model, train, config), config, progress=progress)))
+
+
+def read_baselines(model: nn.Module, train: Dataset, config: Config, most: int | None = None) -> Float[Tensor, "baseline channel height width"]:
+    """The run's baselines, which are seeded training images, or the first ``most`` of them, on the model's device."""
+    count = config.attribute.baselines if most is None else min(most, config.attribute.baselines)
+    return some_images(train, count, seeded(config.run.seed, "baselines")).images.to(model_device(model))
+
+
+def explain_parts(
     model: nn.Module,
     images: StoredImages,
-    train: Dataset,
+    baselines: Float[Tensor, "baseline channel height width"],
     config: Config,
     *,
-    most: int | None = None,
-    folder: RunFolder | None = None,
-    reporter: Reporter | None = None,
+    first: int = 0,
     progress: Advance = lambda done, total: None,
-) -> Attribution:
-    """Heatmaps against the run's baselines, which are seeded training images, or ``most`` of them. The result is on the CPU.
-
-    A few images are read and explained at a time. In a ``folder`` their heatmaps are saved at once, and those that are there are not made again.
-    Long work is told of beforehand, to a ``reporter``.
-    """
-    baselines = some_images(train, config.attribute.baselines, seeded(config.run.seed, "baselines")).images[:most].to(model_device(model))
-    saved = [] if folder is None else folder.load_attribution_parts()
-    done, count, heatmaps, columns = 0, len(images), torch.empty(len(images), *images.shape[1:]), []
-    for part in saved:
-        heatmaps[done : done + len(part.targets)] = part.heatmaps
-        columns.append((part.targets, part.completeness_error))
-        done += len(part.targets)
-    progress(done, count)
-    if reporter is not None and done < count:
-        _tell_long_work(model, images[done : done + 1], baselines, config, count - done, reporter)
-    size = part_size(model, baselines[:1], config.attribute.method) if config.attribute.chunk == "auto" else config.attribute.chunk
-    while done < count:
-        batch = images[done : done + size].to(baselines.device)
+) -> Iterator[Attribution]:
+    """The heatmaps of a few images at a time, in order, from row ``first`` on: as many as are worth saving before the next are begun."""
+    chunk = None if config.attribute.chunk == "auto" else config.attribute.chunk
+    size = chunk or part_size(model, baselines[:1], config.attribute.method)
+    for start in range(first, len(images), size):
         found = attribute_images(
             model,
-            batch,
+            images[start : start + size].to(baselines.device),
             baselines,
             method=config.attribute.method,
-            chunk=None if config.attribute.chunk == "auto" else size,
-            progress=lambda part, _, done=done: progress(done + part, count),
+            chunk=chunk,
+            progress=lambda done, _, start=start: progress(start + done, len(images)),
         )
-        found = Attribution(found.heatmaps.cpu(), found.targets.cpu(), found.completeness_error.cpu())
-        if folder is not None:
-            folder.save_attribution_part(found, done)
-        heatmaps[done : done + len(batch)] = found.heatmaps
-        columns.append((found.targets, found.completeness_error))
-        done += len(batch)
-    return Attribution(heatmaps, *(torch.cat(column) for column in zip(*columns, strict=True)))
+        yield Attribution(found.heatmaps.cpu(), found.targets.cpu(), found.completeness_error.cpu())
+
+
+def _join(parts: list[Attribution]) -> Attribution:
+    """One attribution of all parts, which are let go of one by one."""
+    heatmaps = torch.empty(sum(len(part.targets) for part in parts), *parts[0].heatmaps.shape[1:])
+    targets, errors, row = [], [], 0
+    while parts:
+        part = parts.pop(0)
+        heatmaps[row : row + len(part.targets)] = part.heatmaps
+        targets.append(part.targets)
+        errors.append(part.completeness_error)
+        row += len(part.targets)
+    return Attribution(heatmaps, torch.cat(targets), torch.cat(errors))
 
 
 def _tell_long_work(model: nn.Module, image: Tensor, baselines: Tensor, config: Config, count: int, reporter: Reporter) -> None:
@@ -209,7 +216,17 @@ def _select(model: nn.Module, train: Dataset, classes: int, config: Config, fold
 
 def _attribute(model: nn.Module, train: Dataset, images: StoredImages, config: Config, folder: RunFolder, reporter: Reporter) -> Attribution:
     with reporter.stage("attribute") as advance:
-        attribution = explain_images(model, images, train, config, folder=folder, reporter=reporter, progress=advance)
+        first = sum(len(part.targets) for part in folder.load_attribution_parts())
+        advance(first, len(images))
+        baselines = read_baselines(model, train, config)
+        if first < len(images):
+            _tell_long_work(model, images[first : first + 1], baselines, config, len(images) - first, reporter)
+        for part in explain_parts(model, images, baselines, config, first=first, progress=advance):
+            folder.save_attribution_part(part, first)
+            first += len(part.targets)
+        del baselines
+        release_memory()
+        attribution = _join(folder.load_attribution_parts())
     folder.save_attribution(attribution)
     return attribution
 

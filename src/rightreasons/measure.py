@@ -18,8 +18,8 @@ from rightreasons import evaluate
 from rightreasons.data.loading import StoredImages, count_images, read_batches
 from rightreasons.data.manifest import find_leaks, hash_manifest
 from rightreasons.data.task import Task
-from rightreasons.inspection import explain_images, segment_settings, shown_effect
-from rightreasons.models import as_classifier
+from rightreasons.inspection import explain_parts, read_baselines, segment_settings, shown_effect
+from rightreasons.models import Classifier
 from rightreasons.pipeline import Alignment, Run
 from rightreasons.records import GroundTruth, GroupScore, Scores
 from rightreasons.seeds import seeded
@@ -44,9 +44,11 @@ def score(
 ) -> Scores:
     """Accuracy and entropy of ``model`` on ``test_set``; group metrics with ``truth``; the label-free proofs, and mu_align, with a ``run``.
 
+    A network of one's own gets the normalisation of the ``run``.
     ``train_truth`` gives the group sizes for the weighted average. What is not given makes its metrics None.
     """
-    model = as_classifier(model)
+    normalisation = run.model.preset if run is not None and isinstance(run.model, Classifier) else None
+    model = model if isinstance(model, Classifier) else Classifier(model, normalisation)
     predictions = evaluate.predict_labels(model, read_batches(test_set))
     counts = dict(Counter(train_truth.groups)) if train_truth is not None else None
     scores = evaluate.score_predictions(predictions, truth, counts)
@@ -206,11 +208,15 @@ def _label_free_proofs(model: nn.Module, run: Run) -> dict[str, float | None]:
     marked = masks.flatten(1).any(1)
     images, masks, labels = StoredImages(run.train, run.selection.indices[marked]), masks[marked], run.selection.labels[marked]
     smooth, _ = segment_settings(run.model, run.config.segment)
-    heatmaps = explain_images(model, images, run.train, run.config, most=SCORED_BASELINES).heatmaps
-    shares = [evaluate.spurious_share(smooth_heatmaps(heatmaps[row : row + 1], smooth), masks[row : row + 1]) for row in range(len(masks))]
-    known = [share for share in shares if share is not None]
+    baselines, known = read_baselines(model, run.train, run.config, SCORED_BASELINES), []
+    row = 0
+    for part in explain_parts(model, images, baselines, run.config):
+        for heatmap in part.heatmaps:
+            known.append(evaluate.spurious_share(smooth_heatmaps(heatmap[None], smooth), masks[row : row + 1]))
+            row += 1
+    known = [share for share in known if share is not None]
     share = sum(known) / len(known) * len(masks) / len(run.selection) if known else None
-    del heatmaps
+    del baselines
     drawn = torch.randperm(count_images(run.validation), generator=seeded(run.config.run.seed, "swap hosts"))[:SWAP_HOSTS]
     generator = seeded(run.config.run.seed, "swap donors")
     hosts = read_batches(run.validation, indices=drawn)
@@ -225,5 +231,6 @@ def _mu_align(model: nn.Module, test_set: Dataset, truth: GroundTruth, run: Run,
     masks = {masked[i]: mask for i in chosen if masked[i] in readable and (mask := truth.mask(masked[i])) is not None}
     if not masks:
         return None
-    found = explain_images(model, StoredImages(test_set, list(masks)), run.train, run.config, most=SCORED_BASELINES)
-    return evaluate.mu_align(found.heatmaps, torch.stack(list(masks.values())))[0]
+    baselines = read_baselines(model, run.train, run.config, SCORED_BASELINES)
+    found = explain_parts(model, StoredImages(test_set, list(masks)), baselines, run.config)
+    return evaluate.mu_align(torch.cat([part.heatmaps for part in found]), torch.stack(list(masks.values())))[0]

@@ -24,6 +24,11 @@ class Preset:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
 
+    def __post_init__(self) -> None:
+        """Raises ModelError unless there is one positive deviation for each mean."""
+        if len(self.mean) != len(self.std) or not all(value > 0 for value in self.std):
+            raise ModelError(f"a preset needs as many positive deviations as means, one a channel, and got mean={self.mean}, std={self.std}")
+
 
 class Classifier(nn.Module):
     """A network with its input and output made uniform; ``network`` is the user's own, and checkpoints hold its weights alone.

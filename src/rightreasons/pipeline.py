@@ -24,6 +24,7 @@ from torch.utils.data import Dataset, Subset
 from rightreasons import evaluate
 from rightreasons.align import AlignmentSet, align_model
 from rightreasons.attribute import check_attribution
+from rightreasons.budget import release_memory
 from rightreasons.config import Config, match_descriptions, parse_config
 from rightreasons.consult import AskLVLM, Case, Panel, consult_case
 from rightreasons.controls import consult_control, control_rows, read_controls
@@ -37,7 +38,18 @@ from rightreasons.lvlm import LVLM
 from rightreasons.lvlm.ledger import Ledger
 from rightreasons.lvlm.prices import Price
 from rightreasons.mask import build_masks
-from rightreasons.models import as_classifier, check_model, hash_weights, load_checkpoint, model_device, place_model, save_checkpoint, unwrap
+from rightreasons.models import (
+    Classifier,
+    Preset,
+    as_classifier,
+    check_model,
+    hash_weights,
+    load_checkpoint,
+    model_device,
+    place_model,
+    save_checkpoint,
+    unwrap,
+)
 from rightreasons.progress import Reporter, Silent
 from rightreasons.records import Attribution, ClassDescription, Control, Critique, Segmentation, Selection, Verdict
 from rightreasons.runs import RunFolder, write_atomically
@@ -106,6 +118,7 @@ def find_shortcuts(
     lvlm: LVLM,
     out: str | Path,
     validation_set: Dataset | None = None,
+    preset: Preset | None = None,
     settings: Mapping[str, object] | None = None,
     retry_unknown: bool = False,
     reporter: Reporter | None = None,
@@ -114,11 +127,12 @@ def find_shortcuts(
 
     Args:
         model: maps (batch, channel, height, width) to (batch, class) logits; it is moved to the best device, and not changed.
-        train_set: any map-style dataset of (image, label); labels count from 0.
+        train_set: any map-style dataset of (image, label): bytes of 0 to 255, floats in 0 to 1 or PIL pictures; labels count from 0.
         descriptions: an expert's words for each class, in the order of the labels.
         lvlm: the critic and judge, from ``open_lvlm``.
         out: the run folder; the same call on it continues where it stopped.
         validation_set: held-out images for the harm guard; by default a tenth of ``train_set`` is kept back from fine-tuning.
+        preset: the mean and deviation that ``model`` wants its images normalised with, unless it does that itself; images are given in 0 to 1.
         settings: tables of the configuration, such as ``{"sample": {"size": 50}}``.
         retry_unknown: ask again what a crash left unanswered; it may have been paid for.
         reporter: told of progress; silent by default.
@@ -137,13 +151,13 @@ def find_shortcuts(
     ordered = match_descriptions(words, tuple(words))
     if validation_set is None:
         train_set, validation_set = _hold_out(train_set, config.run.seed)
-    model = as_classifier(model)
+    model = as_classifier(model) if preset is None else Classifier(as_classifier(model).network, preset)
     check_classifier(model, train_set, tuple(words), config)
     lvlm.check()
     for note in check_descriptions(ordered):
         (reporter or Silent()).note(note)
     folder = RunFolder(Path(out))
-    manifest = f"{type(train_set).__name__} of {count_images(train_set)}, model {hash_weights(model)}"
+    manifest = f"{type(train_set).__name__} of {count_images(train_set)}, model {hash_weights(model)}" + (f", {preset}" if preset else "")
     folder.start(config, manifest=manifest, root=Path.cwd())
     record_manifest(folder, {"train": train_set, "validation": validation_set}, reporter or Silent())
     return find(config, folder, model, train_set, validation_set, ordered, lvlm, retry_unknown=retry_unknown, reporter=reporter or Silent())
@@ -195,14 +209,18 @@ def find(
         folder.save_critiques(critiques)
         folder.save_verdicts([verdict for _, part in results for verdict in part])
         verdicts = folder.load_verdicts() or []
+        # Mapped anew: what was read of the file does not stay resident.
+        attribution, segmentation, selection = folder.load_attribution() or found.attribution, found.segmentation, found.selection
+        del found
+        release_memory()
     run = Run(
         folder, config, model, descriptions, train, validation, lvlm.name, lvlm.simulated,
-        found.selection, found.attribution, found.segmentation, critiques, verdicts, controls, panel.prompts,
+        selection, attribution, segmentation, critiques, verdicts, controls, panel.prompts,
         calls=calls, cached=cached, cost_usd=cost,
     )  # fmt: skip
     if run.queue:
         reporter.note(
-            f"{len(run.queue)} of {found.segmentation.shares.gt(0).sum()} segments wait for a person: report.html lists them, most worth a look first"
+            f"{len(run.queue)} of {segmentation.shares.gt(0).sum()} segments wait for a person: report.html lists them, most worth a look first"
         )
     if not run.found:
         reporter.note("no shortcut found: no segment was judged spurious")
@@ -238,7 +256,7 @@ def case_of(found: Inspection, row: int, descriptions: Sequence[ClassDescription
 
 
 def fix_shortcuts(run: Run, *, reporter: Reporter | None = None) -> nn.Module:
-    """A copy of the run's model, fine-tuned until it no longer uses what was judged spurious.
+    """A copy of the run's model, fine-tuned until it no longer uses what was judged spurious. With a preset it takes images in 0 to 1.
 
     The original comes back where nothing was judged spurious, or where validation accuracy would fall by more than
     ``align.max_accuracy_drop``; ``fix`` says which.

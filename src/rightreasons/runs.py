@@ -184,7 +184,7 @@ class RunFolder:
         """segments.safetensors."""
         outcomes = torch.tensor([_OUTCOMES.index(outcome) for outcome in segmentation.outcomes], dtype=torch.uint8)
         tensors = {
-            "segments": segmentation.segments.to(torch.int8),
+            "segments": segmentation.segments,
             "effect": segmentation.effect,
             "shares": segmentation.shares,
             "outcomes": outcomes,

@@ -20,8 +20,8 @@ from rightreasons.errors import DataError
 
 IMAGE_KEYS = ("image", "img", "images", "pixel_values", "pixels")
 LABEL_KEYS = ("label", "labels", "target", "targets", "class")
-# Resizing with a bicubic filter takes values a little past 0 and 1; a normalisation takes them far past.
-OVERSHOOT = 0.1
+# Resizing with a bicubic filter, or added noise, takes values a little past 0 and 1; a normalisation takes those of some image far past.
+OVERSHOOT = 0.5
 # A map-style dataset in one line of Python, to be copied from an error.
 WRAPPER = (
     "class Pairs(torch.utils.data.Dataset): __len__ = lambda self: len(data); __getitem__ = lambda self, i: ({image}, {label})"
@@ -104,12 +104,8 @@ def _opaque(image: Image.Image, index: int) -> Image.Image:
 
 def _read_label(label: object, index: int) -> int:
     if isinstance(label, str):
-        raise _wrong(
-            index,
-            f"the name {label!r} as its label, and the number of its class is expected, counted from 0",
-            "data[i][0]",
-            "names.index(data[i][1])",
-        )
+        came = f"the name {label!r} as its label, and the number of its class is expected, counted from 0"
+        raise _wrong(index, came, "data[i][0]", "names.index(data[i][1])")
     try:
         values = torch.as_tensor(label)
     except (TypeError, ValueError, RuntimeError):

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from rightreasons.budget import BATCH_BYTES, KEPT_IMAGE_BYTES, LARGEST_BATCH, how_many
+from rightreasons.budget import BATCH_BYTES, DRAWN_IMAGE_BYTES, KEPT_IMAGE_BYTES, LARGEST_BATCH, how_many
 from rightreasons.data.items import check_dataset, read_item
 from rightreasons.errors import DataError, UnreadableImage
 
@@ -99,10 +99,10 @@ def read_all(dataset: Dataset, indices: Sequence[int] | Tensor, batch_size: int 
 
 
 def some_images(dataset: Dataset, count: int, generator: torch.Generator) -> Batch:
-    """``count`` random images as one batch, or all where there are fewer, or as many as ``KEPT_IMAGE_BYTES`` hold."""
+    """``count`` random images as one batch, or all where there are fewer, or as many as ``DRAWN_IMAGE_BYTES`` hold."""
     order = torch.randperm(count_images(dataset), generator=generator)[:count]
     first = next(read_batches(dataset, indices=order, batch_size=1), None)
-    return read_all(dataset, order if first is None else order[: how_many(first.images.nbytes, KEPT_IMAGE_BYTES)])
+    return read_all(dataset, order if first is None else order[: how_many(first.images.nbytes, DRAWN_IMAGE_BYTES)])
 
 
 def count_images(dataset: Dataset) -> int:
