@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from datetime import timedelta
 from typing import Protocol, runtime_checkable
 
 Advance = Callable[[int, int], None]
@@ -29,6 +30,10 @@ def describe_seconds(seconds: float) -> str:
     """A length of time in the unit that suits it: "22 h", "6 min", "12 s"."""
     unit, size = next(((unit, size) for unit, size in (("h", 5400), ("min", 90)) if seconds >= size), ("s", 1))
     return f"{seconds / {'h': 3600, 'min': 60, 's': 1}[unit]:.0f} {unit}"
+
+
+def _clock(seconds: float | None) -> str:
+    return str(timedelta(seconds=int(seconds or 0)))
 
 
 class Silent:
@@ -62,17 +67,16 @@ class Terminal(Silent):
     @contextmanager
     def stage(self, name: str) -> Iterator[Advance]:
         """Times a stage and shows how far it is."""
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 
-        columns = (
-            TextColumn("{task.description:<12}"),
-            BarColumn(),
-            TextColumn("{task.fields[count]}"),
-            TimeElapsedColumn(),
-            TextColumn("elapsed,"),
-            TimeRemainingColumn(),
-            TextColumn("left"),
-        )
+        class Times(ProgressColumn):
+            """How long it has taken, and will take once that can be told."""
+
+            def render(self, task: Task) -> str:
+                left = None if task.total is None else task.time_remaining
+                return f"{_clock(task.elapsed)} elapsed" + ("" if left is None else f", {_clock(left)} left")
+
+        columns = (TextColumn("{task.description:<12}"), BarColumn(), TextColumn("{task.fields[count]}"), Times())
         with Progress(*columns, console=self._console, transient=True, disable=not self._console.is_terminal) as bar:
             task = bar.add_task(name, total=None, count="")
             earlier = self.seconds.get(name, 0.0)

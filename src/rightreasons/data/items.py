@@ -29,7 +29,7 @@ WRAPPER = (
 )
 
 
-def check_dataset(dataset: Dataset) -> None:
+def check_dataset(dataset: Dataset | DataLoader) -> None:
     """Raises DataError for a DataLoader: batches cannot be read in another order, and its dataset can."""
     if isinstance(dataset, DataLoader):
         raise DataError("a DataLoader came, and a dataset of single images is needed: pass the loader's own, loader.dataset")
@@ -110,7 +110,7 @@ def _read_label(label: object, index: int) -> int:
         values = torch.as_tensor(label)
     except (TypeError, ValueError, RuntimeError):
         raise _wrong(index, f"a {type(label).__name__} as its label", "data[i][0]", "int(labels[i])") from None
-    if values.numel() == 1 and not values.is_complex() and float(values) == round(float(values)):
+    if values.numel() == 1 and not values.is_complex() and float(values).is_integer():
         return int(values)
     if values.ndim == 1 and ((values == 0) | (values == 1)).all() and int(values.sum()) == 1:
         return int(values.argmax())

@@ -12,7 +12,7 @@ from functools import cached_property
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from rightreasons.budget import BATCH_BYTES, DRAWN_IMAGE_BYTES, KEPT_IMAGE_BYTES, LARGEST_BATCH, how_many
 from rightreasons.data.items import check_dataset, read_item
@@ -105,7 +105,7 @@ def some_images(dataset: Dataset, count: int, generator: torch.Generator) -> Bat
     return read_all(dataset, order if first is None else order[: how_many(first.images.nbytes, DRAWN_IMAGE_BYTES)])
 
 
-def count_images(dataset: Dataset) -> int:
+def count_images(dataset: Dataset | DataLoader) -> int:
     """How many items a dataset has. Raises DataError for an iterable dataset, a DataLoader, or an empty one."""
     check_dataset(dataset)
     try:
