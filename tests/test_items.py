@@ -119,9 +119,8 @@ def test_a_batch_is_cut_by_bytes_and_not_by_count(monkeypatch):
     monkeypatch.setattr("rightreasons.data.loading.KEPT_IMAGE_BYTES", 2**20)
     images = StoredImages(data, [9, 4, 7])
     data.asked.clear()
-    assert images[1].mean().item() == pytest.approx(0.4) and images[torch.tensor([2, 0, 2])].mean((1, 2, 3)).tolist() == pytest.approx(
-        [0.7, 0.9, 0.7]
-    )
+    assert images[1].mean().item() == pytest.approx(0.4)
+    assert images[torch.tensor([2, 0, 2])].mean((1, 2, 3)).tolist() == pytest.approx([0.7, 0.9, 0.7])
     assert images[0:2].shape == (2, 3, 1200, 1600) and max(data.asked) <= 2
 
 

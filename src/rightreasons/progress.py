@@ -32,7 +32,7 @@ def describe_seconds(seconds: float) -> str:
     return f"{seconds / {'h': 3600, 'min': 60, 's': 1}[unit]:.0f} {unit}"
 
 
-def _clock(seconds: float | None) -> str:
+def _clock(seconds: int | float | None) -> str:
     return str(timedelta(seconds=int(seconds or 0)))
 
 
