@@ -242,6 +242,7 @@ def _show(metrics: dict[str, Any], folder: Any, as_json: bool) -> None:  # noqa:
         if any(value is not None for value in values):
             rows.append([key, *("-" if value is None else f"{value:.3f}" for value in values)])
     print_table(title, ["", *columns], rows)
+    typer.echo(metrics["explanation"])
     if metrics["alignment"]:
         typer.echo(f"fine-tuning: {metrics['alignment']['outcome']}")
     typer.echo(f"report: {folder.path / 'report.html'}")
