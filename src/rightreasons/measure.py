@@ -5,6 +5,7 @@ The one module above the studies that may see groups and ground-truth masks; wha
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Container
 from dataclasses import asdict
@@ -15,13 +16,16 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from rightreasons import evaluate
+from rightreasons.answers import Answers
 from rightreasons.data.loading import StoredImages, count_images, read_batches
 from rightreasons.data.manifest import find_leaks, hash_manifest
 from rightreasons.data.task import Task
 from rightreasons.inspection import explain_parts, read_baselines, segment_settings, shown_effect
-from rightreasons.models import Classifier
+from rightreasons.models import Classifier, as_classifier, hash_weights
+from rightreasons.outcome import decide_outcome, explain_outcome
 from rightreasons.pipeline import Alignment, Run
 from rightreasons.records import GroundTruth, GroupScore, Scores
+from rightreasons.runs import RunFolder
 from rightreasons.seeds import seeded
 from rightreasons.segment import smooth_heatmaps
 from rightreasons.votes import settle_verdicts
@@ -31,7 +35,6 @@ MU_ALIGN_IMAGES = 1000
 MU_ALIGN_PIXELS = 2**21
 # A score is a mean over many heatmaps, so that each needs fewer baselines than the ones that are cut into segments.
 SCORED_BASELINES = 4
-SWAP_HOSTS = 1000
 
 
 def score(
@@ -62,6 +65,22 @@ def score(
 def score_run(model: nn.Module, task: Task, run: Run) -> Scores:
     """``score`` on a task's test split, with whatever truth the task has."""
     return score(model, task.splits["test"], truth=task.truth.get("test"), train_truth=task.truth.get("train"), run=run)
+
+
+def score_once(model: nn.Module, task: Task, run: Run, folder: RunFolder, *, again: bool = False) -> Scores:
+    """``score_run``, or what it gave before for the same weights, data and verdicts, unless ``again``."""
+    key = score_key(run, task, hash_weights(model))
+    stored = None if again else folder.load_scores(key)
+    if stored is not None:
+        return read_scores(stored)
+    scores = score_run(model, task, run)
+    folder.save_scores(key, stored_scores(scores))
+    return scores
+
+
+def score_key(run: Run, task: Task, what: str) -> str:
+    """What scores depend on, as a hash: ``what`` is scored, the data, and the verdicts."""
+    return hashlib.sha256(f"{what} {task.manifest}".encode() + run.masks.numpy().tobytes()).hexdigest()
 
 
 def read_scores(stored: dict[str, Any]) -> Scores:
@@ -142,6 +161,19 @@ def spurious_fraction(run: Run, task: Task) -> float | None:
     return sum(masked) / len(masked) if any(masked) else None
 
 
+def classifier_facts(run: Run) -> dict[str, Any]:
+    """What the network is fed, how often it is right by split and class, and what is wrong with its answers; no splits of an older run."""
+    preset, names = as_classifier(run.model).preset, [item.name for item in run.descriptions]
+    counts, problems = run.folder.load_answers()
+    splits = {}
+    for split, table in counts.items():
+        answers = Answers(table)
+        classes = {name: asdict(score) for name, score in answers.by_class(names).items()}
+        splits[split] = {"accuracy": answers.accuracy if answers.total else None, "count": answers.total, "classes": classes}
+    height, width = run.attribution.heatmaps.shape[1:]
+    return {"input": {"height": height, "width": width, "mean": preset.mean, "std": preset.std}, **splits, "problems": problems}
+
+
 def data_facts(run: Run, task: Task) -> dict[str, Any]:
     """What the data were read as, how many images each split has, and how many of them are in two splits by their hash."""
     listed = run.folder.load_manifest()
@@ -160,6 +192,7 @@ def build_metrics(
     before: Scores,
     after: Scores | None = None,
     alignment: Alignment | None = None,
+    rejected: Scores | None = None,
     reference: dict[str, Scores] | None = None,
     seconds: dict[str, float],
 ) -> dict[str, Any]:
@@ -167,7 +200,10 @@ def build_metrics(
     return {
         "task": task.name,
         "seed": run.config.run.seed,
-        "outcome": "shortcut found" if run.found else "no shortcut found",
+        "outcome": decide_outcome(run.coverage, before.swap_flip_rate),
+        "explanation": explain_outcome(run.coverage, before.swap_flip_rate),
+        "coverage": {key: value for key, value in asdict(run.coverage).items() if key != "failures"},
+        "classifier": classifier_facts(run),
         "critic": critic_scores(run, task.truth.get("train")),
         "selection": {
             "strategy": run.selection.strategy,
@@ -178,15 +214,16 @@ def build_metrics(
         "completeness_error": run.attribution.completeness_error.nanmedian().item(),
         "data": data_facts(run, task),
         "skipped_images": len(task.skipped),
-        "before": _stored(before),
-        "after": _stored(after) if after is not None else None,
+        "before": stored_scores(before),
+        "after": stored_scores(after) if after is not None else None,
+        "rejected": stored_scores(rejected) if rejected is not None else None,
         "alignment": asdict(alignment) if alignment is not None else None,
-        "reference": {name: _stored(scores) for name, scores in (reference or {}).items()},
+        "reference": {name: stored_scores(scores) for name, scores in (reference or {}).items()},
         "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
     }
 
 
-def _stored(scores: Scores) -> dict[str, Any]:
+def stored_scores(scores: Scores) -> dict[str, Any]:
     """Scores for metrics.json; intervals where there are any."""
     return {key: value for key, value in asdict(scores).items() if key != "intervals" or value}
 
@@ -206,22 +243,16 @@ def _label_free_proofs(model: nn.Module, run: Run) -> dict[str, float | None]:
     # The other inspected images have no spurious segment, so that their share is 0 whatever the heatmap.
     masks = run.masks
     marked = masks.flatten(1).any(1)
-    images, masks, labels = StoredImages(run.train, run.selection.indices[marked]), masks[marked], run.selection.labels[marked]
+    images, masks = StoredImages(run.train, run.selection.indices[marked]), masks[marked]
     smooth, _ = segment_settings(run.model, run.config.segment)
-    baselines, known = read_baselines(model, run.train, run.config, SCORED_BASELINES), []
-    row = 0
-    for part in explain_parts(model, images, baselines, run.config):
+    known = []
+    for part in explain_parts(model, images, read_baselines(model, run.train, run.config, SCORED_BASELINES), run.config):
         for heatmap in part.heatmaps:
+            row = len(known)
             known.append(evaluate.spurious_share(smooth_heatmaps(heatmap[None], smooth), masks[row : row + 1]))
-            row += 1
-    known = [share for share in known if share is not None]
-    share = sum(known) / len(known) * len(masks) / len(run.selection) if known else None
-    del baselines
-    drawn = torch.randperm(count_images(run.validation), generator=seeded(run.config.run.seed, "swap hosts"))[:SWAP_HOSTS]
-    generator = seeded(run.config.run.seed, "swap donors")
-    hosts = read_batches(run.validation, indices=drawn)
-    flips = evaluate.flip_rate([evaluate.count_flips(model, batch, images, labels, masks, generator) for batch in hosts])
-    return {"spurious_share": share, "swap_flip_rate": flips}
+    shares = [share for share in known if share is not None]
+    share = sum(shares) / len(shares) * len(masks) / len(run.selection) if shares else None
+    return {"spurious_share": share, "swap_flip_rate": run.flip_rate(model)}
 
 
 def _mu_align(model: nn.Module, test_set: Dataset, truth: GroundTruth, run: Run, readable: Container[int]) -> float | None:

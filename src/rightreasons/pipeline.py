@@ -23,20 +23,23 @@ from torch.utils.data import Dataset, Subset
 
 from rightreasons import evaluate
 from rightreasons.align import AlignmentSet, align_model
+from rightreasons.answers import describe_input
 from rightreasons.attribute import check_attribution
 from rightreasons.budget import release_memory
-from rightreasons.config import Config, match_descriptions, parse_config
+from rightreasons.config import Config, merge_tables, parse_config
 from rightreasons.consult import AskLVLM, Case, Panel, consult_case
 from rightreasons.controls import consult_control, control_rows, read_controls
-from rightreasons.data.loading import count_images, read_all, read_batches, some_images
+from rightreasons.data.loading import StoredImages, count_images, read_all, read_batches, some_images
 from rightreasons.data.manifest import describe_leaks, find_leaks, list_hashes
 from rightreasons.descriptions import check_descriptions
 from rightreasons.dispatch import count_workers, map_in_order
+from rightreasons.errors import ConfigError
+from rightreasons.guard import find_harm, measure_held_out
 from rightreasons.inspection import Inspection, inspect_images, render_inspected, warn_of_lettering
 from rightreasons.judge import read_examples
-from rightreasons.lvlm import LVLM
+from rightreasons.lvlm import LVLM, open_lvlm
 from rightreasons.lvlm.ledger import Ledger
-from rightreasons.lvlm.prices import Price
+from rightreasons.lvlm.prices import Price, required_price
 from rightreasons.mask import build_masks
 from rightreasons.models import (
     Classifier,
@@ -50,7 +53,8 @@ from rightreasons.models import (
     save_checkpoint,
     unwrap,
 )
-from rightreasons.progress import Reporter, Silent
+from rightreasons.outcome import Coverage, RunOutcome, count_coverage, decide_outcome, explain_outcome
+from rightreasons.progress import Logged, Reporter
 from rightreasons.records import Attribution, ClassDescription, Control, Critique, Segmentation, Selection, Verdict
 from rightreasons.runs import RunFolder, write_atomically
 from rightreasons.seeds import seeded
@@ -59,6 +63,8 @@ from rightreasons.votes import Waiting, queue_verdicts
 
 # Held-out images that tell the best epoch of fine-tuning.
 EPOCH_HOSTS = 1000
+# Held-out images into which judged-spurious segments are pasted, to see what that does to the answers.
+SWAP_HOSTS = 1000
 
 
 @dataclass
@@ -81,9 +87,12 @@ class Run:
     controls: list[Control] = field(default_factory=list)
     prompts: Mapping[str, str] = field(default_factory=dict)
     aligned: nn.Module | None = None
+    rejected: nn.Module | None = None
+    alignment: Alignment | None = None
     calls: int = 0
     cached: int = 0
     cost_usd: float | None = None
+    _flip_rates: dict[str, float | None] = field(default_factory=dict, repr=False)
 
     @property
     def masks(self) -> Tensor:
@@ -97,17 +106,48 @@ class Run:
 
     @property
     def found(self) -> bool:
-        """Whether any segment was judged spurious."""
+        """Whether any segment was judged spurious; ``outcome`` tells whether that has an effect too."""
         return bool(self.masks.any())
+
+    @property
+    def coverage(self) -> Coverage:
+        """How much of what was inspected was judged."""
+        return count_coverage(self.segmentation, self.verdicts)
+
+    @property
+    def outcome(self) -> RunOutcome:
+        """What the run came to."""
+        return decide_outcome(self.coverage, self.flip_rate(self.model))
+
+    def flip_rate(self, model: nn.Module) -> float | None:
+        """How often pasting what was judged spurious changes an answer of ``model``; worked out once for the same weights and verdicts."""
+        masks = self.masks
+        marked = masks.flatten(1).any(1)
+        if not marked.any():
+            return None
+        key = hashlib.sha256(hash_weights(model).encode() + masks.numpy().tobytes()).hexdigest()
+        if key not in self._flip_rates:
+            donors, labels, seed = StoredImages(self.train, self.selection.indices[marked]), self.selection.labels[marked], self.config.run.seed
+            drawn, generator = torch.randperm(count_images(self.validation), generator=seeded(seed, "swap hosts")), seeded(seed, "swap donors")
+            hosts = read_batches(self.validation, indices=drawn[:SWAP_HOSTS])
+            counts = [evaluate.count_flips(model, batch, donors, labels, masks[marked], generator) for batch in hosts]
+            self._flip_rates[key] = evaluate.flip_rate(counts)
+        return self._flip_rates[key]
 
 
 @dataclass(frozen=True)
 class Alignment:
-    """What ``fix_shortcuts`` did: "aligned", "nothing to change" or "original kept", and validation accuracy before and after."""
+    """What ``fix_shortcuts`` did: "aligned", "nothing to change", "original kept", or "accepted" by a person although it was rejected.
+
+    With accuracy on the validation split before and after, as it is and with the shortcut made useless, and the ``reason`` for a rejection.
+    """
 
     outcome: str
     validation_before: float
     validation_after: float
+    neutral_before: float | None = None
+    neutral_after: float | None = None
+    reason: str | None = None
 
 
 def find_shortcuts(
@@ -117,6 +157,7 @@ def find_shortcuts(
     *,
     lvlm: LVLM,
     out: str | Path,
+    judge: LVLM | None = None,
     validation_set: Dataset | None = None,
     preset: Preset | None = None,
     settings: Mapping[str, object] | None = None,
@@ -130,16 +171,18 @@ def find_shortcuts(
         train_set: any map-style dataset of (image, label): bytes of 0 to 255, floats in 0 to 1 or PIL pictures; labels count from 0.
         descriptions: an expert's words for each class, in the order of the labels.
         lvlm: the critic and judge, from ``open_lvlm``.
+        judge: another model for the judge; default: the one that the settings name, or ``lvlm``.
         out: the run folder; the same call on it continues where it stopped.
         validation_set: held-out images for the harm guard; by default a tenth of ``train_set`` is kept back from fine-tuning.
         preset: the mean and deviation that ``model`` wants its images normalised with, unless it does that itself; images are given in 0 to 1.
-        settings: tables of the configuration, such as ``{"sample": {"size": 50}}``.
+        settings: tables of the configuration, such as ``{"sample": {"size": 50}, "critic": {"max_usd": 5}}``; paths start from the current folder.
         retry_unknown: ask again what a crash left unanswered; it may have been paid for.
-        reporter: told of progress; silent by default.
+        reporter: told of progress; by default notes are warnings of the logger "rightreasons".
 
     Raises RightReasonsError before any long work where an input cannot be used.
 
     """
+    reporter = reporter or Logged()
     words = {name: text if isinstance(text, ClassDescription) else ClassDescription(name, text) for name, text in descriptions.items()}
     tables = {
         "data": {"path": type(train_set).__name__},
@@ -147,20 +190,50 @@ def find_shortcuts(
         "classes": {name: {"description": item.description, "irrelevant": item.irrelevant} for name, item in words.items()},
         "critic": {"lvlm": lvlm.name},
     }
-    config = parse_config({**tables, **(settings or {})}, source="settings")
-    ordered = match_descriptions(words, tuple(words))
+    config = parse_config(merge_tables(tables, dict(settings or {})), source="settings")
+    if config.critic.lvlm != lvlm.name:
+        raise ConfigError(f"settings: critic.lvlm = {config.critic.lvlm!r}, and lvlm is {lvlm.name!r}: give the one that is to be asked as lvlm")
+    ordered = tuple(words.values())
+    judge = judge or _open_judge(config, lvlm)
+    own = Path(config.critic.prices) if config.critic.prices else None
+    prices = {model.name: required_price(model, own) for model in (lvlm, judge)}
+    examples = Path(config.critic.examples) if config.critic.examples else None
+    read_examples(examples, seeded(config.run.seed, "few-shot"))
     if validation_set is None:
         train_set, validation_set = _hold_out(train_set, config.run.seed)
     model = as_classifier(model) if preset is None else Classifier(as_classifier(model).network, preset)
     check_classifier(model, train_set, tuple(words), config)
-    lvlm.check()
+    for asked in {id(backend): backend for backend in (lvlm, judge)}.values():
+        asked.check()
     for note in check_descriptions(ordered):
-        (reporter or Silent()).note(note)
-    folder = RunFolder(Path(out))
+        reporter.note(note)
+    folder, splits = RunFolder(Path(out)), {"train": train_set, "validation": validation_set}
     manifest = f"{type(train_set).__name__} of {count_images(train_set)}, model {hash_weights(model)}" + (f", {preset}" if preset else "")
-    folder.start(config, manifest=manifest, root=Path.cwd())
-    record_manifest(folder, {"train": train_set, "validation": validation_set}, reporter or Silent())
-    return find(config, folder, model, train_set, validation_set, ordered, lvlm, retry_unknown=retry_unknown, reporter=reporter or Silent())
+    folder.start(config, manifest=manifest, root=Path.cwd(), splits=splits)
+    record_manifest(folder, splits, reporter)
+    return find(
+        config,
+        folder,
+        model,
+        train_set,
+        validation_set,
+        ordered,
+        lvlm,
+        judge=judge,
+        examples=examples,
+        retry_unknown=retry_unknown,
+        prices=prices,
+        max_usd=config.critic.max_usd,
+        reporter=reporter,
+    )
+
+
+def _open_judge(config: Config, lvlm: LVLM) -> LVLM:
+    """The judge that the settings name, which is the critic where they name none."""
+    if config.critic.judge is None:
+        return lvlm
+    spec, base_url = config.critic.server("judge")
+    return open_lvlm(spec, base_url=base_url, timeout=config.critic.timeout, seed=config.run.seed)
 
 
 def find(
@@ -182,9 +255,11 @@ def find(
     """The stages of ``find_shortcuts``, on inputs that were checked and in a run folder that was started."""
     few_shot = read_examples(examples, seeded(config.run.seed, "few-shot"))
     panel = Panel.of(config, lvlm, judge or lvlm, few_shot)
-    model = place_model(model, next(read_batches(train, batch_size=2)).images)
+    first = next(read_batches(train, batch_size=2))
+    model = place_model(model, first.images)
+    reporter.note(describe_input(model, first.images))
     with folder.locked():
-        found = inspect_images(config, folder, model, train, len(descriptions), reporter)
+        found = inspect_images(config, folder, model, train, validation, [item.name for item in descriptions], reporter)
         if lvlm.address is not None:
             warn_of_lettering(found, reporter)
         render_inspected(found, reporter)
@@ -207,6 +282,17 @@ def find(
         critiques = [critique for part, _ in results for critique in part]
         folder.save_controls(controls)
         folder.save_critiques(critiques)
+        folder.save_criticism(
+            {
+                "lvlm": lvlm.name,
+                "simulated": lvlm.simulated,
+                "prompts": panel.prompts,
+                "calls": calls,
+                "cached": cached,
+                "cost_usd": cost,
+                "weights": hash_weights(model),
+            }
+        )
         folder.save_verdicts([verdict for _, part in results for verdict in part])
         verdicts = folder.load_verdicts() or []
         # Mapped anew: what was read of the file does not stay resident.
@@ -222,8 +308,7 @@ def find(
         reporter.note(
             f"{len(run.queue)} of {segmentation.shares.gt(0).sum()} segments wait for a person: report.html lists them, most worth a look first"
         )
-    if not run.found:
-        reporter.note("no shortcut found: no segment was judged spurious")
+    reporter.note(f"{run.outcome}: {explain_outcome(run.coverage, run.flip_rate(model))}")
     return run
 
 
@@ -258,49 +343,94 @@ def case_of(found: Inspection, row: int, descriptions: Sequence[ClassDescription
 def fix_shortcuts(run: Run, *, reporter: Reporter | None = None) -> nn.Module:
     """A copy of the run's model, fine-tuned until it no longer uses what was judged spurious. With a preset it takes images in 0 to 1.
 
-    The original comes back where nothing was judged spurious, or where validation accuracy would fall by more than
-    ``align.max_accuracy_drop``; ``fix`` says which.
+    The original comes back where no shortcut was found, or where the repair would do harm (``guard``): ``run.alignment`` says which and why, a
+    warning is logged, and ``run.rejected`` has what was rejected.
     """
-    fix(run, reporter=reporter or Silent())
+    fix(run, reporter=reporter or Logged())
     assert run.aligned is not None  # fix sets it
     return unwrap(run.aligned)
 
 
-def fix(run: Run, *, reporter: Reporter, out: Path | None = None) -> Alignment:
+def fix(run: Run, *, reporter: Reporter, out: Path | None = None, accept: bool = False) -> Alignment:
     """Fine-tunes into ``run.aligned``, and saves it as aligned.safetensors with the outcome in alignment.json.
 
-    The same verdicts and settings are not worked on twice; other ones start afresh.
+    A repair that does harm is kept as rejected.safetensors, and the original is the result; ``accept`` takes it all the same.
+    The same verdicts and settings are not worked on twice; other ones start afresh. Raises ConfigError where the model's weights are not the
+    ones that ``find`` explained.
     """
+    _check_weights(run)
     folder = RunFolder(out or run.folder.path)
     folder.path.mkdir(parents=True, exist_ok=True, mode=0o700)
-    config, seed = run.config.align, run.config.run.seed
-    described = f"{config!r} {seed} {hash_weights(run.model)} {count_images(run.train)}".encode()
-    job = hashlib.sha256(described + run.masks.numpy().tobytes()).hexdigest()[:16]
+    config, job = run.config.align, alignment_job(run)
     aligned = copy.deepcopy(run.model)
     with folder.locked():
         finished = folder.load_alignment(job)
-        if finished is not None:
-            load_checkpoint(aligned, folder.path / "aligned.safetensors")
-            run.aligned = aligned
-            return Alignment(**finished)
-        folder.save_masks(run.masks)
-        before = _accuracy(run.model, run.validation)
-        result = Alignment("nothing to change", before, before)
-        checkpoint = folder.path / f"aligning-{job}.pt"
-        if run.found:
-            align(aligned, run, judged_alignment(run, reporter), checkpoint=checkpoint, reporter=reporter)
-            result = Alignment("aligned", before, _accuracy(aligned, run.validation))
-            if before - result.validation_after > config.max_accuracy_drop:
-                aligned, result = copy.deepcopy(run.model), replace(result, outcome="original kept")
-                reporter.note(
-                    f"the original model is kept: validation accuracy would fall from {before:.3f} to {result.validation_after:.3f}, more than "
-                    f"[align] max_accuracy_drop = {config.max_accuracy_drop}. Look at the verdicts in report.html"
-                )
-        write_atomically(folder.path / "aligned.safetensors", lambda part: save_checkpoint(aligned, part))
-        folder.save_alignment(job, vars(result))
-        checkpoint.unlink(missing_ok=True)
-    run.aligned = aligned
+        if finished is None:
+            folder.save_masks(run.masks)
+            checkpoint = folder.path / f"aligning-{job}.pt"
+            result = _repair(run, aligned, checkpoint, reporter)
+            name = "rejected" if result.outcome == "original kept" else "aligned"
+            (folder.path / "rejected.safetensors").unlink(missing_ok=True)
+            _save_weights(folder, name, aligned)
+        else:
+            result, checkpoint = Alignment(**finished), None
+        rejected = folder.path / "rejected.safetensors"
+        run.rejected = None
+        if result.outcome == "original kept":
+            repaired = copy.deepcopy(run.model)
+            load_checkpoint(repaired, rejected)
+            _save_weights(folder, "aligned", repaired if accept else run.model)
+            result, run.rejected = (replace(result, outcome="accepted"), None) if accept else (result, repaired)
+        folder.save_alignment(job, vars(result), config.model_dump(by_alias=True))
+        if checkpoint is not None:
+            checkpoint.unlink(missing_ok=True)
+        if result.outcome == "accepted":
+            rejected.unlink(missing_ok=True)
+        load_checkpoint(aligned, folder.path / "aligned.safetensors")
+    run.aligned, run.alignment = aligned, result
+    if result.outcome == "original kept":
+        reporter.note(
+            f"the original model is kept: {result.reason}, beyond [align] max_accuracy_drop = {config.max_accuracy_drop}. Look at the verdicts in "
+            f"report.html. What was rejected is in rejected.safetensors, and its scores in the column rejected; "
+            f"`rightreasons fix {folder.path} --accept` takes it"
+        )
     return result
+
+
+def alignment_job(run: Run) -> str:
+    """What fine-tuning depends on, as a hash: settings, seed, weights, verdicts."""
+    described = f"{run.config.align!r} {run.config.run.seed} {hash_weights(run.model)} {count_images(run.train)}".encode()
+    return hashlib.sha256(described + run.masks.numpy().tobytes()).hexdigest()[:16]
+
+
+def _repair(run: Run, model: nn.Module, checkpoint: Path, reporter: Reporter) -> Alignment:
+    """Fine-tunes ``model`` in place where a shortcut was found, and holds it against the original."""
+    plain = _predict(run.model, run.validation)
+    accuracy = plain.correct.double().mean().item()
+    if run.outcome != "shortcut found":
+        return Alignment("nothing to change", accuracy, accuracy)
+    alignment, seed = judged_alignment(run, reporter), run.config.run.seed
+    hosts = some_images(run.validation, EPOCH_HOSTS, seeded(seed, "guard hosts"))
+    before = measure_held_out(run.model, plain, hosts, alignment, seed)
+    align(model, run, alignment, checkpoint=checkpoint, reporter=reporter)
+    after = measure_held_out(model, _predict(model, run.validation), hosts, alignment, seed)
+    harm = find_harm(before, after, run.config.align.max_accuracy_drop)
+    outcome = "aligned" if harm is None else "original kept"
+    return Alignment(outcome, before.accuracy, after.accuracy, before.neutral, after.neutral, harm)
+
+
+def _save_weights(folder: RunFolder, name: str, model: nn.Module) -> None:
+    write_atomically(folder.path / f"{name}.safetensors", lambda part: save_checkpoint(model, part))
+
+
+def _check_weights(run: Run) -> None:
+    """Raises ConfigError where the model is not the one that was explained."""
+    explained = (run.folder.load_criticism() or {}).get("weights")
+    if explained not in (None, hash_weights(run.model)):
+        raise ConfigError(
+            f"the model's weights are not those that {run.folder.path} explains: its verdicts say nothing of them. Put the old weights back, or "
+            "run find with another --out"
+        )
 
 
 def align(model: nn.Module, run: Run, alignment: AlignmentSet, *, checkpoint: Path | None = None, reporter: Reporter) -> None:
@@ -360,8 +490,8 @@ def _report_controls(controls: Sequence[Control], critic: LVLM, reporter: Report
             reporter.note(f"{critic.name} fails the control {control.name!r}: it says {control.said}. Do not trust its verdicts unseen")
 
 
-def _accuracy(model: nn.Module, dataset: Dataset) -> float:
-    return evaluate.predict_labels(model, read_batches(dataset)).correct.double().mean().item()
+def _predict(model: nn.Module, dataset: Dataset) -> evaluate.Predictions:
+    return evaluate.predict_labels(model, read_batches(dataset))
 
 
 def _hold_out(dataset: Dataset, seed: int) -> tuple[Dataset, Dataset]:

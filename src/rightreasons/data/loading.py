@@ -94,8 +94,17 @@ def read_batches(dataset: Dataset, *, indices: Sequence[int] | Tensor | None = N
 
 def read_all(dataset: Dataset, indices: Sequence[int] | Tensor, batch_size: int | None = None) -> Batch:
     """The images at ``indices`` as one batch: for sets that are known to be small."""
-    batches = list(read_batches(dataset, indices=indices, batch_size=batch_size))
-    return Batch(torch.cat([b.indices for b in batches]), torch.cat([b.images for b in batches]), torch.cat([b.labels for b in batches]))
+    images, columns, row = None, [], 0
+    for batch in read_batches(dataset, indices=indices, batch_size=batch_size):
+        if images is None:  # filled batch by batch: to join them at the end would take twice the memory
+            images = torch.empty(len(indices), *batch.images.shape[1:])
+        images[row : row + len(batch)] = batch.images
+        columns.append((batch.indices, batch.labels))
+        row += len(batch)
+    if images is None:
+        return collate([])
+    found, labels = (torch.cat(column) for column in zip(*columns, strict=True))
+    return Batch(found, images[:row], labels)
 
 
 def some_images(dataset: Dataset, count: int, generator: torch.Generator) -> Batch:
