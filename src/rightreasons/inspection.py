@@ -14,11 +14,10 @@ from torch.utils.data import Dataset
 from rightreasons.attribute import attribute_images
 from rightreasons.config import Config, SegmentConfig
 from rightreasons.controls import control_rows
-from rightreasons.data.loading import Batch, count_images, read_all, read_batches, some_images
-from rightreasons.errors import DataError
+from rightreasons.data.loading import Batch, check_labels, count_images, read_all, read_batches, some_images
 from rightreasons.lettering import has_lettering
 from rightreasons.lvlm import LVLM
-from rightreasons.models import model_device
+from rightreasons.models import check_finite, model_device
 from rightreasons.progress import Advance, Reporter
 from rightreasons.records import Attribution, Pictures, Segmentation, Selection, Subject
 from rightreasons.render import STYLE, render_pictures, to_bytes
@@ -151,6 +150,7 @@ def _select(model: nn.Module, train: Dataset, classes: int, config: Config, fold
 def _attribute(model: nn.Module, train: Dataset, images: Batch, config: Config, folder: RunFolder, reporter: Reporter) -> Attribution:
     with reporter.stage("attribute") as advance:
         attribution = explain_images(model, images.images, train, config, progress=advance)
+    check_finite(attribution.heatmaps, images.images, images.indices, "effects of the pixels (heatmaps)")
     folder.save_attribution(attribution)
     return attribution
 
@@ -194,10 +194,7 @@ def _checked(batches: Iterable[Batch], count: int, classes: int, advance: Advanc
     """The batches, with word of progress. Raises DataError for a label that no class has."""
     done = 0
     for batch in batches:
-        wrong = ((batch.labels < 0) | (batch.labels >= classes)).nonzero()[:, 0]
-        if len(wrong):
-            index, label = int(batch.indices[wrong[0]]), int(batch.labels[wrong[0]])
-            raise DataError(f"image {index} has the label {label}, and {classes} classes are described: labels count from 0 to {classes - 1}")
+        check_labels(batch.labels, batch.indices, classes)
         yield batch
         done += len(batch)
         advance(done, count)

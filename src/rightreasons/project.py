@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,10 +19,11 @@ from rightreasons.lvlm import LVLM, open_lvlm
 from rightreasons.lvlm.hosts import read_host
 from rightreasons.lvlm.prices import required_price
 from rightreasons.lvlm.privacy import is_loopback
-from rightreasons.models import hash_weights, load_checkpoint, place_model, save_checkpoint
-from rightreasons.pipeline import Run, check_classifier, find, record_manifest
+from rightreasons.models import copy_model, hash_weights, load_checkpoint, place_model, save_checkpoint
+from rightreasons.pipeline import Run, find, record_manifest
 from rightreasons.progress import Reporter
 from rightreasons.records import ClassDescription
+from rightreasons.rehearsal import Rehearsal, rehearse
 from rightreasons.runs import RunFolder, write_atomically
 from rightreasons.seeds import seeded
 from rightreasons.sources import build_model, find_checkpoint, read_preset
@@ -41,6 +41,7 @@ class Project:
     task: Task
     descriptions: tuple[ClassDescription, ...]
     model: nn.Module
+    rehearsal: Rehearsal
 
     @property
     def manifest(self) -> str:
@@ -65,8 +66,8 @@ def open_project(tables: dict[str, Any], *, source: str, root: Path) -> Project:
     model = build_model(config.model, classes=len(task.classes), root=root, generator_seed=config.run.seed)
     if config.model.checkpoint:
         load_checkpoint(model, root / config.model.checkpoint)
-    check_classifier(model, task.splits["train"], task.classes, config)
-    return Project(config, root, task, descriptions, model)
+    rehearsal = rehearse(model, task.splits, task.classes, config, train_first=config.model.checkpoint is None)
+    return Project(config, root, task, descriptions, model, rehearsal)
 
 
 def read_project(path: Path) -> Project:
@@ -123,7 +124,7 @@ def prepare(project: Project, folder: RunFolder, reporter: Reporter) -> nn.Modul
     for problem in project.task.problems:
         reporter.note(problem)
     folder.start(project.config, manifest=project.manifest, root=project.root)
-    record_manifest(folder, project.task.splits, reporter)
+    record_manifest(folder, project.task.splits, len(project.task.classes), reporter)
     return trained_model(project, folder, reporter)
 
 
@@ -170,14 +171,14 @@ def load_run(folder: RunFolder) -> tuple[Project, Run]:
     )  # fmt: skip
     aligned = folder.path / "aligned.safetensors"
     if aligned.exists():
-        run.aligned = copy.deepcopy(run.model)
+        run.aligned = copy_model(run.model)
         load_checkpoint(run.aligned, aligned)
     return project, run
 
 
 def fresh_model(project: Project) -> nn.Module:
     """A copy of the project's model, ready to run."""
-    return place_model(copy.deepcopy(project.model), next(read_batches(project.task.splits["train"], batch_size=2)).images)
+    return place_model(copy_model(project.model), next(read_batches(project.task.splits["train"], batch_size=2)).images)
 
 
 def trained_model(project: Project, folder: RunFolder, reporter: Reporter) -> nn.Module:

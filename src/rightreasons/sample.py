@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from rightreasons.data.loading import Batch
-from rightreasons.models import model_device, output_entropy
+from rightreasons.models import check_finite, model_device, output_entropy
 from rightreasons.records import Selection
 
 
@@ -36,8 +36,10 @@ def select_images(
     model.eval()
     device = model_device(model)
     for batch in batches:
-        with torch.inference_mode():
-            entropy = output_entropy(model(batch.images.to(device))).cpu()
+        with torch.no_grad():
+            logits = model(batch.images.to(device)).cpu()
+        check_finite(logits, batch.images, batch.indices, "logits (training images, at the choice of images)")
+        entropy = output_entropy(logits)
         fresh = _Candidates(rank(entropy, generator), batch.indices, batch.labels, entropy)
         for label in kept:
             chosen = fresh if label == -1 else fresh.where(batch.labels == label)
