@@ -138,7 +138,7 @@ def check_model(
     if alone.shape != logits[:1].shape or (alone - logits[:1]).abs().max() > ALONE_ERROR * logits.abs().max():
         raise ModelError(
             f"the model gives {_show(alone)} for an image alone, and {_show(logits[:1])} for it beside {len(images) - 1} others. Each answer has to "
-            "depend on its own image alone: look for squeeze(), batch statistics (track_running_stats=False), and dropout or noise that eval() leaves on"
+            "depend on its own image alone: look for squeeze(), batch statistics (track_running_stats=False), and dropout that eval() leaves on"
         )
     with frozen(model), torch.enable_grad():
         leaf = images[:2].to(model_device(model)).requires_grad_()

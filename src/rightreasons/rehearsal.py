@@ -18,9 +18,9 @@ from rightreasons.models import as_classifier, check_finite, check_model, copy_m
 from rightreasons.seeds import seeded
 from rightreasons.training import Recipe, train_plainly
 
-# How many images of each split are read, twice. One that is mirrored at random escapes two readings every other time.
-READ = 16
-# How many of them are trained on, in one step: an odd number, as a last batch may have.
+# How many images of each split are read, twice: of random mirroring so many would show nothing once in 2**15 times. Odd, as a last batch may be.
+READ = 15
+# How many of them are explained, and trained on in one step.
 TRAINED = 3
 
 
@@ -47,22 +47,15 @@ def rehearse(model: nn.Module, splits: Mapping[str, Dataset], classes: tuple[str
     logits = check_model(model, few.images, classes, few.indices, trained=not train_first)
     missing = check_attribution(model, few.images[:TRAINED], config.attribute.method)
     told = {
-        "images": ", ".join(f"{len(batch)} of {count_images(splits[split])} {split}" for split, batch in read.items()) + ": the same when read again",
+        "images": ", ".join(f"{len(batch)} of {count_images(splits[split])} {split}" for split, batch in read.items()) + "; the same twice",
         "input": f"{_by(shape)} (channels, height, width), {_describe_preset(model)}",
-        "logits": f"one for each of {len(classes)} classes, from {logits.min():.3g} to {logits.max():.3g}, the same for an image alone and in a batch",
+        "logits": f"one for each of {len(classes)} classes, from {logits.min():.3g} to {logits.max():.3g}; an image alone has the same as in a batch",
         "heatmaps": f"{config.attribute.method}, of whose effect {missing:.1e} is missing",
     }
     part = _Few(Batch(few.indices[:TRAINED], few.images[:TRAINED], few.labels[:TRAINED]))
     if train_first:
-        settings = config.model
-        recipe = Recipe(1, settings.learning_rate)
-        told["training"] = _try_step(
-            "training",
-            model,
-            part.batch,
-            lambda trial: train_plainly(trial, part, recipe=recipe, batch_size=2, seed=config.run.seed, flips=config.data.flips),
-        )
-    told["fine-tuning"] = _try_step(f"fine-tuning (layers = {config.align.layers!r})", model, part.batch, lambda trial: _align(trial, part, config))
+        told["training"] = _try_step("training", model, part, _train, config)
+    told["fine-tuning"] = _try_step(f"fine-tuning (layers = {config.align.layers!r})", model, part, _align, config)
     return Rehearsal(told)
 
 
@@ -100,11 +93,11 @@ def _read_twice(dataset: Dataset, split: str, classes: int, seed: int) -> Batch:
     return first
 
 
-def _try_step(stage: str, model: nn.Module, few: Batch, train: Callable[[nn.Module], None]) -> str:
+def _try_step(stage: str, model: nn.Module, part: _Few, train: Callable[[nn.Module, _Few, Config], None], config: Config) -> str:
     """One step on a copy, in words. Raises ModelError where it fails, changes no weight, or leaves any value that is not finite."""
-    trial = copy_model(model)
+    trial, few = copy_model(model), part.batch
     try:
-        train(trial)
+        train(trial, part, config)
         with torch.no_grad():
             logits = trial(few.images.to(model_device(trial))).cpu()
     except RightReasonsError:
@@ -115,13 +108,17 @@ def _try_step(stage: str, model: nn.Module, few: Batch, train: Callable[[nn.Modu
     changed, before = 0, model.state_dict()
     for name, value in trial.state_dict().items():
         if value.is_floating_point() and not value.isfinite().all():
-            raise ModelError(
-                f"after a step of {stage} {name.removeprefix('network.')} is not finite: lower the learning rate, or look at the checkpoint"
-            )
+            place = name.removeprefix("network.")
+            raise ModelError(f"after a step of {stage} {place} is not finite: lower the learning rate, or look at the checkpoint")
         changed += not torch.equal(value, before[name])
     if not changed:
         raise ModelError(f"a step of {stage} changes no weight: the logits do not depend on the layers that train")
     return f"a step on {len(few)} images changes {changed} of {len(before)} tensors, and all stay finite"
+
+
+def _train(model: nn.Module, part: _Few, config: Config) -> None:
+    """Training as ``find`` does it where there is no checkpoint: a batch of two, which the third image joins."""
+    train_plainly(model, part, recipe=Recipe(1, config.model.learning_rate), batch_size=2, seed=config.run.seed, flips=config.data.flips)
 
 
 def _align(model: nn.Module, part: _Few, config: Config) -> None:
