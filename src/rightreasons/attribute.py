@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from rightreasons.errors import ModelError, RightReasonsError, UnsupportedLayer
 from rightreasons.graph import CHECKPOINTED, find_hidden_part
-from rightreasons.models import check_finite, frozen, model_device
+from rightreasons.models import as_classifier, check_finite, frozen, model_device
 from rightreasons.progress import Advance
 from rightreasons.records import Attribution
 from rightreasons.rescale import ALTERNATIVE, Tape, record, replay, weigh
@@ -87,17 +87,16 @@ def check_attribution(model: nn.Module, images: Float[Tensor, "image channel hei
     images = images.detach().to(model_device(model))
     baselines, shown = (images[-1:], images[:-1][:2]) if len(images) > 1 else (torch.zeros_like(images), images)
     explain = partial(_METHODS[method], targets=None, chunk=None, progress=lambda done, total: None)
+    trials, limit, worst = [explain], _rounding(images), 0.0
+    if method == "integrated-gradients":
+        trials, limit, shown = [partial(explain, steps=steps) for steps in CHECKED_STEPS], CHECKED_QUADRATURE, shown[:1]
     with frozen(model):
-        if method == "deeplift-shap":
-            attribution, missing = _explain(explain, model, shown, baselines)
-            worst, limit = missing.max().item(), _rounding(images)
-        else:
-            for steps in CHECKED_STEPS:
-                attribution, missing = _explain(partial(explain, steps=steps), model, shown[:1], baselines)
-                worst, limit = missing.max().item(), CHECKED_QUADRATURE
-                if worst <= limit:
-                    break
-        check_finite(attribution.heatmaps, shown, torch.arange(len(shown)), "effects of the pixels")
+        for trial in trials:
+            attribution, missing = _explain(trial, model, shown, baselines)
+            check_finite(attribution.heatmaps.cpu(), shown, torch.arange(len(shown)), "effects of the pixels (the heatmap)")
+            worst = missing.max().item()
+            if worst <= limit:
+                return worst
         _refuse_incomplete(worst, limit, method, model, shown)
     return worst
 
@@ -123,10 +122,10 @@ def _refuse_incomplete(missing: float, limit: float, method: str, model: nn.Modu
 
 def _find_cause(model: nn.Module, images: Tensor) -> str:
     """What of the model, which is frozen, escapes an explanation."""
-    for name, module in model.named_modules():
+    for name, module in as_classifier(model).network.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
-            place = name.removeprefix("network.") or "itself"
-            return f"its module {place} is a torch.jit one (script or trace): use the Python code that it was made of"
+            what = f"its module {name}" if name else "it"
+            return f"{what} was compiled by torch.jit (script or trace): use the Python code that it was made of"
     try:
         with torch.autograd.graph.disable_saved_tensors_hooks(CHECKPOINTED), torch.enable_grad():
             return find_hidden_part(model(images[:1].clone().requires_grad_().clone()))

@@ -90,5 +90,5 @@ def find_frozen_part(model: nn.Module) -> str:
     """Why no gradient may come back from a network's outputs to its image."""
     for name, module in model.named_modules():
         if "quantized" in type(module).__module__:
-            return f"its module {name or type(module).__name__} is quantised, which has no gradients: use the network before it was quantised"
+            return f"its module {name or type(module).__name__} is quantised, which has no gradients: use the network as it was before"
     return "a part of it runs under torch.no_grad or is detached: take that out of its forward (requires_grad_(False) freezes weights as well)"

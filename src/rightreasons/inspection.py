@@ -73,18 +73,22 @@ def inspect_images(config: Config, folder: RunFolder, model: nn.Module, train: D
 
 def explain_images(
     model: nn.Module,
-    images: Float[Tensor, "image channel height width"],
+    images: Batch,
     train: Dataset,
     config: Config,
     *,
     most: int | None = None,
     progress: Advance | None = None,
 ) -> Attribution:
-    """Heatmaps against the run's baselines, which are seeded training images, or ``most`` of them. The result is on the CPU."""
+    """Heatmaps against the run's baselines, which are seeded training images, or ``most`` of them. The result is on the CPU.
+
+    Raises ModelError where one is not finite.
+    """
     device = model_device(model)
     baselines = some_images(train, config.attribute.baselines, seeded(config.run.seed, "baselines")).images[:most]
     chunk = None if config.attribute.chunk == "auto" else config.attribute.chunk
-    found = attribute_images(model, images.to(device), baselines.to(device), method=config.attribute.method, chunk=chunk, progress=progress)
+    found = attribute_images(model, images.images.to(device), baselines.to(device), method=config.attribute.method, chunk=chunk, progress=progress)
+    check_finite(found.heatmaps.cpu(), images.images, images.indices, "effects of the pixels (the heatmap)")
     return Attribution(found.heatmaps.cpu(), found.targets.cpu(), found.completeness_error.cpu())
 
 
@@ -149,8 +153,7 @@ def _select(model: nn.Module, train: Dataset, classes: int, config: Config, fold
 
 def _attribute(model: nn.Module, train: Dataset, images: Batch, config: Config, folder: RunFolder, reporter: Reporter) -> Attribution:
     with reporter.stage("attribute") as advance:
-        attribution = explain_images(model, images.images, train, config, progress=advance)
-    check_finite(attribution.heatmaps, images.images, images.indices, "effects of the pixels (heatmaps)")
+        attribution = explain_images(model, images, train, config, progress=advance)
     folder.save_attribution(attribution)
     return attribution
 

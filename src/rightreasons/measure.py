@@ -171,7 +171,7 @@ def build_metrics(
             "spurious_fraction": spurious_fraction(run, task),
         },
         "segments": segment_scores(run, task.truth.get("train")),
-        "completeness_error": run.attribution.completeness_error.nanmedian().item(),
+        "completeness_error": _number(run.attribution.completeness_error.nanmedian()),
         "data": data_facts(run, task),
         "skipped_images": len(task.skipped),
         "before": _stored(before),
@@ -180,6 +180,11 @@ def build_metrics(
         "reference": {name: _stored(scores) for name, scores in (reference or {}).items()},
         "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
     }
+
+
+def _number(value: Tensor) -> float | None:
+    """A number for metrics.json, which has none that is not finite."""
+    return value.item() if value.isfinite() else None
 
 
 def _stored(scores: Scores) -> dict[str, Any]:
@@ -201,7 +206,7 @@ def _label_free_proofs(model: nn.Module, run: Run) -> dict[str, float | None]:
     marked = run.masks.flatten(1).any(1)
     images, masks = read_all(run.train, run.selection.indices[marked]), run.masks[marked]
     smooth, _ = segment_settings(run.model, run.config.segment)
-    heatmaps = smooth_heatmaps(explain_images(model, images.images, run.train, run.config, most=SCORED_BASELINES).heatmaps, smooth)
+    heatmaps = smooth_heatmaps(explain_images(model, images, run.train, run.config, most=SCORED_BASELINES).heatmaps, smooth)
     share = evaluate.spurious_share(heatmaps, masks)
     hosts = some_images(run.validation, SWAP_HOSTS, seeded(run.config.run.seed, "swap hosts"))
     flips = evaluate.swap_flip_rate(model, hosts, images, masks, seeded(run.config.run.seed, "swap donors"))
@@ -217,4 +222,4 @@ def _mu_align(model: nn.Module, test_set: Dataset, truth: GroundTruth, run: Run)
         return None
     batch = read_all(test_set, list(masks))
     shown = torch.stack([masks[index] for index in batch.indices.tolist()])
-    return evaluate.mu_align(explain_images(model, batch.images, run.train, run.config, most=SCORED_BASELINES).heatmaps, shown)[0]
+    return evaluate.mu_align(explain_images(model, batch, run.train, run.config, most=SCORED_BASELINES).heatmaps, shown)[0]

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -58,7 +59,7 @@ class Classifier(nn.Module):
             return torch.cat([-half, half], 1)
         return outputs
 
-    def outputs(self, images: Tensor) -> Tensor:
+    def outputs(self, images: Tensor) -> Any:  # noqa: ANN401 -- a tensor, unless the network gives something that has none
         """What the network itself gives, as (image, output); a single logit is one column."""
         if self.preset.mean:
             if images.shape[1] == 1 and len(self.preset.mean) > 1:
@@ -147,7 +148,9 @@ def check_model(
         except RuntimeError as error:
             raise ModelError(f"the model works without gradients and fails with them: {error}") from error
     if not outputs.requires_grad:
-        raise ModelError(f"no gradient leads from the model's logits back to the image, so that nothing explains them: {find_frozen_part(model)}")
+        raise ModelError(
+            f"no gradient leads from the model's logits back to the image, so that nothing explains them: {find_frozen_part(classifier.network)}"
+        )
     numbers = logits if outputs.shape[1] > 1 else 2 * logits[:, 1:]
     if look_like_probabilities(numbers, last_function(outputs), trained=trained):
         raise ModelError(
@@ -224,7 +227,11 @@ def frozen(model: nn.Module) -> Iterator[None]:
 def copy_model(model: nn.Module) -> nn.Module:
     """A deep copy. A tensor that the last forward pass left behind in an attribute is copied without its graph, which has no copy."""
     left = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor) and not value.is_leaf]
-    return copy.deepcopy(model, {id(value): value.detach().clone() for value in left})
+    copied = copy.deepcopy(model, {id(value): value.detach().clone() for value in left})
+    for parameter in copied.parameters():
+        if not parameter.is_leaf:  # so torch.jit copies them, and then none can be trained
+            parameter.detach_().requires_grad_()
+    return copied
 
 
 def model_device(model: nn.Module) -> torch.device:

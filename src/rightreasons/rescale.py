@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 
 from rightreasons.errors import ModelError, UnsupportedLayer
 from rightreasons.graph import find_frozen_part
-from rightreasons.models import Classifier
+from rightreasons.models import as_classifier
 
 # Below this difference between a curve's input and baseline the quotient is mostly rounding, and the derivative half-way is its limit.
 SMALLEST_DIFFERENCE = 1e-8
@@ -141,7 +141,7 @@ def weigh(model: nn.Module, images: Float[Tensor, "image channel height width"])
     with torch.enable_grad(), saved_tensors_hooks(drop, lambda nothing: nothing):
         logits = model(images.detach().clone().requires_grad_().clone())  # a model may work in place
     if not logits.requires_grad:
-        raise ModelError(f"no gradient leads from the model's logits back to the image: {find_frozen_part(model)}")
+        raise ModelError(f"no gradient leads from the model's logits back to the image: {find_frozen_part(as_classifier(model).network)}")
     return logits.detach(), saved
 
 
@@ -167,7 +167,7 @@ def _names(model: nn.Module, tape: Tape) -> Iterator[None]:
     def leave(*_: object) -> None:
         tape.modules.pop()
 
-    network = model.network if isinstance(model, Classifier) else model  # the user's own, by the user's own names
+    network = as_classifier(model).network  # the user's own, by the user's own names
     for name, module in network.named_modules():
         hooks.append(module.register_forward_pre_hook(lambda *_, name=name: tape.modules.append(name)))
         hooks.append(module.register_forward_hook(leave))
