@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import safetensors.torch
 import torch
@@ -54,25 +53,28 @@ class Classifier(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Logits, one per class."""
         outputs = self.outputs(images)
-        if isinstance(outputs, Tensor) and outputs.shape[1:] == (1,):
+        if outputs.shape[1:] == (1,):
             half = outputs / 2
             return torch.cat([-half, half], 1)
         return outputs
 
-    def outputs(self, images: Tensor) -> Any:  # noqa: ANN401 -- a tensor, unless the network gives something that has none
-        """What the network itself gives, as (image, output); a single logit is one column."""
+    def outputs(self, images: Tensor) -> Tensor:
+        """What the network itself gives, as (image, output); a single logit is one column. Raises ModelError where it gives no tensor."""
         if self.preset.mean:
             if images.shape[1] == 1 and len(self.preset.mean) > 1:
                 images = images.expand(-1, len(self.preset.mean), -1, -1)
             images = (images - self.mean) / self.std
-        outputs = self.network(images)
-        outputs = getattr(outputs, "logits", outputs)
+        given = self.network(images)
+        outputs = getattr(given, "logits", given)
         if isinstance(outputs, Mapping):
             outputs = outputs.get("logits", outputs)
         elif isinstance(outputs, (tuple, list)) and outputs:
             outputs = outputs[0]
+        if not isinstance(outputs, Tensor):
+            keys = f" with the keys {', '.join(map(repr, given))}" if isinstance(given, Mapping) else ""
+            raise ModelError(f"the model gives a {type(given).__name__}{keys}; logits are expected, alone, first in a tuple, or under 'logits'")
         # squeeze() takes the axis of a single image, or of a single logit.
-        if isinstance(outputs, Tensor) and outputs.ndim < 2 and outputs.numel() % len(images) == 0:
+        if outputs.ndim < 2 and outputs.numel() % len(images) == 0:
             outputs = outputs.reshape(len(images), -1)
         return outputs
 
@@ -172,16 +174,13 @@ def _try_model(model: nn.Module, images: Tensor, classes: int) -> Tensor:
     try:
         with torch.no_grad():
             logits = model(images.to(model_device(model)))
+    except ModelError:
+        raise
     except Exception as error:  # whatever somebody's own network raises on a wrong shape
         raise ModelError(f"the model fails on images of shape {tuple(images.shape)} (batch, channel, height, width): {error}") from error
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
-        came = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        if isinstance(logits, Mapping):
-            came = f"a {came} with {', '.join(map(repr, logits))}"
-        raise ModelError(
-            f"the model gives {came} for {len(images)} images; logits of shape ({len(images)}, {classes}) were expected, alone, first in a tuple, "
-            "or under 'logits'"
-        )
+    if logits.ndim != 2 or len(logits) != len(images):
+        came = tuple(logits.shape)
+        raise ModelError(f"the model gives {came} for {len(images)} images; logits of shape ({len(images)}, {classes}) were expected")
     return logits.cpu()
 
 

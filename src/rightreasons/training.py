@@ -174,7 +174,7 @@ class _Precision:
     def forward(self) -> contextlib.AbstractContextManager[object]:
         return torch.autocast("cuda", dtype=self.kind) if self.enabled else contextlib.nullcontext()
 
-    def step(self, value: Tensor, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> bool:
+    def step(self, value: Tensor, optimizer: torch.optim.Optimizer, parameters: list[Tensor]) -> bool:
         """One step; False, and no step, where loss or gradient are not finite. A scaled gradient may overflow: the scaler leaves that step out."""
         self.scaler.scale(value).backward()
         self.scaler.unscale_(optimizer)
@@ -186,7 +186,7 @@ class _Precision:
         return True
 
 
-def _divergence(model: nn.Module, chosen: list[nn.Parameter], batch: Batch, epoch: int, loss: float) -> ModelError:
+def _divergence(model: nn.Module, chosen: list[Tensor], batch: Batch, epoch: int, loss: float) -> ModelError:
     """The error for a step whose loss or gradient is not finite: it names the image, where one alone is enough for that."""
     model.eval()
     where, device = f"training diverged in epoch {epoch + 1} (loss {loss:.3g})", model_device(model)
@@ -202,7 +202,7 @@ def _divergence(model: nn.Module, chosen: list[nn.Parameter], batch: Batch, epoc
     return ModelError(f"{where} on images that are harmless one by one: lower the learning rate")
 
 
-def _weights_to_train(model: nn.Module, which: str, read: Callable[[], Batch]) -> list[nn.Parameter]:
+def _weights_to_train(model: nn.Module, which: str, read: Callable[[], Batch]) -> list[Tensor]:
     """What ``which`` names; a batch is read where that takes a look at the order of execution."""
     layers = [module for module in model.modules() if next(module.parameters(recurse=False), None) is not None]
     if which != "all" and layers:
@@ -237,7 +237,7 @@ def _order_of_calls(model: nn.Module, images: Tensor) -> dict[nn.Module, int]:
 
 
 @contextlib.contextmanager
-def _only_trainable(model: nn.Module, chosen: list[nn.Parameter]) -> Iterator[None]:
+def _only_trainable(model: nn.Module, chosen: list[Tensor]) -> Iterator[None]:
     """Gradients are computed for what trains, and for nothing else."""
     kept = {id(parameter) for parameter in chosen}
     changed = [parameter for parameter in model.parameters() if parameter.requires_grad != (id(parameter) in kept)]
