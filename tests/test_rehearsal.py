@@ -194,8 +194,8 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", TAKEN)
 def test_what_is_taken_is_explained_to_rounding_and_can_be_trained(name, build_seeded):
-    network = build_seeded(lambda: quiet(TAKEN[name]))
-    found = try_out(network, train_first=True).found
+    network = quiet(lambda: build_seeded(TAKEN[name]))
+    found = quiet(lambda: try_out(network, train_first=True)).found
     assert {"images", "input", "logits", "heatmaps", "training", "fine-tuning"} <= set(found)
     assert attribute_images(as_classifier(network), IMAGES[:3], IMAGES[3:5]).completeness_error.max() < 1e-3
 
