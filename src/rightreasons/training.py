@@ -209,7 +209,7 @@ def _weights_to_train(model: nn.Module, which: str, read: Callable[[], Batch]) -
         order = _order_of_calls(model, read().images[:2])
         layers.sort(key=lambda layer: order[layer])
         layers = layers[{"last-blocks": len(layers) // 2, "head": len(layers) - 1}[which] :]
-    weights = [parameter for layer in layers for parameter in layer.parameters(recurse=False) if parameter.is_floating_point()]
+    weights: list[Tensor] = [parameter for layer in layers for parameter in layer.parameters(recurse=False) if parameter.is_floating_point()]
     if not weights:
         raise ModelError(
             f"the model has no weights to train (layers = {which!r}): a quantised or exported network has none; use the one it was made of"
