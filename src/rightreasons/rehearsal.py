@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from rightreasons.align import AlignmentSet, align_model
+from rightreasons.answers import describe_input
 from rightreasons.attribute import check_attribution
 from rightreasons.config import Config
 from rightreasons.data.loading import Batch, check_labels, count_images, read_all
 from rightreasons.errors import DataError, ModelError, RightReasonsError
-from rightreasons.models import as_classifier, check_finite, check_model, copy_model, model_device, place_model
+from rightreasons.models import check_finite, check_model, copy_model, model_device, place_model
 from rightreasons.seeds import seeded
 from rightreasons.training import Recipe, train_plainly
 
@@ -48,7 +49,7 @@ def rehearse(model: nn.Module, splits: Mapping[str, Dataset], classes: tuple[str
     missing = check_attribution(model, few.images[:TRAINED], config.attribute.method)
     told = {
         "images": ", ".join(f"{len(batch)} of {count_images(splits[split])} {split}" for split, batch in read.items()) + "; the same twice",
-        "input": f"{_by(shape)} (channels, height, width), {_describe_preset(model)}",
+        "input": describe_input(model, few.images),
         "logits": f"one for each of {len(classes)} classes, from {logits.min():.3g} to {logits.max():.3g}; an image alone has the same as in a batch",
         "heatmaps": f"{config.attribute.method}, of whose effect {missing:.1e} is missing",
     }
@@ -127,14 +128,6 @@ def _align(model: nn.Module, part: _Few, config: Config) -> None:
     masks[:, : (masks.shape[1] + 1) // 2, : (masks.shape[2] + 1) // 2] = True
     settings = config.align.model_copy(update={"epochs": 1, "batch_size": TRAINED + 1, "ratio": 1 / (TRAINED + 1)})
     align_model(model, part, AlignmentSet(part.batch, masks, torch.zeros_like(masks)), config=settings, seed=config.run.seed, flips=config.data.flips)
-
-
-def _describe_preset(model: nn.Module) -> str:
-    preset = as_classifier(model).preset
-    if not preset.mean:
-        return "in 0 to 1, with no normalisation"
-    mean, deviation = (", ".join(f"{value:.3g}" for value in values) for values in (preset.mean, preset.std))
-    return f"in 0 to 1, less a mean of {mean} and over a deviation of {deviation}"
 
 
 def _by(shape: torch.Size) -> str:
