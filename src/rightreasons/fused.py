@@ -96,7 +96,7 @@ def fused_request(
 def fused_schema(ids: Sequence[str]) -> dict[str, Any]:
     """The JSON schema of an answer: evidence before verdict, every ID required, no others.
 
-    Texts have no maxLength: xgrammar 0.2, which holds local models and several servers to a schema, takes no escape such as ``\\"`` into a string
+    Texts have no maxLength: xgrammar 0.2, which holds local models and several servers to a schema, takes no escape into a string
     that has one, and a segment may cover quoted letters. The prompt says how long a text may be, and ``parse_fused`` cuts it.
     """
     text = {"type": "string"}

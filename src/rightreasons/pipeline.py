@@ -170,6 +170,7 @@ def find(
     panel = Panel.of(config, lvlm, judge or lvlm, few_shot)
     model = place_model(model, next(read_batches(train, batch_size=2)).images)
     with folder.locked():
+        folder.load_verdicts()  # what a person wrote there is read before anything is paid for
         found = inspect_images(config, folder, model, train, len(descriptions), reporter)
         if lvlm.address is not None:
             warn_of_lettering(found, reporter)
@@ -188,7 +189,12 @@ def find(
             with reporter.stage("judge") as advance:
                 results = map_in_order(criticise, found.judged, workers=workers, advance=advance, stop=ledger.stop)
             calls, cached, cost = ledger.count("answered"), ledger.cached, ledger.cost_usd()
+        except KeyboardInterrupt:
+            ledger.leave()
+            raise
         finally:
+            for note in ledger.notes:
+                reporter.note(note)
             ledger.close()
         critiques = [critique for part, _ in results for critique in part]
         folder.save_controls(controls)

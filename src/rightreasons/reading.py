@@ -49,10 +49,10 @@ def read_json(text: str, keys: Sequence[str] = ()) -> dict[str, Any]:
     # Between tokens a control character is noise; inside a string json.loads takes it, and clean_text sees to it later.
     written = re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufeff]", "", drop_thoughts(text))
     found, problem = _find_objects(written)
+    if problem is not None and (found or "}" in written):
+        raise MalformedAnswer(f"not JSON: {problem}")
     if not found:
         raise MalformedAnswer(f"no JSON object in {clean_text(text[:80])!r}")
-    if problem is not None:
-        raise MalformedAnswer(f"not JSON after an object that is: {problem}")
     meant = [said for said in found if said.keys() & set(keys)] or found
     if any(said != meant[0] for said in meant):
         raise MalformedAnswer(f"{len(meant)} JSON objects that do not say the same")

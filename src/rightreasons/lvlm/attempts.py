@@ -160,9 +160,7 @@ def recover(connection: sqlite3.Connection, *, retry_unknown: bool) -> None:
     What a model in the command's own process was answering ended with it, was paid to nobody, and can be asked again. With ``retry_unknown`` all of
     the others may be asked again too, and what they may have cost still counts.
     """
-    connection.execute(
-        "UPDATE attempts SET state = 'failed', outcome = 'interrupted', cost_usd = 0 WHERE state = 'pending' AND model LIKE 'local:%'"
-    )
+    connection.execute("UPDATE attempts SET state = 'failed', outcome = 'interrupted', cost_usd = 0 WHERE state = 'pending' AND model LIKE 'local:%'")
     connection.execute(
         "UPDATE attempts SET state = 'unknown', outcome = 'unknown', error = 'the run stopped before an answer came' WHERE state = 'pending'"
     )

@@ -60,18 +60,22 @@ _LARGE = re.compile(
 _NEVER_FITS = re.compile(r"(request|payload|body|prompt|input|message|image|picture)s?\b[^.\n]{0,40}\btoo (large|long|big)", re.IGNORECASE)
 # Money or a contingent that no waiting brings back; a limit of 0 is a model that this plan does not have.
 _SPENT = re.compile(
-    r"insufficient (quota|balance|credit|fund)|out of credit|no credit|credit balance|(credit|balance|prepay)[^.\n]{0,40}(deplet|exhaust|too low|used up)"
+    r"insufficient (quota|balance|credit|fund)|out of credit|no credit|credit balance"
+    r"|(credit|balance|prepay)[^.\n]{0,40}(deplet|exhaust|too low|used up)"
     r"|spend(ing)? (limit|cap)|billing (hard )?limit|payment required|\blimit: 0\b",
     re.IGNORECASE,
 )
 _DAILY = re.compile(r"per[ _-]?(day|week|month)|\b(daily|weekly|monthly|rpd|tpd)\b", re.IGNORECASE)
 _RATE = re.compile(
-    r"per[ _-]?(s|sec|second|m|min|minute|hour)\b|per[_-](minute|second)|/ ?(s|min)\b|\b[rt]pm\b|rate.?limit|too many|try again|slow|has been exhausted", re.IGNORECASE
+    r"per[ _-]?(s|sec|second|m|min|minute|hour)\b|per[_-](minute|second)|/ ?(s|min)\b|\b[rt]pm\b"
+    r"|rate.?limit|too many|try again|slow|has been exhausted",
+    re.IGNORECASE,
 )
 _QUOTA = re.compile(r"quota|billing|credit", re.IGNORECASE)
 # What a check of the request says in a 500, as servers do that validate it inside their own code.
 _VALIDATION = re.compile(
-    r"input should be|validation|invalid|unsupported|not (supported|permitted|allowed|implemented)|unexpected|unknown|unrecogni[sz]ed|must be|expected",
+    r"input should be|validation|invalid|unsupported|not (supported|permitted|allowed|implemented)"
+    r"|unexpected|unknown|unrecogni[sz]ed|must be|expected",
     re.IGNORECASE,
 )
 
@@ -115,7 +119,7 @@ class Failure:
 
     @property
     def delay(self) -> float | None:
-        """Seconds that it asks to wait, by a header, a field, its words, or the time at which a used-up limit begins anew; None where it does not say."""
+        """Seconds that it asks to wait, by a header, a field, its words, or when a used-up limit begins anew; None where it does not say."""
         named = [read_duration(value) for key, value in fields(self.error) if key.lower() in ("retrydelay", "retry_after", "retry_after_seconds")]
         headers = {name.lower(): value for name, value in self.headers.items()}
         stated = (retry_after(headers), *named, stated_delay(self.words), depleted_reset(headers))

@@ -298,8 +298,8 @@ class Ledger:
             answer = self._settle(lvlm, row, raw)
             if (answer.usage.output_tokens or 0) > CAP_SLACK * request.max_tokens:
                 self._note(
-                    f"{lvlm.name} does not keep to the cap on its answers ({answer.usage.output_tokens:,} tokens came, and {request.max_tokens:,} were "
-                    f"allowed): what a request may cost cannot be bounded, and max_usd holds only for what comes after"
+                    f"{lvlm.name} does not keep to the cap on its answers ({answer.usage.output_tokens:,} tokens came, {request.max_tokens:,} were "
+                    f"allowed): what one request costs cannot be bounded, so that max_usd may be passed by that much"
                 )
             counted = None if price is None else price.cost(answer.usage)
             cost = usd if counted is None else counted

@@ -21,7 +21,7 @@ MOST_BYTES = 3_500_000
 
 
 def bound_picture(png: bytes, *, side: int = MOST_SIDE, size: int = MOST_BYTES) -> bytes:
-    """The same picture with a longer side of at most ``side`` pixels and at most ``size`` bytes: as it is where it fits, else made smaller as a whole."""
+    """The same picture with a longer side of at most ``side`` pixels and at most ``size`` bytes: as it is where it fits, else scaled down."""
     if not png.startswith(b"\x89PNG\r\n\x1a\n"):
         return png
     longer = max(struct.unpack(">II", png[16:24]))

@@ -32,8 +32,8 @@ class Replay:
     concurrency = (1, 1)
     address = None
 
-    def __init__(self, file: str) -> None:
-        self.name, self._file = f"replay:{file}", Path(file)
+    def __init__(self, file: str, root: Path = Path()) -> None:
+        self.name, self._file = f"replay:{file}", root / file
         try:
             with self._file.open("rb") as opened:
                 is_ledger = opened.read(15) == b"SQLite format 3"
