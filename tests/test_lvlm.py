@@ -13,8 +13,10 @@ from PIL import Image
 
 from rightreasons.errors import ConfigError, LVLMBusy, LVLMProtocolError, LVLMRateLimited, LVLMRejected, LVLMTimeout, LVLMUnavailable, LVLMUnclear
 from rightreasons.lvlm import open_lvlm
+from rightreasons.lvlm.composite import SMALL_SIDE, join_pictures, shrink_pictures
 from rightreasons.lvlm.ledger import Ledger
 from rightreasons.lvlm.openai import OpenAICompatible
+from rightreasons.lvlm.pictures import MOST_BYTES, MOST_SIDE
 from rightreasons.lvlm.protocol import Request
 from rightreasons.lvlm.scripted import Scripted
 from tests.fault_server import FaultServer, always, completion, error, first, html, on_the_wire, rejects, says
@@ -394,3 +396,32 @@ def test_the_courier_brings_back_what_kind_of_error_it_was(tmp_path):
     connection = sqlite3.connect(tmp_path / "lvlm.sqlite")
     assert [state for (state,) in connection.execute("SELECT state FROM attempts ORDER BY id")] == ["failed", "answered", "failed"]
     connection.close()
+
+
+def test_a_server_that_checks_the_form_in_a_500_is_asked_for_what_it_takes(direct, ledger):
+    """llama-cpp-python 0.3.36 takes any JSON object and no schema, and says so with a 500."""
+    words = "[{'type': 'literal_error', 'loc': ('body', 'response_format', 'type'), 'msg': \"Input should be 'text' or 'json_object'\"}]"
+
+    def form(seen):
+        return seen.body.get("response_format", {}).get("type")
+
+    with FaultServer(misbehave=lambda seen: error(500, words) if form(seen) == "json_schema" else (200, {}, completion("ok"))) as stub:
+        assert ledger.ask(direct(stub), Request("judge", ("?",), schema=SCHEMA)).text == "ok"
+        assert [form(seen) for seen in stub.seen] == ["json_schema", "json_object"]
+
+
+def test_every_picture_is_bounded_in_pixels_and_bytes_before_it_is_sent():
+    """A large photograph, noise that PNG cannot make small, and the composite of three; what fits is sent byte for byte."""
+    buffer = io.BytesIO()
+    Image.effect_noise((2400, 1800), 100).convert("RGB").save(buffer, "PNG")
+    noise = buffer.getvalue()
+    fits = png(1)
+    request = Request("critic", ("look:", noise, "and:", fits, noise))
+    large, small, _ = (part for part in request.parts if isinstance(part, bytes))
+    assert small is fits and len(noise) > MOST_BYTES
+    for shaped, side in ((request, MOST_SIDE), (join_pictures(request), MOST_SIDE), (shrink_pictures(request), SMALL_SIDE)):
+        for part in shaped.parts:
+            if isinstance(part, bytes):
+                assert len(part) <= MOST_BYTES and max(Image.open(io.BytesIO(part)).size) <= side
+    width, height = Image.open(io.BytesIO(large)).size
+    assert abs(width / height - 2400 / 1800) < 0.01, "its shape stays"
