@@ -11,7 +11,7 @@ from rightreasons.lvlm.pictures import bound_picture
 from rightreasons.lvlm.protocol import Request
 
 GAP = 16
-# The longer side of the smaller picture. Three pictures of 600 pixels come to it with 12-pixel letters, and to a quarter of their tokens.
+# The longer side of the smaller picture. Three pictures of 600 pixels come to it with 12-pixel letters, and to a third of their tokens.
 SMALL_SIDE = 1024
 
 
