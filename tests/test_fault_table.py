@@ -287,7 +287,7 @@ TOO_BIG = {
 def test_too_big_becomes_one_picture(world, tmp_path, fault):
     """A picture of the same pixels helps against a bound on their number alone; bytes and tokens get less with a smaller one."""
     status, words = TOO_BIG[fault]
-    stub, lvlm, ledger = world(lambda seen: error(status, words) if len(seen.pictures) > 1 else None, timeout=30)
+    stub, lvlm, ledger = world(lambda seen: error(status, words) if len(seen.pictures) > 1 else None, timeout=30.0)
     assert ledger.ask(lvlm, PICTURES).text == "fine"
     assert ledger.ask(lvlm, Request("critic", (*PICTURES.parts, "again"))).text == "fine"
     assert outcomes(tmp_path) == ["too big", "answered", "answered"], "learnt once"
@@ -308,7 +308,7 @@ def test_too_big_becomes_one_picture(world, tmp_path, fault):
 
 
 def test_too_big_even_so_stops_a_run_in_which_nothing_was_answered(world):
-    stub, lvlm, ledger = world(always(413, "Payload Too Large"), timeout=30)
+    stub, lvlm, ledger = world(always(413, "Payload Too Large"), timeout=30.0)
     with pytest.raises(LVLMTooBig, match="smaller images"):
         ledger.ask(lvlm, PICTURES)
     assert [len(seen.pictures) for seen in stub.seen] == [3, 1] and ledger.cost_usd() == 0
