@@ -1,4 +1,4 @@
-"""What a sample of a folder's files says of all of them, when it is opened: one window for images of more than 8 bits, and whether masks mark anything."""
+"""What a sample of a folder's files says of all: one window for images of more than 8 bits, and whether masks mark anything."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rightreasons.config import DataConfig
 from rightreasons.data.decode import Header, decode_mask, sample_values
 from rightreasons.data.images import THREADS
 from rightreasons.data.listing import Entry, Listing
-from rightreasons.data.window import Kind, Window, Windows, describe_kind, guess_window
+from rightreasons.data.window import KINDS, Kind, Window, Windows, describe_kind, guess_window
 from rightreasons.errors import DataError, UnreadableImage
 from rightreasons.seeds import seeded
 
@@ -31,8 +31,10 @@ def agree_on_windows(
     if config.window is not None:
         return config.window, {"[data] window": config.window}
     found: dict[Kind, Window] = {}
-    for kind in sorted({header.deep for header in headers.values() if header.deep is not None}):
+    for kind in KINDS:
         names = [name for name, header in headers.items() if header.deep == kind]
+        if not names:
+            continue
         some = _draw(names, kind)
         values = [one for one in _read(lambda name: sample_values(listing.open_source(name)), some) if isinstance(one, np.ndarray)]
         if not values:
@@ -76,8 +78,8 @@ def _describe_guess(kind: Kind, window: Window, values: Sequence[np.ndarray], co
     others = "; alone, their white would be " + " or ".join(f"{white} ({n})" for white, n in sorted(alone.items())) if len(alone) > 1 else ""
     clipped = f"; {beyond:.1%} of their values lie beyond" if beyond >= 0.001 else ""
     return (
-        f"{count} images are {'' if kind == 'DICOM' else 'of '}{describe_kind(kind)} and do not say what is black and what is white: {low:g} and {high:g} "
-        f"are taken for all, by {len(values)} of them{clipped}{others}. [data] window = [BLACK, WHITE] says otherwise"
+        f"{count} images are {'' if kind == 'DICOM' else 'of '}{describe_kind(kind)} and do not say what is black and what is white: "
+        f"{low:g} and {high:g} are taken for all, by {len(values)} of them{clipped}{others}. [data] window = [BLACK, WHITE] says otherwise"
     )
 
 
@@ -88,7 +90,7 @@ def _guess_alone(kind: Kind, values: np.ndarray) -> str:
         return "unknown"
 
 
-def _draw(names: Sequence[str], purpose: str) -> list[str]:
+def _draw(names: list[str], purpose: str) -> list[str]:
     order = torch.randperm(len(names), generator=seeded(0, "sample of files", purpose))[:MOST_FILES].tolist()
     return [names[place] for place in sorted(order)]
 

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, UInt8
 from PIL import ExifTags, Image
+from PIL.ImageFile import ImageFile
 from torch import Tensor
 
 from rightreasons.data import dicom
@@ -209,13 +210,15 @@ def _read_deep(source: Source, image: Image.Image) -> tuple[np.ndarray, np.ndarr
 def _load_as(source: Source, raw: str) -> np.ndarray:
     """The pixels with the bytes of the file read in another order than it says."""
     with Image.open(_rewound(source)) as image:
+        assert isinstance(image, ImageFile)
         image.tile = [tile._replace(args=(raw, *tile.args[1:]) if isinstance(tile.args, tuple) else raw) for tile in image.tile]
         return np.array(_upright(image))
 
 
 def _raw_mode(image: Image.Image) -> str:
     """How the bytes of an image that is not decoded yet are to be read, in Pillow's words; RGB;16B is colours of 16 bits."""
-    args = image.tile[0].args if image.tile else ""
+    tiles = getattr(image, "tile", ())
+    args = tiles[0].args if tiles else ""
     raw = str(args[0] if isinstance(args, tuple) else args)
     # What libtiff hands over is in the order of this machine.
     return f"{raw[:-1]}{'L' if sys.byteorder == 'little' else 'B'}" if raw.endswith(";16N") else raw

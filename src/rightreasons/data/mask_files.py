@@ -104,7 +104,9 @@ def _read_palette(image: Image.Image) -> Bool[np.ndarray, "height width"]:
     if ground not in objects and len(used) > 1:
         raise UnreadableImage(f"its palette has no black and index 0 is not in use: which colour is the background cannot be told ({_RULE})")
     if VOID in used and not (objects != ground).any():
-        raise UnreadableImage(f"beside the background it has index {VOID} alone, which is void in masks with palettes: give the object index 1 ({_RULE})")
+        raise UnreadableImage(
+            f"beside the background it has index {VOID} alone, which is void in masks with palettes: give the object index 1 ({_RULE})"
+        )
     return (indices != ground) & ((indices != VOID) | (used == VOID).all())
 
 
@@ -121,7 +123,9 @@ def _read_levels(values: np.ndarray, *, lossy: bool) -> Bool[np.ndarray, "height
     if low > DARK * high:
         raise UnreadableImage(f"its values are {low:g} to {high:g}, and none is black: which of them is the background cannot be told ({_RULE})")
     if lossy and high < BRIGHT:
-        raise UnreadableImage(f"its brightest pixel is {high:g} of 255, and it is compressed with loss: label numbers do not survive that; save it as PNG")
+        raise UnreadableImage(
+            f"its brightest pixel is {high:g} of 255, and it is compressed with loss: label numbers do not survive that; save it as PNG"
+        )
     if not lossy:
         if len(levels) == 2 and low == 0:
             return values > 0

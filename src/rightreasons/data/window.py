@@ -17,6 +17,7 @@ from rightreasons.errors import UnreadableImage
 Window = tuple[float, float]
 # What kinds of files need a window that they do not have themselves.
 Kind = Literal["whole numbers", "floating point", "DICOM"]
+KINDS: tuple[Kind, ...] = ("whole numbers", "floating point", "DICOM")
 Windows = Mapping[Kind, Window]
 
 NO_NUMBERS = "it has pixels that are not numbers"
