@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from io import BytesIO
 
 from rightreasons.data.listing import Source
@@ -77,7 +78,7 @@ def _is_text(head: bytes) -> bool:
         return False
     try:
         # The last character may be cut in two.
-        head[: len(head) - 3 if len(head) == HEAD else None].decode("utf-8")
+        codecs.getincrementaldecoder("utf-8")().decode(head)
     except UnicodeDecodeError:
         return False
     return True
