@@ -63,6 +63,8 @@ def show_survey(survey: dict[str, Any], reporter: Reporter) -> None:
     print_table("images", ["split", "group" if known else "class", "count"], rows)
     if survey["sizes"]:
         typer.echo("sizes: " + ", ".join(f"{size} ({count})" for size, count in list(survey["sizes"].items())[:5]))
+    for kind, (low, high) in survey["windows"].items():
+        typer.echo(f"black and white ({kind}): {low:g} and {high:g}")
     if "model" in survey:
         print_table("rehearsed with the network", ["", "found"], [[tried, clean_text(found)] for tried, found in survey["model"].items()])
     for problem in survey["problems"]:

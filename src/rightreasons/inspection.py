@@ -15,14 +15,14 @@ from rightreasons.answers import TRIED_IMAGES, Answers, count_answers, describe_
 from rightreasons.attribute import attribute_images
 from rightreasons.config import Config, SegmentConfig
 from rightreasons.controls import control_rows
-from rightreasons.data.loading import Batch, check_labels, count_images, read_all, read_batches, some_images
+from rightreasons.data.loading import Batch, check_labels, count_images, own_pixels, read_all, read_batches, some_images
 from rightreasons.lettering import has_lettering
 from rightreasons.lvlm import LVLM
 from rightreasons.models import check_finite, model_device
 from rightreasons.progress import Advance, Reporter
 from rightreasons.records import Attribution, Pictures, Segmentation, Selection, Subject
-from rightreasons.render import STYLE, render_pictures, to_bytes
-from rightreasons.runs import RunFolder, write_bytes
+from rightreasons.render import FIRST_STYLE, LONGEST, STYLE, render_pictures, to_bytes
+from rightreasons.runs import RunFolder, write_bytes, write_text
 from rightreasons.sample import select_images
 from rightreasons.seeds import seeded
 from rightreasons.segment import segment_heatmaps, smooth_heatmaps
@@ -45,6 +45,14 @@ class Inspection:
     segmentation: Segmentation
     subjects: list[Subject]
     judged: list[int]
+    train: Dataset | None = None
+
+    def image(self, row: int) -> Float[Tensor, "channel image_height image_width"]:
+        """One image as it is shown to the critic: the file's own pixels, where the data set has files, or else the network's; one at a time."""
+        if self.train is None or _picture_style(self.folder) == FIRST_STYLE:
+            return self.images.images[row]
+        own = own_pixels(self.train, int(self.images.indices[row]), LONGEST)
+        return self.images.images[row] if own is None else own.float() / 255
 
     def shown(self, row: int) -> Int[Tensor, "height width"]:
         """Of each segment of one image the pixels that carry its effect, -1 elsewhere."""
@@ -52,7 +60,7 @@ class Inspection:
 
     def pictures(self, row: int) -> Pictures:
         """What the critic is shown of one image, drawn where it has not been."""
-        return _draw(self.images, self.shown(row), row, self.folder)
+        return _draw(self, row)
 
     def rows(self, critic: LVLM) -> list[int]:
         """Whom ``consult`` is to be called with: the images with segments, and the controls, which have numbers below 0."""
@@ -72,7 +80,7 @@ def inspect_images(
     effect = shown_effect(model, attribution, segmentation, config.segment)
     subjects = [Subject(int(index), where, weight) for index, where, weight in zip(selection.indices, segmentation.segments, effect, strict=True)]
     judged = [row for row in range(len(selection)) if segmentation.count(row)]
-    return Inspection(folder, images, selection, attribution, segmentation, subjects, judged)
+    return Inspection(folder, images, selection, attribution, segmentation, subjects, judged, train)
 
 
 def explain_images(
@@ -116,7 +124,7 @@ def warn_of_lettering(found: Inspection, reporter: Reporter) -> None:
     with reporter.stage("lettering") as advance:
         marked = []
         for done, row in enumerate(found.judged, start=1):
-            if has_lettering(to_bytes(found.images.images[row])):
+            if has_lettering(to_bytes(found.image(row))):
                 marked.append(int(found.images.indices[row]))
             advance(done, len(found.judged))
     if marked:
@@ -203,16 +211,29 @@ def _report_outcomes(segmentation: Segmentation, attribution: Attribution, repor
         reporter.note(f"the heatmaps' completeness error is {worst:.1%} in the median: they explain the model only in part")
 
 
-def _draw(images: Batch, shown: Int[Tensor, "height width"], row: int, folder: RunFolder) -> Pictures:
+def _draw(found: Inspection, row: int) -> Pictures:
     """The pictures of one image, from the run folder where they were drawn before."""
-    folder.pictures.mkdir(exist_ok=True, mode=0o700)
-    paths = {kind: folder.pictures / f"{int(images.indices[row]):06d}-{kind}.png" for kind in ("clean", "contours", "map")}
+    folder = found.folder
+    style = _picture_style(folder)
+    paths = {kind: folder.pictures / f"{int(found.images.indices[row]):06d}-{kind}.png" for kind in ("clean", "contours", "map")}
     if all(path.exists() for path in paths.values()):
-        return Pictures(**{kind: path.read_bytes() for kind, path in paths.items()}, style=STYLE)
-    drawn = render_pictures(images.images[row], shown)
+        return Pictures(**{kind: path.read_bytes() for kind, path in paths.items()}, style=style)
+    drawn = render_pictures(found.image(row), found.shown(row), style)
     for kind, path in paths.items():
         write_bytes(path, getattr(drawn, kind))
     return drawn
+
+
+def _picture_style(folder: RunFolder) -> str:
+    """In which style a run's pictures are drawn, as it is kept beside them; those from before it was kept are of the first one."""
+    path = folder.pictures / "style.txt"
+    if path.exists():
+        return path.read_text(encoding="utf-8")
+    if any(folder.pictures.glob("*.png")):
+        return FIRST_STYLE
+    folder.pictures.mkdir(exist_ok=True, mode=0o700)
+    write_text(path, STYLE)
+    return STYLE
 
 
 def _checked(batches: Iterable[Batch], count: int, classes: int, advance: Advance) -> Iterator[Batch]:

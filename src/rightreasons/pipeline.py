@@ -328,7 +328,7 @@ def case_of(found: Inspection, row: int, descriptions: Sequence[ClassDescription
     """One inspected image as it is put to the critic."""
     shares = found.segmentation.shares[row, : found.segmentation.count(row)].tolist()
     label = int(found.selection.labels[row])
-    return Case(found.images.images[row], found.shown(row), found.pictures(row), found.subjects[row], label, descriptions, shares)
+    return Case(found.image(row), found.shown(row), found.pictures(row), found.subjects[row], label, descriptions, shares)
 
 
 def fix_shortcuts(run: Run, *, reporter: Reporter | None = None) -> nn.Module:

@@ -10,11 +10,12 @@ import math
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import torch
+import torch.nn.functional as F
 from torch.utils.data import Dataset
 
 from rightreasons.config import describe_difference
@@ -31,6 +32,7 @@ from rightreasons.pipeline import consult
 from rightreasons.progress import Reporter, Silent
 from rightreasons.project import Project, Role, go_on, open_role, prepare, project_of_run
 from rightreasons.records import Attribution, Segmentation, Selection, Subject
+from rightreasons.render import fit_size
 from rightreasons.runs import NEVER_USED, RunFolder
 from rightreasons.seeds import seeded
 from rightreasons.segment import AUTO_COMPONENTS
@@ -186,6 +188,7 @@ def _stand_in(project: Project, folder: RunFolder) -> Inspection:
     """The first training image, cut into as many segments as there can be, and with the longest words that a prompt can have for it."""
     images = next(read_batches(project.task.splits["train"], indices=[0], batch_size=1))
     height, width = images.images.shape[-2:]
+    images = replace(images, images=F.interpolate(images.images, _largest_picture(project, (height, width))))
     wanted = project.config.segment.components
     corner = torch.arange(math.ceil(height / 3) * math.ceil(width / 3)).view(math.ceil(height / 3), -1)
     count = min(max(AUTO_COMPONENTS) if wanted == "auto" else wanted, corner.numel())
@@ -199,6 +202,12 @@ def _stand_in(project: Project, folder: RunFolder) -> Inspection:
     segmentation = Segmentation(segments, segments >= 0, torch.ones(1, count), ("segmented",))
     subject = Subject(int(images.indices[0]), segments[0], (segments[0] >= 0).float())
     return Inspection(folder, images, selection, attribution, segmentation, [subject], [0])
+
+
+def _largest_picture(project: Project, size: tuple[int, int]) -> tuple[int, int]:
+    """Height and width of the largest picture that an image can make, by the sizes of the files where the critic is shown those."""
+    files = [(int(height), int(width)) for width, _, height in (told.partition("x") for told in project.task.sizes)]
+    return max((fit_size(*one) for one in files or [size]), key=math.prod)
 
 
 def _open_silently(project: Project, role: Role) -> LVLM:

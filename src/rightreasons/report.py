@@ -40,6 +40,11 @@ _COLUMNS = (
 )
 
 
+# Of a picture on the page: its longer side in pixels, and how long a PNG may be before it is made a JPEG of that size.
+PAGE_SIDE = 600
+MOST_BYTES = 100_000
+
+
 @dataclass(frozen=True)
 class _SegmentRow:
     name: str
@@ -58,6 +63,7 @@ class _Card:
     label: str
     predicted: str
     clean: str
+    proportions: str
     contours: str
     before: str
     after: str | None
@@ -128,12 +134,14 @@ def _card(run: Run, row: int, before: Float[Tensor, "height width"], after: Floa
         for segment in range(run.segmentation.count(row))
     ]
     scale = before.abs().max().clamp_min(1e-12)
+    clean = (run.folder.pictures / f"{index:06d}-clean.png").read_bytes()
     return _Card(
         index,
         run.descriptions[int(run.selection.labels[row])].name,
         run.descriptions[int(run.attribution.targets[row])].name,
-        _data_url((run.folder.pictures / f"{index:06d}-clean.png").read_bytes()),
-        _data_url((run.folder.pictures / f"{index:06d}-contours.png").read_bytes()),
+        _picture_url(clean),
+        " / ".join(map(str, Image.open(io.BytesIO(clean)).size)),
+        _picture_url((run.folder.pictures / f"{index:06d}-contours.png").read_bytes()),
         _heatmap_url(before / scale),
         None if after is None else _heatmap_url(after / scale),
         critiques,
@@ -156,5 +164,16 @@ def _heatmap_url(heatmap: Float[Tensor, "height width"]) -> str:
     return _data_url(buffer.getvalue())
 
 
-def _data_url(png: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+def _picture_url(png: bytes) -> str:
+    """A picture of the critic's for the page; a photograph as a smaller JPEG, so that a page of many can be sent around."""
+    if len(png) <= MOST_BYTES:
+        return _data_url(png)
+    picture = Image.open(io.BytesIO(png))
+    picture.thumbnail((PAGE_SIDE, PAGE_SIDE))
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=85)
+    return _data_url(buffer.getvalue(), "jpeg")
+
+
+def _data_url(content: bytes, kind: str = "png") -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

@@ -14,11 +14,13 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from rightreasons.config import DataConfig
+from rightreasons.data.agree import agree_on_windows, check_masks
 from rightreasons.data.decode import Header, Mode, decode_mask, read_header
 from rightreasons.data.images import THREADS, ImageFiles, PixelCache, Reading, labels_of
 from rightreasons.data.listing import Entry, Listing
 from rightreasons.data.splits import SPLITS, fill_splits, name_split, shared_patients
 from rightreasons.data.task import Task
+from rightreasons.data.window import Window
 from rightreasons.errors import DataError, UnreadableImage
 from rightreasons.records import GroundTruth
 
@@ -49,7 +51,10 @@ def assemble_task(listing: Listing, config: DataConfig, *, name: str, seed: int)
     _check_masks(entries, headers)
     mode = config.mode or _agree_on_mode(headers.images, problems)
     size = (config.size, config.size) if config.size is not None else _agree_on_size(headers.images)
-    reading = Reading(listing.open_source, mode, size, config.window, resize=config.size is not None)
+    window, windows = agree_on_windows(headers.images, listing, config, problems)
+    check_masks(entries, listing, problems)
+    _tell_mask_column(entries, listing, config, problems)
+    reading = Reading(listing.open_source, mode, size, window, resize=config.size is not None)
     cache = PixelCache()
     parts = {split: [entry for entry in entries if entry.split == split] for split in SPLITS}
     splits = {
@@ -66,12 +71,13 @@ def assemble_task(listing: Listing, config: DataConfig, *, name: str, seed: int)
         name,
         classes,
         splits,
-        _fingerprint(parts, listing),
+        _fingerprint(parts, listing, {} if config.window else windows),
         truth,
         skipped=left_out,
         told=f"{listing.told}{made}",
         problems=problems,
         sizes=_count_sizes(headers.images),
+        windows=windows,
     )
 
 
@@ -193,6 +199,16 @@ def _count_sizes(headers: Mapping[str, Header]) -> Counter[str]:
     return Counter(f"{header.width}x{header.height}" for header in headers.values())
 
 
+def _tell_mask_column(entries: Sequence[Entry], listing: Listing, config: DataConfig, problems: list[str]) -> None:
+    """A note where masks are the shortcut's by a column's name alone: sets for segmentation call the object's mask so."""
+    masked = sum(entry.mask is not None for entry in entries)
+    if masked and config.columns.mask is None and listing.format in ("table", "parquet", "huggingface"):
+        problems.append(
+            f"the masks of {masked} images are taken for masks of the shortcut, by their column's name: they count in scores, and for a simulated "
+            "critic or a baseline that is given masks. If they mark the object itself, rename that column"
+        )
+
+
 def _has_truth(entries: Sequence[Entry]) -> bool:
     return any(entry.attribute is not None or entry.attributes or entry.mask for entry in entries)
 
@@ -224,9 +240,11 @@ def _read_mask(entries: Sequence[Entry], listing: Listing, size: tuple[int, int]
     return mask if mask.any() else None
 
 
-def _fingerprint(parts: Mapping[str, Sequence[Entry]], listing: Listing) -> str:
-    """SHA-256 over splits, names, labels and lengths: it changes when a file is added, taken away or rewritten at another length."""
+def _fingerprint(parts: Mapping[str, Sequence[Entry]], listing: Listing, guessed: Mapping[str, Window]) -> str:
+    """SHA-256 over splits, names, labels, lengths and guessed windows: it changes when a file is added, taken away or rewritten at another length."""
     digest = hashlib.sha256(listing.format.encode())
+    for kind, (low, high) in guessed.items():
+        digest.update(f"{kind}\0{low!r}\0{high!r}\n".encode())
     for split, entries in parts.items():
         for entry in entries:
             digest.update(f"{split}\0{entry.name}\0{entry.label}\0{entry.bytes}\n".encode("utf-8", "surrogateescape"))

@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
 from rightreasons.errors import DataError, UnreadableImage
 
@@ -53,6 +53,17 @@ def read_all(dataset: Dataset, indices: Sequence[int] | Tensor, batch_size: int 
 def some_images(dataset: Dataset, count: int, generator: torch.Generator) -> Batch:
     """``count`` random images as one batch, or all where there are fewer."""
     return read_all(dataset, torch.randperm(count_images(dataset), generator=generator)[:count])
+
+
+def own_pixels(dataset: Dataset, index: int, longest: int) -> UInt8[Tensor, "channel height width"] | None:
+    """The pixels of the file that an image was read from, no side longer than ``longest``; None where the dataset has no such files.
+
+    They show all of what the image shows, at the file's own proportions. Raises UnreadableImage.
+    """
+    if isinstance(dataset, Subset):
+        return own_pixels(dataset.dataset, dataset.indices[index], longest)
+    read: Callable[[int, int], Tensor] | None = getattr(dataset, "own_pixels", None)
+    return None if read is None else read(index, longest)
 
 
 def count_images(dataset: Dataset) -> int:

@@ -22,7 +22,7 @@ class Task:
 
     Of a folder, ``told`` says what it was read as and by what, and ``problems`` what a person should know of it; ``skipped`` has the files that
     are left out, and why, and fills up with those that turn out to be unreadable. ``sizes`` counts the sizes ("640x480") of the files whose
-    headers were read.
+    headers were read; ``windows`` has what is black and what is white in images of more than 8 bits, by their kind in words.
     """
 
     name: str
@@ -35,6 +35,7 @@ class Task:
     told: str = "a built-in task"
     problems: Sequence[str] = ()
     sizes: Mapping[str, int] = field(default_factory=dict)
+    windows: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
