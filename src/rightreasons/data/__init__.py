@@ -9,6 +9,7 @@ from typing import Any
 from rightreasons.config import DataConfig, Format
 from rightreasons.data import celeba, decoy_mnist, folder, huggingface, isic, labels, parquet, solar, spuco, stamps
 from rightreasons.data.assemble import assemble_task
+from rightreasons.data.beside import look_beside
 from rightreasons.data.task import Task
 from rightreasons.data.tree import IMAGE_SUFFIXES, Tree, list_tree
 from rightreasons.errors import DataError
@@ -48,7 +49,7 @@ def open_data(config: DataConfig, *, root: Path, seed: int) -> Task:
             f"[data] path = {config.path!r}: {path} {what}; a folder of images, a table of labels (.csv, .tsv) or a built-in task is needed "
             f"({', '.join(_TASKS)})"
         )
-    tree = list_tree(path)
+    tree = look_beside(list_tree(path))
     kind = config.format if config.format != "auto" else _recognise(tree, config)
     return assemble_task(_FORMATS[kind].list_images(tree, config), config, name=str(path), seed=seed)
 

@@ -15,7 +15,7 @@ MOST_ATTRIBUTES = 32
 
 def recognise(tree: Tree, config: DataConfig) -> bool:
     """Whether all images of all splits lie two folders deep, and the inner folders are of the same few names in training and elsewhere."""
-    splits = split_folders(tree)
+    splits = split_folders(tree, config.names)
     if len(splits) < 2:
         return False
     inner: dict[str | None, set[str]] = {}
@@ -30,4 +30,4 @@ def recognise(tree: Tree, config: DataConfig) -> bool:
 
 def list_images(tree: Tree, config: DataConfig) -> Listing:
     """Every image with its class and its inner folder. Raises DataError as class folders do."""
-    return list_class_folders(tree, format="spuco", told="SpuCo folders", attribute=lambda name: posixpath.basename(posixpath.dirname(name)))
+    return list_class_folders(tree, config, format="spuco", told="SpuCo folders", attribute=lambda name: posixpath.basename(posixpath.dirname(name)))
