@@ -9,7 +9,7 @@ from __future__ import annotations
 import posixpath
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +25,8 @@ MASK, THUMBNAIL = "mask", "thumbnail"
 _MASK_WORDS = frozenset(
     "mask masks segmentation segmentations groundtruth groundtruths gt annotation annotations trimap trimaps overlay overlays".split()
 )
+# Beside a folder of images these hold masks as well.
+_LABEL_FOLDERS = frozenset("label labels target targets seg manual".split())
 _PLURALS = frozenset("masks segmentations groundtruths annotations trimaps overlays".split())
 # These mean a mask at the end of an image's name only: a folder "seg_train" may hold what its name says.
 _ENDINGS = _MASK_WORDS | frozenset("seg superpixels superpixel".split())
@@ -42,31 +44,34 @@ _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"II*\0", b"MM\0*
 _SIGNATURE_BYTES = 132
 # Suffixes of files that are no images: they are not looked into.
 OTHER_SUFFIXES = {
-    "text": "txt md rst pdf doc docx rtf html htm tex log xml json jsonl yaml yml toml ini cfg bib eml srt".split(),
+    "text files": "txt md rst pdf doc docx rtf html htm tex log xml json jsonl yaml yml toml ini cfg bib eml srt".split(),
     "tables": "csv tsv xls xlsx ods parquet feather arrow sqlite db".split(),
-    "videos and sounds": "mp4 avi mov mkv webm mpg mpeg wmv m4v wav mp3 flac ogg".split(),
+    "video and sound files": "mp4 avi mov mkv webm mpg mpeg wmv m4v wav mp3 flac ogg".split(),
     "archives": "zip tar gz tgz bz2 xz 7z rar zst iso".split(),
-    "arrays, volumes and weights": "npy npz mat h5 hdf5 nii mha mhd nrrd raw bin dat pkl pt pth ckpt safetensors onnx tfrecord tfrecords".split(),
-    "code": "py ipynb m r sh bat js c cpp h".split(),
+    "array, volume and weight files": "npy npz mat h5 hdf5 nii mha mhd nrrd raw bin dat pkl pt pth ckpt safetensors onnx tfrecord tfrecords".split(),
+    "code files": "py ipynb m r sh bat js c cpp h".split(),
     "images in a format that is not read": "svg heic heif avif psd eps ai svs ndpi czi lif exr hdr dng cr2 nef arw jxl".split(),
 }
 _OTHER = {f".{suffix}": kind for kind, suffixes in OTHER_SUFFIXES.items() for suffix in suffixes}
 
 
-def look_beside(tree: Tree) -> Tree:
-    """The tree with ``unnamed`` and ``beside`` filled in. Of files without a known suffix the first bytes are read, of masks in doubt the pixels."""
+def look_beside(tree: Tree, named: Collection[str] = ()) -> Tree:
+    """The tree with ``unnamed`` and ``beside`` filled in. Of files without a known suffix the first bytes are read, of masks in doubt the pixels.
+
+    Folders that are ``named`` are classes by the user's word, and are not looked into.
+    """
     unnamed = frozenset(name for name in tree.files if kind_by_suffix(name) is None and _is_image_inside(tree.path(name)))
     tree = replace(tree, unnamed=unnamed)
     pictures = tree.images()
-    beside = _by_folders(tree, pictures)
+    beside = _by_folders(tree, pictures, named)
     beside |= _by_names(tree, [name for name in pictures if name not in beside])
     return replace(tree, beside=beside)
 
 
 def doubtful_classes(tree: Tree, classes: Sequence[str]) -> list[str]:
     """The class folders that are called masks, though their pictures look like none and no other class speaks of masks."""
-    speaking = [name for name in classes if MASK in split_words(name) or _says_masks(name)]
-    return [name for name in speaking if len(speaking) == 1 and _says_masks(name)]
+    others = any(_words(name) & _MASK_WORDS and not _says_masks(name) for name in classes)
+    return [] if others else [name for name in classes if _says_masks(name)]
 
 
 def holds_images_by_name(folder: str) -> bool:
@@ -78,7 +83,7 @@ def holds_images_by_name(folder: str) -> bool:
 def kind_by_suffix(name: str) -> str | None:
     """What a file is by its suffix: "images", or one of ``OTHER_SUFFIXES``; None for any other suffix, and for none."""
     if posixpath.basename(name).upper() == "DICOMDIR":
-        return "text"  # a list of DICOM files, which begins as those do
+        return "text files"  # a list of DICOM files, which begins as those do
     return "images" if is_image(name) else _OTHER.get(posixpath.splitext(name)[1].lower())
 
 
@@ -99,23 +104,27 @@ def looks_like_mask(path: Path) -> bool:
     return bool(dark.any() and bright.any() and (dark | bright).mean() >= _NEARLY_ALL)
 
 
-def _by_folders(tree: Tree, pictures: Sequence[str]) -> dict[str, str]:
+def _by_folders(tree: Tree, pictures: Sequence[str], named: Collection[str]) -> dict[str, str]:
     """Masks and thumbnails by the folder that they lie in."""
-    holding: dict[str, list[str]] = defaultdict(list)
-    for name in pictures:
-        holding[posixpath.dirname(name)].append(name)
-    siblings: dict[str, set[str]] = defaultdict(set)
-    for folder in tree.folders:
-        siblings[posixpath.dirname(folder)].add(posixpath.basename(folder))
+    holding = {posixpath.dirname(name) for name in pictures}
     found: dict[str, str] = {}
     for folder in sorted(tree.folders):
         own, parent = posixpath.basename(folder), posixpath.dirname(folder)
-        if set(split_words(own)) <= _THUMB_WORDS and split_words(own):
-            found |= dict.fromkeys((name for name in tree.inside(folder) if is_image(name)), THUMBNAIL)
-        elif set(split_words(own)) & _MASK_WORDS:
-            inside = [name for name in tree.inside(folder) if is_image(name) or name in tree.unnamed]
-            beside_images = any(holds_images_by_name(sibling) for sibling in siblings[parent])
-            if inside and ((_says_masks(own) and (beside_images or holding.get(parent))) or _look_like_masks(tree, inside)):
+        words = _words(own)
+        if own in named or not words & (_MASK_WORDS | _LABEL_FOLDERS | _THUMB_WORDS):
+            continue
+        inside = [name for name in tree.inside(folder) if is_image(name) or name in tree.unnamed]
+        siblings = [name for name in tree.below(parent) if name != own]
+        beside_images = any(holds_images_by_name(name) for name in siblings)
+        if words <= _THUMB_WORDS:
+            found |= dict.fromkeys(inside, THUMBNAIL)
+        elif beside_images and (_says_masks(own) or words & _LABEL_FOLDERS):
+            found |= dict.fromkeys(inside, MASK)
+        elif _says_masks(own) and parent in holding:
+            found |= dict.fromkeys(inside, MASK)
+        elif words & _MASK_WORDS and _look_like_masks(tree, inside):
+            others = [name for name in siblings if not _words(name) & _MASK_WORDS]
+            if not any(_look_like_masks(tree, tree.images(f"{parent}/{name}" if parent else name)) for name in others):
                 found |= dict.fromkeys(inside, MASK)
     return found
 
@@ -133,7 +142,7 @@ def _by_names(tree: Tree, pictures: Sequence[str]) -> dict[str, str]:
     for folder, stems in by_folder.items():
         for stem, files in stems.items():
             for base, rest in _continued(stem):
-                words = set(split_words(rest))
+                words = _words(rest)
                 kind = MASK if words & _ENDINGS else THUMBNAIL if words & _THUMB_WORDS else None
                 if base in stems and kind is not None:
                     found |= dict.fromkeys(files, kind)
@@ -146,7 +155,7 @@ def _by_names(tree: Tree, pictures: Sequence[str]) -> dict[str, str]:
                     other = next(one for one in files if one != file)
                     in_doubt[folder, posixpath.splitext(file)[1]].append((file, other))
     for pairs in in_doubt.values():
-        some = pairs[:: max(1, len(pairs) // _SOME)]
+        some = pairs[:: -(-len(pairs) // _SOME)]
         if all(looks_like_mask(tree.path(file)) and not (base and looks_like_mask(tree.path(base))) for file, base in some):
             found |= {file: MASK for file, _ in pairs}
     return found
@@ -156,18 +165,23 @@ def _continued(stem: str) -> Iterable[tuple[str, str]]:
     """The ways to read a name as another image's name and what follows it, or stands before it ("mask_NAME")."""
     marks = [place for place, letter in enumerate(stem) if letter in "_-. " and 0 < place < len(stem) - 1]
     yield from ((stem[:place].rstrip("_-. "), stem[place + 1 :]) for place in marks[-3:])
-    if marks and set(split_words(stem[: marks[0]])) & _MASK_WORDS:
+    if marks and _words(stem[: marks[0]]) & _ENDINGS:
         yield stem[marks[0] + 1 :], stem[: marks[0]]
 
 
 def _look_like_masks(tree: Tree, names: Sequence[str]) -> bool:
-    return all(looks_like_mask(tree.path(name)) for name in names[:: max(1, len(names) // _SOME)][: 2 * _SOME])
+    return bool(names) and all(looks_like_mask(tree.path(name)) for name in names[:: -(-len(names) // _SOME)])
 
 
 def _says_masks(folder: str) -> bool:
     """Whether a folder's name speaks of masks and nothing else, or of several masks."""
-    words = set(split_words(folder))
+    words = _words(folder)
     return bool(words & _PLURALS) or (bool(words & _MASK_WORDS) and words <= _MASK_WORDS | _FILLERS)
+
+
+def _words(name: str) -> set[str]:
+    """The words of a name; "ground_truth" is "groundtruth"."""
+    return set(split_words(name.replace("round_truth", "roundtruth").replace("round truth", "roundtruth").replace("round-truth", "roundtruth")))
 
 
 def _is_image_inside(path: Path) -> bool:

@@ -23,7 +23,7 @@ from rightreasons.errors import DataError
 _FOLDS = re.compile(r"(k?fold|cv|split|part|batch|shard|chunk|set)s?[ _-]*\d+$", re.IGNORECASE)
 _PATIENTS = re.compile(r"(patient|pat|subject|subj|sub|case|study|exam|visit|session|scan|participant)s?[ _-]*\d+$", re.IGNORECASE)
 # More of these files in a class folder without images are data in another form.
-_DATA_KINDS = ("arrays, volumes and weights", "videos and sounds", "images in a format that is not read", "archives")
+_DATA_KINDS = ("array, volume and weight files", "video and sound files", "images in a format that is not read", "archives")
 
 
 def recognise(tree: Tree, config: DataConfig) -> bool:
@@ -69,6 +69,7 @@ def list_class_folders(
         inner += [posixpath.dirname(file)[len(_join(root, name)) + 1 :] for name, file in found]
     if attribute is None:
         problems += _tell_inner(classes, entries, inner)
+    problems += _tell_same_names(entries)
     told = f"{told} in {tree.root / first if None in roots else tree.root}" + (f" ({', '.join(roots.values())})" if None not in roots else "")
     return Listing(
         format,
@@ -99,8 +100,11 @@ def split_folders(tree: Tree, named: Collection[str] = ()) -> dict[str | None, s
     else:
         # Among other folders with images, those of one split are a class that is called "train"; those of two are no classes.
         chosen = exact if len({_exact(name) for name in exact}) > 1 else []
-    if len(chosen) == 1 and len(holding) > 2 and not any(_holding(tree, _join(base, name)) for name in holding if name not in chosen):
-        return {}
+    others = [name for name in holding if name not in chosen]
+    if len(chosen) == 1 and len(others) > 1 and not any(_holding(tree, _join(base, name)) for name in others):
+        # One such folder among classes is a class, unless it has the classes within.
+        if not {*_holding(tree, _join(base, chosen[0]))} & {*others}:
+            return {}
     found: dict[str | None, str] = {}
     for split in SPLITS:
         folders = [name for name in chosen if _exact(name) == split] or [name for name in chosen if split in spoken[name]]
@@ -136,7 +140,7 @@ def _name_classes(
     masks = sum(kind == "mask" for kind in tree.beside.values())
     if len(classes) < 2:
         deeper = f". If the data lie in {classes[0]!r}, name that folder: {where / classes[0]}" if classes else ""
-        hollow = f". No images are in {', '.join(map(repr, empty[:3]))}" if empty else ""
+        hollow = f". No images of a class are in {', '.join(map(repr, empty[:3]))}" if empty else ""
         aside = f". {masks} files are masks and no images of a class: a table with the columns filename, label and mask can name both" if masks else ""
         raise DataError(
             f"{where} has {len(classes)} class folder(s) {list(classes)}; at least two are needed, one a class, with its images inside{deeper}{hollow}{aside}"
@@ -160,7 +164,8 @@ def _name_classes(
         data = [kind for kind in _DATA_KINDS if kinds[kind]]
         if data:
             raise DataError(f"{where / name} has {kinds.total()} files and no images that are read ({', '.join(data)}): convert them, or move it away")
-        problems.append(f"the folder {name!r} has no images and is no class")
+        if not any(file in tree.beside for file in tree.inside(_join(first, name))):
+            problems.append(f"the folder {name!r} has no images and is no class")
     return classes
 
 
@@ -174,6 +179,16 @@ def _tell_inner(classes: Sequence[str], entries: Sequence[Entry], inner: Sequenc
         return []
     some = ", ".join(repr(name) for name in sorted(same)[:3])
     return [f"all class folders have the same {len(same)} folders within ({some}): the outer ones ({', '.join(classes[:3])}) are read as the classes"]
+
+
+def _tell_same_names(entries: Sequence[Entry]) -> list[str]:
+    """A note if images lie beside others of the same name with another suffix."""
+    first: dict[str, str] = {}
+    pairs = [(first.setdefault(posixpath.splitext(entry.name)[0], entry.name), entry.name) for entry in entries]
+    twice = [pair for pair in pairs if pair[0] != pair[1]]
+    if not twice:
+        return []
+    return [f"{len(twice)} images have the name of another but for the suffix, such as {' and '.join(twice[0])}: if one is a copy, move it away"]
 
 
 def _hint_at_tables(tree: Tree) -> str:

@@ -55,7 +55,7 @@ def list_images(tree: Tree, config: DataConfig) -> Listing:
         part, holders = pixels[place]
         return open_cell(part[row][holders[role]], tree)
 
-    return Listing("huggingface", told, entries, open_source, classes=classes, problems=problems, left_out=tree.left_out)
+    return Listing("huggingface", told, entries, open_source, classes=classes, problems=problems, left_out=tree.left_out, read=frozenset(tree.files))
 
 
 def _match(place: str, part: Any, config: DataConfig, datasets: Any, problems: list[str]) -> dict[str, str]:  # noqa: ANN401 -- an extra

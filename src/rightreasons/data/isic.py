@@ -102,6 +102,7 @@ def list_images(tree: Tree, config: DataConfig) -> Listing:
         carries=(chosen or "artifact") if artifacts else None,
         other_attributes=tuple(sorted(artifacts)), problems=problems,
         left_out=tree.left_out | dict.fromkeys(missing, "named in the ground truth, and not there"),
+        read=frozenset(name for name in tree.files if name.count("/") < 2 and name.lower().endswith((".csv", ".json"))),
     )  # fmt: skip
 
 

@@ -64,6 +64,7 @@ def survey_task(task: Task, reporter: Reporter, *, decode: bool) -> dict[str, An
         "sizes": dict(Counter(task.sizes).most_common(20)),
         "images_in_two_splits": [[f"{split}: {name_image(compared[split], index)}" for split, index in leak.places] for leak in leaks],
         "left_out": dict(task.skipped),
+        "not_read": dict(task.not_read),
         "problems": problems,
     }
 

@@ -69,7 +69,7 @@ def list_images(tree: Tree, config: DataConfig) -> Listing:
         place, row, role = split_name(name)
         return open_cell(cache.cell(place, images[place], row, role), tree)
 
-    return Listing("parquet", told, entries, open_source, classes=classes, problems=problems, left_out=tree.left_out)
+    return Listing("parquet", told, entries, open_source, classes=classes, problems=problems, left_out=tree.left_out, read=frozenset(files))
 
 
 class _ImageColumn:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 # A word for a person and a number, as a folder or at the start of a name: patient00001, sub-01, person12_bacteria.
-_PERSON = re.compile(r"(patient|pat|subject|subj|sub|person|participant|donor|case|pt)s?[ _-]*0*(\d+)(?![a-z0-9])", re.IGNORECASE)
+_PERSON = re.compile(r"(patient|pat|subject|subj|sub|person|participant|donor|case|pt)s?[ _-]*\d+(?![a-z0-9])", re.IGNORECASE)
 # One of two eyes, knees or breasts: 10_left.jpeg, 9000001R.png.
 _SIDE = re.compile(r"(?P<who>.*\d.*?)[ _-]*(left|right|(?<=[\d _-])(l|r|od|os|lcc|rcc|lmlo|rmlo))$", re.IGNORECASE)
 # A number before a mark, and more behind it: P123_2, 00000013_005, TCGA-05-4244 is none.
@@ -36,26 +36,44 @@ class Guess:
 
 def guess_patients(names: Sequence[str], labels: Sequence[str], inner: Sequence[str] | None) -> Guess | None:
     """Whose images the files ``names`` are, None if nothing tells. ``inner`` has the folders between each file and its class, where there are any."""
-    people = [_person(name) for name in names]
-    if _tells(people, labels, fewest=1):
-        return Guess(people, "words such as 'patient12' in the paths")
-    if inner is not None:
-        folders = _inner_folders(inner, labels)
-        if folders is not None:
-            return Guess(folders, "the folders within the classes")
     stems = [posixpath.splitext(posixpath.basename(name))[0] for name in names]
-    for pattern, told in ((_SIDE, "names that differ in left and right"), (_NUMBERED, "names that begin with the same number")):
-        found = [match["who"].lower() if (match := pattern.match(stem)) else None for stem in stems]
-        if _tells(found, labels, fewest=_FEWEST):
-            return Guess(found, told)
-    return None
+    sided, numbered = ([match["who"].lower() if (match := pattern.match(stem)) else None for stem in stems] for pattern in (_SIDE, _NUMBERED))
+    folders = _inner_folders(inner, labels) if inner is not None else None
+    guesses = {
+        "words such as 'patient12' in the paths": _if_repeated([_person(name) for name in names]),
+        "the folders within the classes": folders,
+        "names that differ in left and right": _if_repeated(sided),
+        "names that begin with the same number": numbered if folders is None and _are_many(numbered, labels) else None,
+    }
+    found: list[str | None] = [None] * len(names)
+    told = []
+    for words, guess in guesses.items():
+        if guess is not None and any(who is not None and known is None for who, known in zip(guess, found, strict=True)):
+            found = [who if known is None else known for who, known in zip(guess, found, strict=True)]
+            told.append(words)
+    return Guess(found, " and ".join(told)) if told else None
+
+
+def is_person(folder: str) -> bool:
+    """Whether a folder is called after a patient."""
+    return _PERSON.match(folder) is not None
+
+
+def split_folders_apart(inner: Sequence[str], labels: Sequence[str], splits: Sequence[str]) -> list[str]:
+    """The folders within classes whose images are in more than one split."""
+    seen: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for folder, label, split in zip(inner, labels, splits, strict=True):
+        if folder:
+            seen[label, folder].add(split)
+    several = Counter(label for label, _ in seen)
+    return sorted(f"{label}/{folder}" for (label, folder), where in seen.items() if len(where) > 1 and several[label] > 1)
 
 
 def _person(name: str) -> str | None:
     """The word and number of a person in a path: a folder's first, since a file may be numbered within it."""
     found = (match for part in name.split("/") if (match := _PERSON.match(part)))
     first = next(found, None)
-    return f"{first[1].lower()} {first[2]}" if first is not None else None
+    return first[0].lower() if first is not None else None
 
 
 def _inner_folders(inner: Sequence[str], labels: Sequence[str]) -> list[str | None] | None:
@@ -63,13 +81,19 @@ def _inner_folders(inner: Sequence[str], labels: Sequence[str]) -> list[str | No
     parts = [folder.split("/") if folder else [] for folder in inner]
     for depth in range(max(map(len, parts), default=0)):
         found = [own[depth] if len(own) > depth and not _NO_PERSON.match(own[depth]) else None for own in parts]
-        if _tells(found, labels, fewest=_FEWEST):
+        if _are_many(found, labels):
             return found
     return None
 
 
-def _tells(found: Sequence[str | None], labels: Sequence[str], *, fewest: int) -> bool:
-    """Whether most images have somebody, somebody has several, and in each class there are some, none of whom has most of its images."""
+def _if_repeated(found: list[str | None]) -> list[str | None] | None:
+    """``found`` if somebody has several images."""
+    counts = Counter(who for who in found if who is not None)
+    return found if any(count > 1 for count in counts.values()) else None
+
+
+def _are_many(found: Sequence[str | None], labels: Sequence[str]) -> bool:
+    """Whether most images have somebody, most of whom have several; and each class has some of them, none of whom has most of its images."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for who, label in zip(found, labels, strict=True):
         if who is not None:
@@ -78,8 +102,6 @@ def _tells(found: Sequence[str | None], labels: Sequence[str], *, fewest: int) -
     repeated = sum(count for count in sum(counts.values(), Counter()).values() if count > 1)
     if 2 * known <= len(found) or 2 * repeated < known:
         return False
-    if fewest == 1:
-        return True
     return all(
-        len(counts[label]) >= fewest and max(counts[label].values()) <= _GREATEST_SHARE * counts[label].total() for label in set(labels)
+        len(counts[label]) >= _FEWEST and max(counts[label].values()) <= _GREATEST_SHARE * counts[label].total() for label in set(labels)
     )

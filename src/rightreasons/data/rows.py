@@ -54,7 +54,9 @@ def list_rows(rows: Rows, problems: list[str], named: Container[str] = ()) -> li
             )
         )
     if len(entries) < len(labels):
-        problems.append(f"{len(labels) - len(entries)} rows of {rows.place} have no label and are left out")
+        words = sorted({str(cell) for cell in rows.columns["label"] if isinstance(cell, str) and cell and read_cell(cell, named) is None})
+        hint = f"; {', '.join(map(repr, words[:3]))} counts as missing unless [data] names says what it is" if words else ""
+        problems.append(f"{len(labels) - len(entries)} rows of {rows.place} have no label and are left out{hint}")
     if "patient" in texts and (unknown := texts["patient"].count(None)):
         problems.append(f"{unknown} rows of {rows.place} have no patient: each counts as a patient of its own")
     return entries

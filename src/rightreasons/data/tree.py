@@ -41,12 +41,11 @@ class Tree:
 
     def images(self, folder: str = "") -> list[str]:
         """The files below ``folder`` that are images, by their suffix or their first bytes, and no masks or thumbnails of other images."""
-        return [name for name in self.inside(folder) if (is_image(name) or name in self.unnamed) and name not in self.beside]
+        return _below(self._pictures, folder)
 
     def inside(self, folder: str) -> list[str]:
         """All files below ``folder``."""
-        # "0" follows "/" in the order of the names.
-        return self._names[bisect.bisect_left(self._names, f"{folder}/") : bisect.bisect_left(self._names, f"{folder}0")] if folder else self._names
+        return _below(self._names, folder)
 
     def find(self, name: str, *, where: Callable[[], str], base: str = "", mask: bool = False) -> str | None:
         """The relative path of the file that a table in the folder ``base`` calls ``name``; None where there is no such file.
@@ -104,6 +103,10 @@ class Tree:
         return list(self.files)
 
     @functools.cached_property
+    def _pictures(self) -> list[str]:
+        return [name for name in self.files if (is_image(name) or name in self.unnamed) and name not in self.beside]
+
+    @functools.cached_property
     def _whole(self) -> dict[str, list[str]]:
         """Files by their path, with and without the suffix of an image."""
         found: dict[str, list[str]] = {}
@@ -131,6 +134,11 @@ class Tree:
     @functools.cached_property
     def _by_tail(self) -> dict[int, dict[str, list[str]]]:
         return {}
+
+
+def _below(names: list[str], folder: str) -> list[str]:
+    """Those of sorted paths that are below a folder. In their order "0" follows "/"."""
+    return names[bisect.bisect_left(names, f"{folder}/") : bisect.bisect_left(names, f"{folder}0")] if folder else list(names)
 
 
 def is_image(name: str) -> bool:
