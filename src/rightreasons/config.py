@@ -201,7 +201,8 @@ def match_descriptions(described: dict[str, ClassDescription], classes: tuple[st
         near = difflib.get_close_matches(missing[0].casefold(), spare, n=1)
         instead = f". There is [classes.{_key(spare[near[0]])}]: call it as the data do" if near else ""
         raise ConfigError(
-            f"a class without a description: {_quoted(missing)}. Add a table [classes.{_key(missing[0])}] with a description or an irrelevant{instead}"
+            f"a class without a description: {_quoted(missing)}. "
+            f"Add a table [classes.{_key(missing[0])}] with a description or an irrelevant{instead}"
         )
     unknown = [name for name in described if name not in classes]
     if unknown:

@@ -136,32 +136,34 @@ def _take_splits(entries: Sequence[Entry], classes: Sequence[str], listing: List
     called = {word: name_split(word, where=listing.told) for word in {entry.split for entry in entries} if word is not None}
     given = [None if entry.split is None else called[entry.split] for entry in entries]
     made = [split for split in ("validation", "test") if split not in called.values()]
-    labels = labels_of(entries, classes).tolist()
-    patients = [entry.patient for entry in entries]
-    inner = None
-    if listing.inner is not None:
-        place = {entry.name: folder for entry, folder in zip(listing.entries, listing.inner, strict=True)}
-        inner = [place[entry.name] for entry in entries]
-    guess = guess_patients([entry.name for entry in entries], [entry.label for entry in entries], inner) if _may_guess(listing, patients) else None
-    splits = fill_splits(given, labels, guess.patients if guess else patients, seed=seed)
-    if guess and made and not _has_all(splits, labels):
+    numbers, labels = labels_of(entries, classes).tolist(), [entry.label for entry in entries]
+    patients, inner = [entry.patient for entry in entries], _inner_of(entries, listing)
+    guess = guess_patients([entry.name for entry in entries], labels, inner) if _may_guess(listing, patients) else None
+    splits = fill_splits(given, numbers, guess.patients if guess else patients, seed=seed)
+    if guess and made and not _has_all(splits, numbers):
         problems.append(f"what looks like patients ({guess.told}) is too few to keep apart: splits are made image by image, and may share a patient")
-        guess, splits = None, fill_splits(given, labels, patients, seed=seed)
+        guess, splits = None, fill_splits(given, numbers, patients, seed=seed)
+    by = f", by {guess.told}" if guess else ""
     shared = shared_patients(splits, guess.patients if guess else patients)
     if shared:
-        by = f", by {guess.told}" if guess else ""
         problems.append(f"{len(shared)} patients have images in more than one split, such as {shared[0]!r}{by}: the test may know them from training")
-    apart = split_folders_apart(inner, [entry.label for entry in entries], splits) if inner is not None and made and not guess else []
+    apart = split_folders_apart(inner, labels, splits) if inner is not None and made and not guess else []
     if apart:
         problems.append(
             f"{len(apart)} folders within classes have images in more than one split, such as {apart[0]!r}: if a folder is a patient's, name the "
             "patients in a table with the columns filename, label and patient"
         )
-    by = "class by class"
-    if guess or any(patient is not None for patient in patients):
-        by = "with all images of a patient in one split" + (f", by {guess.told}" if guess else "")
-    words = f"; {' and '.join(made)} made from the training images by seed {seed}, {by}" if made else ""
+    how = f"with all images of a patient in one split{by}" if guess or any(patient is not None for patient in patients) else "class by class"
+    words = f"; {' and '.join(made)} made from the training images by seed {seed}, {how}" if made else ""
     return [entry if entry.split == split else replace(entry, split=split) for entry, split in zip(entries, splits, strict=True)], words
+
+
+def _inner_of(entries: Sequence[Entry], listing: Listing) -> list[str] | None:
+    """The folders between each entry and its class, where folders are classes; some of the listing's entries may be gone."""
+    if listing.inner is None:
+        return None
+    place = {entry.name: folder for entry, folder in zip(listing.entries, listing.inner, strict=True)}
+    return [place[entry.name] for entry in entries]
 
 
 def _may_guess(listing: Listing, patients: Sequence[str | None]) -> bool:

@@ -7,6 +7,7 @@ folder called ``masks`` beside class folders is looked into, since there are cla
 from __future__ import annotations
 
 import posixpath
+import re
 import warnings
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
@@ -31,10 +32,11 @@ _PLURALS = frozenset("masks segmentations groundtruths annotations trimaps overl
 # These mean a mask at the end of an image's name only: a folder "seg_train" may hold what its name says.
 _ENDINGS = _MASK_WORDS | frozenset("seg superpixels superpixel".split())
 _THUMB_WORDS = frozenset("thumb thumbs thumbnail thumbnails".split())
-_IMAGE_WORDS = frozenset("image images img imgs jpegimages photo photos picture pictures input inputs original originals orig raw scans".split())
+_IMAGE_WORDS = frozenset("image images img imgs jpeg jpg png photo photos picture pictures input inputs original originals orig raw scans".split())
 # What else a folder of masks is called: "lesion_masks_png".
-_FILLERS = frozenset("binary data files folder ground truth lesion object png the".split()) | _IMAGE_WORDS
-# Files of a kind that are looked into.
+_FILLERS = frozenset("binary class data files folder lesion object the".split()) | _IMAGE_WORDS
+_GROUND_TRUTH = re.compile(r"ground[ _-]?truth", re.IGNORECASE)
+# So many files of a kind are looked into.
 _SOME = 6
 # A mask has few values. In lossy formats nearly all its pixels are close to black or white.
 _MOST_VALUES, _NEAR, _NEARLY_ALL = 16, 24, 0.97
@@ -181,7 +183,7 @@ def _says_masks(folder: str) -> bool:
 
 def _words(name: str) -> set[str]:
     """The words of a name; "ground_truth" is "groundtruth"."""
-    return set(split_words(name.replace("round_truth", "roundtruth").replace("round truth", "roundtruth").replace("round-truth", "roundtruth")))
+    return set(split_words(_GROUND_TRUTH.sub("groundtruth", name)))
 
 
 def _is_image_inside(path: Path) -> bool:

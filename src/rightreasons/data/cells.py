@@ -8,7 +8,9 @@ from collections import Counter
 from collections.abc import Container, Iterable
 
 # How tables write that a value is missing, in lower case: as spreadsheets, pandas, R, NumPy and databases do.
-MISSING = frozenset({"", "nan", "na", "n/a", "#n/a", "<na>", "nat", "none", "null"})
+MISSING = frozenset(
+    ["", "nan", "-nan", "na", "n/a", "#n/a", "#na", "#n/a n/a", "<na>", "nat", "none", "null", "1.#ind", "-1.#ind", "1.#qnan", "-1.#qnan"]
+)
 # A cell with one of these between two words names several classes, as NIH's "Effusion|Mass" does.
 _LISTS = ("|", ";")
 # These also occur within the name of one class: they separate classes only if each part is the label of another image.

@@ -1,7 +1,7 @@
 """Plain class folders: ``FOLDER/CLASS/*.png``, or ``FOLDER/train/CLASS/*.png`` beside ``validation`` and ``test``.
 
-What a folder is called does not decide alone. ``train`` is a split if class folders lie in it, and a class if images do, beside other classes. Folders
-that are called masks, folds or patients are no classes, unless [data] names says so.
+What a folder is called does not decide alone. ``train`` is a split if class folders lie in it, and a class if images do, beside other classes.
+Folders that are called masks, folds or patients are no classes, unless [data] names says so.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import posixpath
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
 
 from rightreasons.config import DataConfig
 from rightreasons.data.beside import doubtful_classes, holds_images_by_name, kind_by_suffix
@@ -63,9 +64,7 @@ def list_class_folders(
             raise DataError(
                 f"{tree.root / root}: no images in its class folders ({', '.join(classes)}); looked for {', '.join(sorted(IMAGE_SUFFIXES))}"
             )
-        entries += [
-            Entry(file, name, split, attribute=attribute(file) if attribute else None, bytes=tree.files[file]) for name, file in found
-        ]
+        entries += [Entry(file, name, split, attribute=attribute(file) if attribute else None, bytes=tree.files[file]) for name, file in found]
         inner += [posixpath.dirname(file)[len(_join(root, name)) + 1 :] for name, file in found]
     if attribute is None:
         problems += _tell_inner(classes, entries, inner)
@@ -91,20 +90,7 @@ def split_folders(tree: Tree, named: Collection[str] = ()) -> dict[str | None, s
     base = enter_images(tree, "")
     holding = _holding(tree, base)
     spoken = {name: splits for name in holding if name not in named and (splits := _splits_of(name))}
-    nested = [name for name in spoken if _holding(tree, _join(base, name))]
-    exact = [name for name in spoken if _exact(name)]
-    if len(spoken) == len(holding):
-        chosen = list(spoken)
-    elif nested:
-        chosen = nested
-    else:
-        # Among other folders with images, those of one split are a class that is called "train"; those of two are no classes.
-        chosen = exact if len({_exact(name) for name in exact}) > 1 else []
-    others = [name for name in holding if name not in chosen]
-    if len(chosen) == 1 and len(others) > 1 and not any(_holding(tree, _join(base, name)) for name in others):
-        # One such folder among classes is a class, unless it has the classes within.
-        if not {*_holding(tree, _join(base, chosen[0]))} & {*others}:
-            return {}
+    chosen = _choose_splits(tree, base, holding, spoken)
     found: dict[str | None, str] = {}
     for split in SPLITS:
         folders = [name for name in chosen if _exact(name) == split] or [name for name in chosen if split in spoken[name]]
@@ -123,6 +109,22 @@ def split_folders(tree: Tree, named: Collection[str] = ()) -> dict[str | None, s
     return found
 
 
+def _choose_splits(tree: Tree, base: str, holding: Sequence[str], spoken: Collection[str]) -> list[str]:
+    """Those of the folders with images (``holding``) that are splits, and not classes called "train"; ``spoken`` have a word for a split."""
+    within = {name: {*_holding(tree, _join(base, name))} for name in holding}
+    exact = [name for name in spoken if _exact(name)]
+    if len(spoken) == len(holding):
+        return list(spoken)
+    if not any(within[name] for name in spoken):
+        # Among other folders with images, those of one split are a class; those of two are splits without classes.
+        return exact if len({_exact(name) for name in exact}) > 1 else []
+    chosen = [name for name in spoken if within[name]]
+    others = [name for name in holding if name not in chosen]
+    # One folder with folders among several without is a class, unless the classes are in it.
+    alone = len(chosen) == 1 and len(others) > 1 and not any(within[name] for name in others)
+    return [] if alone and not within[chosen[0]] & {*others} else chosen
+
+
 def enter_images(tree: Tree, folder: str) -> str:
     """``folder``, or the folder of images in it if that alone has images, in folders of their own: ``images/CLASS`` beside ``masks/CLASS``."""
     holding = _holding(tree, folder)
@@ -130,9 +132,7 @@ def enter_images(tree: Tree, folder: str) -> str:
     return inside if inside != folder and holds_images_by_name(holding[0]) and _holding(tree, inside) else folder
 
 
-def _name_classes(
-    tree: Tree, first: str, roots: Mapping[str | None, str], config: DataConfig, problems: list[str]
-) -> tuple[str, ...]:
+def _name_classes(tree: Tree, first: str, roots: Mapping[str | None, str], config: DataConfig, problems: list[str]) -> tuple[str, ...]:
     """The class folders. Raises DataError if they are fewer than two, or no classes by their names."""
     where = tree.root / first
     empty = [name for name in tree.below(first) if not any(tree.images(_join(root, name)) for root in roots.values())]
@@ -141,10 +141,26 @@ def _name_classes(
     if len(classes) < 2:
         deeper = f". If the data lie in {classes[0]!r}, name that folder: {where / classes[0]}" if classes else ""
         hollow = f". No images of a class are in {', '.join(map(repr, empty[:3]))}" if empty else ""
-        aside = f". {masks} files are masks and no images of a class: a table with the columns filename, label and mask can name both" if masks else ""
+        aside = f". {masks} files are masks and no images of a class: a table with the columns filename, label and mask can name both"
         raise DataError(
-            f"{where} has {len(classes)} class folder(s) {list(classes)}; at least two are needed, one a class, with its images inside{deeper}{hollow}{aside}"
+            f"{where} has {len(classes)} class folder(s) {list(classes)}; at least two are needed, one a class, with its images inside"
+            f"{deeper}{hollow}{aside if masks else ''}"
         )
+    _check_are_classes(tree, where, classes, config)
+    for name in empty:
+        kinds = Counter(kind_by_suffix(file) for file in tree.inside(_join(first, name)))
+        data = [kind for kind in _DATA_KINDS if kinds[kind]]
+        if data:
+            raise DataError(
+                f"{where / name} has {kinds.total()} files and no images that are read ({', '.join(data)}): convert them, or move it away"
+            )
+        if not any(file in tree.beside for file in tree.inside(_join(first, name))):
+            problems.append(f"the folder {name!r} has no images and is no class")
+    return classes
+
+
+def _check_are_classes(tree: Tree, where: Path, classes: tuple[str, ...], config: DataConfig) -> None:
+    """Raises DataError if folders are folds, patients or masks by their names and [data] names does not say that they are classes."""
     unsettled = [name for name in classes if name not in config.names]
     for pattern, what in ((_FOLDS, "folds or parts"), (_PATIENTS, "patients or studies")):
         if unsettled == list(classes) and all(pattern.match(name) for name in classes):
@@ -159,14 +175,6 @@ def _name_classes(
             f"images or be a class. If it is a class, name every class in [data] names; if not, {doubtful[0]!r} = '' there leaves it out, and "
             "a table with the columns filename, label and mask can name masks of the shortcut"
         )
-    for name in empty:
-        kinds = Counter(kind_by_suffix(file) for file in tree.inside(_join(first, name)))
-        data = [kind for kind in _DATA_KINDS if kinds[kind]]
-        if data:
-            raise DataError(f"{where / name} has {kinds.total()} files and no images that are read ({', '.join(data)}): convert them, or move it away")
-        if not any(file in tree.beside for file in tree.inside(_join(first, name))):
-            problems.append(f"the folder {name!r} has no images and is no class")
-    return classes
 
 
 def _tell_inner(classes: Sequence[str], entries: Sequence[Entry], inner: Sequence[str]) -> list[str]:

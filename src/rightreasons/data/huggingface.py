@@ -64,9 +64,7 @@ def _match(place: str, part: Any, config: DataConfig, datasets: Any, problems: l
     holders = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
     mask = chosen["mask"] or "mask"
     plain = [name for name in features if name not in holders]
-    found = choose_columns(
-        place, plain, {**chosen, "image": None, "mask": None}, lambda column: part[column][:], problems, named=config.names
-    )
+    found = choose_columns(place, plain, {**chosen, "image": None, "mask": None}, lambda column: part[column][:], problems, named=config.names)
     found.pop("mask", None)
     found["image"] = choose_image_column(place, [name for name in holders if name != mask], chosen["image"])
     if mask in holders:

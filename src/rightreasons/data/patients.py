@@ -1,7 +1,7 @@
 """Whose images belong together where no column says it: by the folders and names of the files.
 
-Two images of one patient in training and test make a test that the model knows. Where splits are made, whatever looks like a patient is kept together:
-if it is none, nothing is lost but a little of the draw.
+If one patient has images in training and test, the model knows the test. Whatever looks like a patient is kept together when splits are made: if it
+is none, nothing is lost but a little of the draw.
 """
 
 from __future__ import annotations
@@ -102,6 +102,4 @@ def _are_many(found: Sequence[str | None], labels: Sequence[str]) -> bool:
     repeated = sum(count for count in sum(counts.values(), Counter()).values() if count > 1)
     if 2 * known <= len(found) or 2 * repeated < known:
         return False
-    return all(
-        len(counts[label]) >= _FEWEST and max(counts[label].values()) <= _GREATEST_SHARE * counts[label].total() for label in set(labels)
-    )
+    return all(len(counts[label]) >= _FEWEST and max(counts[label].values()) <= _GREATEST_SHARE * counts[label].total() for label in set(labels))

@@ -79,8 +79,11 @@ def read_table(path: Path) -> Table:
 def _read_json_table(path: Path) -> Table:
     objects = list(_read_objects(path))
     columns = _json_columns(path, objects)
-    rows = [["" if (cell := one.get(name)) is None else cell if isinstance(cell, str) else json.dumps(cell) for name in columns] for _, one in objects]
-    return Table(path, columns, rows, [line for line, _ in objects])
+    return Table(path, columns, [[_write_cell(one.get(name)) for name in columns] for _, one in objects], [line for line, _ in objects])
+
+
+def _write_cell(value: object) -> str:
+    return "" if value is None else value if isinstance(value, str) else json.dumps(value)
 
 
 def _json_columns(path: Path, objects: Iterable[tuple[int, Mapping[str, object]]]) -> tuple[str, ...]:

@@ -21,8 +21,8 @@ class Task:
     correlation, where the task can make it. Neither ever reaches a stage above evaluate. ``manifest`` identifies the data.
 
     Of a folder, ``told`` says what it was read as and by what, and ``problems`` what a person should know of it; ``skipped`` has the files that
-    are left out, and why, and fills up with those that turn out to be unreadable. ``not_read`` counts the other files by kind. ``sizes`` counts the sizes ("640x480") of the files whose
-    headers were read.
+    are left out, and why, and fills up with those that turn out to be unreadable. ``not_read`` counts the other files by kind. ``sizes`` counts
+    the sizes ("640x480") of the files whose headers were read.
     """
 
     name: str
