@@ -3,13 +3,19 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test lint
+.PHONY: demo test lint fuzz
 
 demo: $(INSTALLED)
 	$(BIN)/rightreasons demo
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
+
+# How many inputs each reader gets; CI gives 15.
+FUZZ_EXAMPLES ?= 500
+
+fuzz: $(INSTALLED)
+	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest tests/test_fuzz.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -7,13 +7,14 @@ import json
 import os
 import platform
 import sys
+from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rightreasons import cli_lvlm
-from rightreasons.cli_common import AllowRemote, ConfigFile, Out, default_folder, note_left_out, print_table, register
+from rightreasons.cli_common import AllowRemote, ConfigFile, Device, Out, default_folder, note_left_out, print_table, register
 
 if TYPE_CHECKING:
     from rightreasons.pipeline import Alignment, Run
@@ -32,11 +33,25 @@ if platform.libc_ver()[0] == "glibc":
 app = typer.Typer(
     help="Find the shortcuts that an image classifier uses, have a vision-language model judge them, and remove them.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 app.add_typer(cli_lvlm.app, name="lvlm")
+
+
+def _show_version(wanted: bool) -> bool:
+    if wanted:
+        typer.echo(f"rightreasons {installed_version('rightreasons')}")
+        raise typer.Exit
+    return wanted
+
+
+@app.callback()
+def main(
+    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and stop.")] = False,
+) -> None:
+    """What stands before every command."""
+
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print metrics.json on standard output, and nothing else.")]
 RetryUnknown = Annotated[bool, typer.Option("--retry-unknown", help="Ask again what a crash left unanswered. It may have been paid for.")]
@@ -46,7 +61,7 @@ Target = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or th
 
 
 @register(app, "rightreasons demo --out runs/demo")
-def demo(out: Out = None, as_json: AsJson = False) -> None:
+def demo(out: Out = None, as_json: AsJson = False, device: Device = None) -> None:
     """The whole method on packaged handwritten digits: no network, a simulated critic, under two minutes."""
     from rightreasons.bench import reference_scores
     from rightreasons.pipeline import fix as align
@@ -89,6 +104,7 @@ def find(
     retry_unknown: RetryUnknown = False,
     max_usd: MaxUsd = None,
     dry_run: DryRun = False,
+    device: Device = None,
 ) -> None:
     """Find what the classifier leans on and have each piece judged; writes a run folder and report.html."""
     from rightreasons.plan import carried_backends
@@ -116,7 +132,7 @@ def find(
 
 
 @register(app, "rightreasons fix runs/parts")
-def fix(run_folder: Target, out: Out = None, as_json: AsJson = False) -> None:
+def fix(run_folder: Target, out: Out = None, as_json: AsJson = False, device: Device = None) -> None:
     """Fine-tune the model with the verdicts, human ones first; writes aligned.safetensors and the scores after."""
     from rightreasons.pipeline import fix as align
 
@@ -128,7 +144,7 @@ def fix(run_folder: Target, out: Out = None, as_json: AsJson = False) -> None:
 
 
 @register(app, "rightreasons score runs/parts --json")
-def score(run_folder: Target, out: Out = None, as_json: AsJson = False) -> None:
+def score(run_folder: Target, out: Out = None, as_json: AsJson = False, device: Device = None) -> None:
     """Score the model before and after on the test split."""
     reporter = _reporter()
     project, run, target = _load(run_folder, out)
@@ -144,6 +160,7 @@ def bench(
     critic: Annotated[str | None, typer.Option(help="Another critic, such as simulated:0.87.")] = None,
     out: Out = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the table as JSON on standard output, and nothing else.")] = False,
+    device: Device = None,
 ) -> None:
     """Reproduce a table: every method on every seed, one JSON file each, resumable."""
     from rightreasons.bench import open_study, run_study, show_rows
@@ -242,6 +259,7 @@ def _show(metrics: dict[str, Any], folder: Any, as_json: bool) -> None:  # noqa:
         if any(value is not None for value in values):
             rows.append([key, *("-" if value is None else f"{value:.3f}" for value in values)])
     print_table(title, ["", *columns], rows)
+    typer.echo(metrics["explanation"])
     if metrics["alignment"]:
         typer.echo(f"fine-tuning: {metrics['alignment']['outcome']}")
     typer.echo(f"report: {folder.path / 'report.html'}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
@@ -21,6 +22,10 @@ Out = Annotated[Path | None, typer.Option("--out", help="Folder for the results.
 AllowRemote = Annotated[
     list[str] | None,
     typer.Option("--allow-remote", metavar="HOST", help="Let inspected images be sent to this host; http://HOST: unencrypted too."),
+]
+Device = Annotated[
+    str | None,
+    typer.Option("--device", metavar="DEVICE", callback=lambda name: _use_device(name), help="cpu, cuda, cuda:1 or mps; default: the best there is."),
 ]
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="A configuration in TOML.")]
 
@@ -61,6 +66,12 @@ def note_left_out(left_out: Mapping[str, str], reporter: Reporter, rest: str) ->
         reporter.note(clean_text(f"left out {path}: {reason}"))
     if len(left_out) > MOST_NOTES:
         reporter.note(f"and {len(left_out) - MOST_NOTES} more files are left out: {rest}")
+
+
+def _use_device(name: str | None) -> str | None:
+    if name is not None:
+        os.environ["RIGHTREASONS_DEVICE"] = name
+    return name
 
 
 def _clear_errors(command: Callable[..., None]) -> Callable[..., None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from rightreasons.answers import TRIED_IMAGES, Answers, count_answers, describe_answers, judge_answers
 from rightreasons.attribute import attribute_images
 from rightreasons.config import Config, SegmentConfig
 from rightreasons.controls import control_rows
@@ -59,9 +60,12 @@ class Inspection:
         return [*self.judged, *control_rows(critic)]
 
 
-def inspect_images(config: Config, folder: RunFolder, model: nn.Module, train: Dataset, classes: int, reporter: Reporter) -> Inspection:
+def inspect_images(
+    config: Config, folder: RunFolder, model: nn.Module, train: Dataset, validation: Dataset, classes: Sequence[str], reporter: Reporter
+) -> Inspection:
     """The stages that ask nobody, up to the segments. In a folder in which they have finished they are read; ``folder`` is locked by the caller."""
-    selection = folder.load_selection() or _select(model, train, classes, config, folder, reporter)
+    selection = folder.load_selection() or _select(model, train, validation, classes, config, folder, reporter)
+    _report_answers(folder, classes, reporter)
     images = read_all(train, selection.indices)
     attribution = folder.load_attribution() or _attribute(model, train, images, config, folder, reporter)
     segmentation = folder.load_segmentation() or _segment(model, attribution, config, folder, reporter)
@@ -128,12 +132,15 @@ def render_inspected(found: Inspection, reporter: Reporter) -> None:
             advance(done, len(found.judged))
 
 
-def _select(model: nn.Module, train: Dataset, classes: int, config: Config, folder: RunFolder, reporter: Reporter) -> Selection:
-    count, wanted = count_images(train), config.sample
+def _select(
+    model: nn.Module, train: Dataset, validation: Dataset, names: Sequence[str], config: Config, folder: RunFolder, reporter: Reporter
+) -> Selection:
+    count, classes, wanted = count_images(train), len(names), config.sample
     if wanted.size > count:
         reporter.note(f"[sample] size = {wanted.size} is more than the {count} training images: all of them are inspected")
     size = min(wanted.size, count)
     quota = wanted.per_class if isinstance(wanted.per_class, int) else math.ceil(size / classes) if wanted.per_class == "auto" else None
+    answers = Answers.none(classes)
     with reporter.stage("sample") as advance:
         selection = select_images(
             model,
@@ -143,7 +150,13 @@ def _select(model: nn.Module, train: Dataset, classes: int, config: Config, fold
             quota=quota,
             classes=classes,
             generator=seeded(config.run.seed, "sample"),
+            answers=answers,
         )
+    with reporter.stage("validate") as advance:
+        held_out = count_answers(model, validation, classes, advance)
+    tried = some_images(train, TRIED_IMAGES, seeded(config.run.seed, "other inputs"))
+    problems = judge_answers(model, answers, held_out, names, tried, order_is_stated=False)
+    folder.save_answers({"train": answers.counts, "validation": held_out.counts}, problems)
     folder.save_selection(selection)
     return selection
 
@@ -168,6 +181,15 @@ def _segment(model: nn.Module, attribution: Attribution, config: Config, folder:
         )
     folder.save_segmentation(segmentation)
     return segmentation
+
+
+def _report_answers(folder: RunFolder, names: Sequence[str], reporter: Reporter) -> None:
+    """How often the classifier is right, and what is wrong with its answers; nothing of a run from before they were counted."""
+    counts, problems = folder.load_answers()
+    for split, table in counts.items():
+        reporter.note(describe_answers(split, Answers(table), names))
+    for problem in problems:
+        reporter.note(problem)
 
 
 def _report_outcomes(segmentation: Segmentation, attribution: Attribution, reporter: Reporter) -> None:

@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from rightreasons import evaluate
-from rightreasons.data.loading import count_images, read_all, read_batches, some_images
+from rightreasons.answers import Answers
+from rightreasons.data.loading import count_images, read_all, read_batches
 from rightreasons.data.manifest import find_leaks, hash_manifest
 from rightreasons.data.task import Task
 from rightreasons.inspection import explain_images, segment_settings, shown_effect
 from rightreasons.models import as_classifier
+from rightreasons.outcome import decide_outcome, explain_outcome
 from rightreasons.pipeline import Alignment, Run
 from rightreasons.records import GroundTruth, GroupScore, Scores
 from rightreasons.seeds import seeded
@@ -30,7 +32,6 @@ MU_ALIGN_IMAGES = 1000
 MU_ALIGN_PIXELS = 2**21
 # A score is a mean over many heatmaps, so that each needs fewer baselines than the ones that are cut into segments.
 SCORED_BASELINES = 4
-SWAP_HOSTS = 1000
 
 
 def score(
@@ -138,6 +139,19 @@ def spurious_fraction(run: Run, task: Task) -> float | None:
     return sum(masked) / len(masked) if any(masked) else None
 
 
+def classifier_facts(run: Run) -> dict[str, Any]:
+    """What the network is fed, how often it is right by split and class, and what is wrong with its answers; no splits of an older run."""
+    preset, names = as_classifier(run.model).preset, [item.name for item in run.descriptions]
+    counts, problems = run.folder.load_answers()
+    splits = {}
+    for split, table in counts.items():
+        answers = Answers(table)
+        classes = {name: asdict(score) for name, score in answers.by_class(names).items()}
+        splits[split] = {"accuracy": answers.accuracy if answers.total else None, "count": answers.total, "classes": classes}
+    height, width = run.attribution.heatmaps.shape[1:]
+    return {"input": {"height": height, "width": width, "mean": preset.mean, "std": preset.std}, **splits, "problems": problems}
+
+
 def data_facts(run: Run, task: Task) -> dict[str, Any]:
     """What the data were read as, how many images each split has, and how many of them are in two splits by their hash."""
     listed = run.folder.load_manifest()
@@ -163,7 +177,10 @@ def build_metrics(
     return {
         "task": task.name,
         "seed": run.config.run.seed,
-        "outcome": "shortcut found" if run.found else "no shortcut found",
+        "outcome": decide_outcome(run.coverage, before.swap_flip_rate),
+        "explanation": explain_outcome(run.coverage, before.swap_flip_rate),
+        "coverage": {key: value for key, value in asdict(run.coverage).items() if key != "failures"},
+        "classifier": classifier_facts(run),
         "critic": critic_scores(run, task.truth.get("train")),
         "selection": {
             "strategy": run.selection.strategy,
@@ -203,9 +220,7 @@ def _label_free_proofs(model: nn.Module, run: Run) -> dict[str, float | None]:
     smooth, _ = segment_settings(run.model, run.config.segment)
     heatmaps = smooth_heatmaps(explain_images(model, images.images, run.train, run.config, most=SCORED_BASELINES).heatmaps, smooth)
     share = evaluate.spurious_share(heatmaps, masks)
-    hosts = some_images(run.validation, SWAP_HOSTS, seeded(run.config.run.seed, "swap hosts"))
-    flips = evaluate.swap_flip_rate(model, hosts, images, masks, seeded(run.config.run.seed, "swap donors"))
-    return {"spurious_share": None if share is None else share * len(masks) / len(run.selection), "swap_flip_rate": flips}
+    return {"spurious_share": None if share is None else share * len(masks) / len(run.selection), "swap_flip_rate": run.flip_rate(model)}
 
 
 def _mu_align(model: nn.Module, test_set: Dataset, truth: GroundTruth, run: Run) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,10 @@ from jaxtyping import Float
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from rightreasons.errors import ModelError
+from rightreasons.errors import ConfigError, ModelError
+
+# The environment variable that names the device to work on; the commands' --device sets it.
+DEVICE = "RIGHTREASONS_DEVICE"
 
 
 @dataclass(frozen=True)
@@ -130,7 +134,12 @@ def output_entropy(logits: Float[Tensor, "image class_"]) -> Float[Tensor, " ima
 
 
 def best_device() -> torch.device:
-    """CUDA, else MPS, else the CPU."""
+    """The device that RIGHTREASONS_DEVICE names; without it CUDA, else MPS, else the CPU. Raises ConfigError where it cannot be used."""
+    if name := os.environ.get(DEVICE):
+        try:
+            return torch.empty(0, device=name).device
+        except (RuntimeError, AssertionError) as error:  # torch built without CUDA raises the latter
+            raise ConfigError(f"the device {name!r} cannot be used: {str(error).splitlines()[0]} Give another --device, such as cpu") from error
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps") if torch.backends.mps.is_available() else torch.device("cpu")

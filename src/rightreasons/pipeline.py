@@ -23,6 +23,7 @@ from torch.utils.data import Dataset, Subset
 
 from rightreasons import evaluate
 from rightreasons.align import AlignmentSet, align_model
+from rightreasons.answers import describe_input
 from rightreasons.attribute import check_attribution
 from rightreasons.config import Config, match_descriptions, parse_config
 from rightreasons.consult import AskLVLM, Case, Panel, consult_case
@@ -38,6 +39,7 @@ from rightreasons.lvlm.ledger import Ledger
 from rightreasons.lvlm.prices import Price
 from rightreasons.mask import build_masks
 from rightreasons.models import as_classifier, check_model, hash_weights, load_checkpoint, model_device, place_model, save_checkpoint, unwrap
+from rightreasons.outcome import Coverage, RunOutcome, count_coverage, decide_outcome, explain_outcome
 from rightreasons.progress import Reporter, Silent
 from rightreasons.records import Attribution, ClassDescription, Control, Critique, Segmentation, Selection, Verdict
 from rightreasons.runs import RunFolder, write_atomically
@@ -47,6 +49,8 @@ from rightreasons.votes import Waiting, queue_verdicts
 
 # Held-out images that tell the best epoch of fine-tuning.
 EPOCH_HOSTS = 1000
+# Held-out images into which judged-spurious segments are pasted, to see what that does to the answers.
+SWAP_HOSTS = 1000
 
 
 @dataclass
@@ -72,6 +76,7 @@ class Run:
     calls: int = 0
     cached: int = 0
     cost_usd: float | None = None
+    _flip_rates: dict[str, float | None] = field(default_factory=dict, repr=False)
 
     @property
     def masks(self) -> Tensor:
@@ -85,8 +90,31 @@ class Run:
 
     @property
     def found(self) -> bool:
-        """Whether any segment was judged spurious."""
+        """Whether any segment was judged spurious; ``outcome`` tells whether that has an effect too."""
         return bool(self.masks.any())
+
+    @property
+    def coverage(self) -> Coverage:
+        """How much of what was inspected was judged."""
+        return count_coverage(self.segmentation, self.verdicts)
+
+    @property
+    def outcome(self) -> RunOutcome:
+        """What the run came to."""
+        return decide_outcome(self.coverage, self.flip_rate(self.model))
+
+    def flip_rate(self, model: nn.Module) -> float | None:
+        """How often pasting what was judged spurious changes an answer of ``model``; worked out once for the same weights and verdicts."""
+        masks = self.masks
+        marked = masks.flatten(1).any(1)
+        if not marked.any():
+            return None
+        key = hashlib.sha256(hash_weights(model).encode() + masks.numpy().tobytes()).hexdigest()
+        if key not in self._flip_rates:
+            donors, seed = read_all(self.train, self.selection.indices[marked]), self.config.run.seed
+            hosts = some_images(self.validation, SWAP_HOSTS, seeded(seed, "swap hosts"))
+            self._flip_rates[key] = evaluate.swap_flip_rate(model, hosts, donors, masks[marked], seeded(seed, "swap donors"))
+        return self._flip_rates[key]
 
 
 @dataclass(frozen=True)
@@ -168,9 +196,11 @@ def find(
     """The stages of ``find_shortcuts``, on inputs that were checked and in a run folder that was started."""
     few_shot = read_examples(examples, seeded(config.run.seed, "few-shot"))
     panel = Panel.of(config, lvlm, judge or lvlm, few_shot)
-    model = place_model(model, next(read_batches(train, batch_size=2)).images)
+    first = next(read_batches(train, batch_size=2))
+    model = place_model(model, first.images)
+    reporter.note(describe_input(model, first.images))
     with folder.locked():
-        found = inspect_images(config, folder, model, train, len(descriptions), reporter)
+        found = inspect_images(config, folder, model, train, validation, [item.name for item in descriptions], reporter)
         if lvlm.address is not None:
             warn_of_lettering(found, reporter)
         render_inspected(found, reporter)
@@ -204,8 +234,7 @@ def find(
         reporter.note(
             f"{len(run.queue)} of {found.segmentation.shares.gt(0).sum()} segments wait for a person: report.html lists them, most worth a look first"
         )
-    if not run.found:
-        reporter.note("no shortcut found: no segment was judged spurious")
+    reporter.note(f"{run.outcome}: {explain_outcome(run.coverage, run.flip_rate(model))}")
     return run
 
 
@@ -269,7 +298,7 @@ def fix(run: Run, *, reporter: Reporter, out: Path | None = None) -> Alignment:
         before = _accuracy(run.model, run.validation)
         result = Alignment("nothing to change", before, before)
         checkpoint = folder.path / f"aligning-{job}.pt"
-        if run.found:
+        if run.outcome == "shortcut found":
             align(aligned, run, judged_alignment(run, reporter), checkpoint=checkpoint, reporter=reporter)
             result = Alignment("aligned", before, _accuracy(aligned, run.validation))
             if before - result.validation_after > config.max_accuracy_drop:

@@ -15,6 +15,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import torch
+from torch.utils.data import Dataset
 
 from rightreasons.config import describe_difference
 from rightreasons.consult import Panel
@@ -112,7 +113,7 @@ def inspect_project(project: Project, folder: RunFolder, reporter: Reporter) -> 
     """The plan of a project after every stage that asks nobody, each run where it has not finished; the folder is locked meanwhile."""
     model = prepare(project, folder, reporter)
     with folder.locked():
-        found = inspect_images(project.config, folder, model, project.task.splits["train"], len(project.descriptions), reporter)
+        found = inspect_images(project.config, folder, model, *_inputs(project), reporter)
         plan = plan_project(project, found)
         if plan.critic.address is not None:
             warn_of_lettering(found, reporter)
@@ -173,7 +174,13 @@ def _is_inspected(folder: RunFolder) -> bool:
 
 
 def _read_inspection(project: Project, folder: RunFolder) -> Inspection:
-    return inspect_images(project.config, folder, project.model, project.task.splits["train"], len(project.descriptions), Silent())
+    return inspect_images(project.config, folder, project.model, *_inputs(project), Silent())
+
+
+def _inputs(project: Project) -> tuple[Dataset, Dataset, list[str]]:
+    """What is inspected: the training and the validation split, and the names of the classes."""
+    splits = project.task.splits
+    return splits["train"], splits["validation"], [item.name for item in project.descriptions]
 
 
 def _stand_in(project: Project, folder: RunFolder) -> Inspection:

@@ -143,6 +143,26 @@ class RunFolder:
         """unreadable.json, read back; none before anything was saved."""
         return self._read_json("unreadable.json") or {}
 
+    def save_answers(self, counts: Mapping[str, Tensor], problems: list[str]) -> None:
+        """answers.json: how often images of each class got each answer, by split, as [class, answer, count]; and what is wrong with them."""
+        tables = {
+            split: {"classes": len(table), "counts": [[*place, int(table[tuple(place)])] for place in table.nonzero().tolist()]}
+            for split, table in counts.items()
+        }
+        write_text(self.path / "answers.json", json.dumps({"splits": tables, "problems": problems}) + "\n")
+
+    def load_answers(self) -> tuple[dict[str, Tensor], list[str]]:
+        """answers.json, read back; nothing of a run from before there was any."""
+        stored = self._read_json("answers.json")
+        if stored is None:
+            return {}, []
+        counts = {}
+        for split, table in stored["splits"].items():
+            counts[split] = torch.zeros(table["classes"], table["classes"], dtype=torch.int64)
+            for row, column, count in table["counts"]:
+                counts[split][row, column] = count
+        return counts, stored["problems"]
+
     def save_selection(self, selection: Selection) -> None:
         """selection.json."""
         columns = {"indices": selection.indices, "labels": selection.labels, "entropy": selection.entropy}

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from rightreasons.answers import Answers
 from rightreasons.data.loading import Batch
 from rightreasons.models import model_device, output_entropy
 from rightreasons.records import Selection
@@ -25,11 +26,12 @@ def select_images(
     quota: int | None,
     classes: int,
     generator: torch.Generator,
+    answers: Answers | None = None,
 ) -> Selection:
     """The ``size`` images that rank lowest under ``strategy``, by rising output entropy, falling, or a random key.
 
     With a ``quota`` every class gives at most so many, and places left over go to the lowest of the rest.
-    At most ``size`` candidates a class are held: memory does not depend on the number of images.
+    At most ``size`` candidates a class are held: memory does not depend on the number of images. ``answers`` counts what the model says of them all.
     """
     rank = _RANKS[strategy]
     kept = {label: _Candidates.empty() for label in (range(classes) if quota is not None else [-1])}
@@ -37,7 +39,10 @@ def select_images(
     device = model_device(model)
     for batch in batches:
         with torch.inference_mode():
-            entropy = output_entropy(model(batch.images.to(device))).cpu()
+            logits = model(batch.images.to(device)).cpu()
+        if answers is not None:
+            answers.add(batch.labels, logits.argmax(1))
+        entropy = output_entropy(logits)
         fresh = _Candidates(rank(entropy, generator), batch.indices, batch.labels, entropy)
         for label in kept:
             chosen = fresh if label == -1 else fresh.where(batch.labels == label)

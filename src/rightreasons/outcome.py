@@ -1,0 +1,75 @@
+"""What a run came to, in one of four words, and the sentence that stands beside it: how much was judged, and what it does to the answers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from rightreasons.records import Segmentation, Verdict
+from rightreasons.votes import settle_verdicts
+
+RunOutcome = Literal["shortcut found", "no shortcut found", "not judged yet", "could not be examined"]
+
+# A shortcut changes at least this share of the answers when it is pasted into images of other classes.
+SMALLEST_EFFECT = 0.01
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How much of what was inspected was judged, and how: counts of images and of segments."""
+
+    images: int
+    examined: int
+    segments: int
+    judged: int
+    spurious: int
+    spurious_images: int
+    failures: tuple[tuple[str, int], ...] = ()
+
+
+def count_coverage(segmentation: Segmentation, verdicts: Iterable[Verdict]) -> Coverage:
+    """Coverage of a run. A segment that nobody could decide counts as not judged."""
+    settled = settle_verdicts(verdicts)
+    spurious = [place for place, verdict in settled.items() if verdict.value == "spurious"]
+    failures = Counter(outcome for outcome in segmentation.outcomes if outcome != "segmented")
+    return Coverage(
+        images=len(segmentation.outcomes),
+        examined=segmentation.outcomes.count("segmented"),
+        segments=int((segmentation.shares > 0).sum()),
+        judged=sum(verdict.value != "unsure" for verdict in settled.values()),
+        spurious=len(spurious),
+        spurious_images=len({index for index, _ in spurious}),
+        failures=tuple(sorted(failures.items())),
+    )
+
+
+def decide_outcome(coverage: Coverage, flip_rate: float | None) -> RunOutcome:
+    """Found where something was judged spurious and pasting it changes answers; that nothing was found is said once half of the segments are judged.
+
+    ``flip_rate`` is None where pasting could not be tried, and the verdicts alone decide then.
+    """
+    if coverage.segments == 0:
+        return "could not be examined"
+    if coverage.spurious and (flip_rate is None or flip_rate >= SMALLEST_EFFECT):
+        return "shortcut found"
+    return "no shortcut found" if 2 * coverage.judged >= coverage.segments else "not judged yet"
+
+
+def explain_outcome(coverage: Coverage, flip_rate: float | None) -> str:
+    """The outcome's reason in one or two sentences."""
+    some = coverage
+    if some.segments == 0:
+        reasons = ", ".join(f"{name}: {count}" for name, count in some.failures)
+        return f"None of the {some.images} inspected images has a heatmap that could be cut into segments ({reasons})."
+    judged = f"{some.judged} of {some.segments} segments on {some.examined} of {some.images} inspected images are judged"
+    if not some.spurious:
+        return f"{judged}; none of them is spurious."
+    images = f"{some.spurious_images} image{'s' if some.spurious_images > 1 else ''}"
+    spurious = f"{judged}; {some.spurious}, on {images}, {'are' if some.spurious > 1 else 'is'} spurious"
+    if flip_rate is None:
+        return f"{spurious}. What they do to the answers could not be tried: no held-out image is of another class than theirs."
+    rate = f"{flip_rate:.1%}" if flip_rate else "none"
+    told = "" if flip_rate >= SMALLEST_EFFECT else " That is no effect: the classifier sees them, and does not decide by them."
+    return f"{spurious}. Pasting them into held-out images of another class changes {rate} of the answers.{told}"
