@@ -68,6 +68,7 @@ def survey_task(task: Task, reporter: Reporter, *, decode: bool) -> dict[str, An
         "windows": {kind: list(window) for kind, window in task.windows.items()},
         "images_in_two_splits": [[f"{split}: {name_image(compared[split], index)}" for split, index in leak.places] for leak in leaks],
         "left_out": dict(task.skipped),
+        "not_read": dict(task.not_read),
         "problems": problems,
     }
 
