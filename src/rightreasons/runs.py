@@ -309,7 +309,10 @@ class RunFolder:
     def load_held_out(self) -> tuple[HeldOut, HeldOut] | None:
         """What the harm guard measured, read back; None where it had nothing to judge."""
         measured = (self._read_json("alignment.json") or {}).get("held_out")
-        return None if measured is None else (HeldOut(**measured[0]), HeldOut(**measured[1]))
+        if measured is None:
+            return None
+        before, after = (HeldOut(model["accuracy"], model["neutral"], tuple(model["answers"])) for model in measured)
+        return before, after
 
     def load_metrics(self) -> dict[str, Any] | None:
         """metrics.json, read back."""
