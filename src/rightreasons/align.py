@@ -139,7 +139,7 @@ def images_seen(config: AlignConfig, count: int) -> int:
 
 def _split_batch(config: AlignConfig) -> tuple[int, int]:
     """How many of a batch are alignment samples, and how many are ordinary."""
-    part = max(1, round(config.ratio * config.batch_size))
+    part = min(max(1, round(config.ratio * config.batch_size)), config.batch_size - 1)
     return part, config.batch_size - part
 
 
@@ -206,7 +206,7 @@ def swapped_accuracy(model: nn.Module, hosts: Batch, alignment: AlignmentSet, ge
     if len(pieces):
         images = paste_segments(images, torch.zeros(len(images), *images.shape[2:], dtype=torch.bool), pieces, generator)
     model.eval()
-    with torch.inference_mode():
+    with torch.no_grad():
         answers = torch.cat([model(part.to(model_device(model))).argmax(1).cpu() for part in images.split(256)])
     return (answers == hosts.labels).double().mean().item()
 

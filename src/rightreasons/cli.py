@@ -90,12 +90,13 @@ def inspect(
     out: Out = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print all of it as JSON on standard output, and nothing else.")] = False,
     decode: Annotated[bool, typer.Option("--decode", help="Decode every image as well, to find the broken ones.")] = False,
+    model: Annotated[bool, typer.Option("--model", help="Rehearse a configuration's network as well: read, explain and train for a step.")] = False,
 ) -> None:
     """Show what a folder is read as: counts per split, class and group, sizes, problems, and a contact sheet. Sends nothing."""
     from rightreasons.cli_data import show_survey, survey_path
 
     reporter = _reporter()
-    survey = survey_path(path, out, reporter, decode=decode)
+    survey = survey_path(path, out, reporter, decode=decode, model=model)
     typer.echo(json.dumps(survey, indent=2)) if as_json else show_survey(survey, reporter)
 
 
@@ -250,7 +251,7 @@ def _finish(
     metrics = build_metrics(run, task, before=before, after=after, rejected=rejected, alignment=alignment, reference=reference, seconds=seconds)
     after_heatmaps = None
     if run.aligned is not None:
-        after_heatmaps = explain_images(run.aligned, read_all(run.train, run.selection.indices).images, run.train, run.config).heatmaps
+        after_heatmaps = explain_images(run.aligned, read_all(run.train, run.selection.indices), run.train, run.config).heatmaps
     write_report(run, metrics, after_heatmaps, folder)
     folder.save_metrics(metrics)
     note_left_out(project.task.skipped, reporter, "`rightreasons inspect --decode --json` names them all")

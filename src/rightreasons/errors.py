@@ -5,7 +5,7 @@ RightReasonsError
 ├── DataError              a folder, an image, a label or a description that cannot be used
 │   └── UnreadableImage    one corrupt file: named, skipped and counted, never fatal alone
 ├── ModelError             a model that cannot be built, loaded, or does not fit the classes
-│   └── UnsupportedLayer   a function that the attribution's rescale rule does not cover
+│   └── UnsupportedLayer   a part of a model that the attribution cannot explain
 ├── MissingExtra           an optional package; names the extra that brings it
 └── LVLMError              the vision-language model
     ├── LVLMUnavailable    no server, no leave, no key: nothing was answered; the run can be resumed
@@ -46,7 +46,7 @@ class ModelError(RightReasonsError):
 
 
 class UnsupportedLayer(ModelError):
-    """A function on the way from image to logits that the rescale rule does not cover."""
+    """Something on the way from image to logits that the attribution cannot explain: the rescale rule does not cover it, or a heatmap misses it."""
 
 
 class MissingExtra(RightReasonsError):

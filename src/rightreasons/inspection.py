@@ -15,11 +15,10 @@ from rightreasons.answers import TRIED_IMAGES, Answers, count_answers, describe_
 from rightreasons.attribute import attribute_images
 from rightreasons.config import Config, SegmentConfig
 from rightreasons.controls import control_rows
-from rightreasons.data.loading import Batch, count_images, read_all, read_batches, some_images
-from rightreasons.errors import DataError
+from rightreasons.data.loading import Batch, check_labels, count_images, read_all, read_batches, some_images
 from rightreasons.lettering import has_lettering
 from rightreasons.lvlm import LVLM
-from rightreasons.models import model_device
+from rightreasons.models import check_finite, model_device
 from rightreasons.progress import Advance, Reporter
 from rightreasons.records import Attribution, Pictures, Segmentation, Selection, Subject
 from rightreasons.render import STYLE, render_pictures, to_bytes
@@ -78,18 +77,22 @@ def inspect_images(
 
 def explain_images(
     model: nn.Module,
-    images: Float[Tensor, "image channel height width"],
+    images: Batch,
     train: Dataset,
     config: Config,
     *,
     most: int | None = None,
     progress: Advance | None = None,
 ) -> Attribution:
-    """Heatmaps against the run's baselines, which are seeded training images, or ``most`` of them. The result is on the CPU."""
+    """Heatmaps against the run's baselines, which are seeded training images, or ``most`` of them. The result is on the CPU.
+
+    Raises ModelError where one is not finite.
+    """
     device = model_device(model)
     baselines = some_images(train, config.attribute.baselines, seeded(config.run.seed, "baselines")).images[:most]
     chunk = None if config.attribute.chunk == "auto" else config.attribute.chunk
-    found = attribute_images(model, images.to(device), baselines.to(device), method=config.attribute.method, chunk=chunk, progress=progress)
+    found = attribute_images(model, images.images.to(device), baselines.to(device), method=config.attribute.method, chunk=chunk, progress=progress)
+    check_finite(found.heatmaps.cpu(), images.images, images.indices, "effects of the pixels (the heatmap)")
     return Attribution(found.heatmaps.cpu(), found.targets.cpu(), found.completeness_error.cpu())
 
 
@@ -163,7 +166,7 @@ def _select(
 
 def _attribute(model: nn.Module, train: Dataset, images: Batch, config: Config, folder: RunFolder, reporter: Reporter) -> Attribution:
     with reporter.stage("attribute") as advance:
-        attribution = explain_images(model, images.images, train, config, progress=advance)
+        attribution = explain_images(model, images, train, config, progress=advance)
     folder.save_attribution(attribution)
     return attribution
 
@@ -216,10 +219,7 @@ def _checked(batches: Iterable[Batch], count: int, classes: int, advance: Advanc
     """The batches, with word of progress. Raises DataError for a label that no class has."""
     done = 0
     for batch in batches:
-        wrong = ((batch.labels < 0) | (batch.labels >= classes)).nonzero()[:, 0]
-        if len(wrong):
-            index, label = int(batch.indices[wrong[0]]), int(batch.labels[wrong[0]])
-            raise DataError(f"image {index} has the label {label}, and {classes} classes are described: labels count from 0 to {classes - 1}")
+        check_labels(batch.labels, batch.indices, classes)
         yield batch
         done += len(batch)
         advance(done, count)

@@ -207,7 +207,7 @@ def build_metrics(
             "spurious_fraction": spurious_fraction(run, task),
         },
         "segments": segment_scores(run, task.truth.get("train")),
-        "completeness_error": run.attribution.completeness_error.nanmedian().item(),
+        "completeness_error": _number(run.attribution.completeness_error.nanmedian()),
         "data": data_facts(run, task),
         "skipped_images": len(task.skipped),
         "before": stored_scores(before),
@@ -217,6 +217,11 @@ def build_metrics(
         "reference": {name: stored_scores(scores) for name, scores in (reference or {}).items()},
         "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
     }
+
+
+def _number(value: Tensor) -> float | None:
+    """A number for metrics.json, which has none that is not finite."""
+    return value.item() if value.isfinite() else None
 
 
 def stored_scores(scores: Scores) -> dict[str, Any]:
@@ -238,7 +243,7 @@ def _label_free_proofs(model: nn.Module, run: Run) -> dict[str, float | None]:
     marked = run.masks.flatten(1).any(1)
     images, masks = read_all(run.train, run.selection.indices[marked]), run.masks[marked]
     smooth, _ = segment_settings(run.model, run.config.segment)
-    heatmaps = smooth_heatmaps(explain_images(model, images.images, run.train, run.config, most=SCORED_BASELINES).heatmaps, smooth)
+    heatmaps = smooth_heatmaps(explain_images(model, images, run.train, run.config, most=SCORED_BASELINES).heatmaps, smooth)
     share = evaluate.spurious_share(heatmaps, masks)
     return {"spurious_share": None if share is None else share * len(masks) / len(run.selection), "swap_flip_rate": run.flip_rate(model)}
 
@@ -252,4 +257,4 @@ def _mu_align(model: nn.Module, test_set: Dataset, truth: GroundTruth, run: Run)
         return None
     batch = read_all(test_set, list(masks))
     shown = torch.stack([masks[index] for index in batch.indices.tolist()])
-    return evaluate.mu_align(explain_images(model, batch.images, run.train, run.config, most=SCORED_BASELINES).heatmaps, shown)[0]
+    return evaluate.mu_align(explain_images(model, batch, run.train, run.config, most=SCORED_BASELINES).heatmaps, shown)[0]

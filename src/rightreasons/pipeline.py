@@ -10,7 +10,6 @@ call on the same folder goes on where it stopped. Nothing here sees groups or gr
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,11 +23,10 @@ from torch.utils.data import Dataset, Subset
 from rightreasons import evaluate
 from rightreasons.align import AlignmentSet, align_model
 from rightreasons.answers import describe_input
-from rightreasons.attribute import check_attribution
 from rightreasons.config import Config, merge_tables, parse_config
 from rightreasons.consult import AskLVLM, Case, Panel, consult_case
 from rightreasons.controls import consult_control, control_rows, read_controls
-from rightreasons.data.loading import count_images, read_all, read_batches, some_images
+from rightreasons.data.loading import check_labels, count_images, read_all, read_batches, some_images
 from rightreasons.data.manifest import describe_leaks, find_leaks, list_hashes
 from rightreasons.descriptions import check_descriptions
 from rightreasons.dispatch import count_workers, map_in_order
@@ -40,10 +38,11 @@ from rightreasons.lvlm import LVLM, open_lvlm
 from rightreasons.lvlm.ledger import Ledger
 from rightreasons.lvlm.prices import Price, required_price
 from rightreasons.mask import build_masks
-from rightreasons.models import as_classifier, check_model, hash_weights, load_checkpoint, model_device, place_model, save_checkpoint, unwrap
+from rightreasons.models import as_classifier, copy_model, hash_weights, load_checkpoint, place_model, save_checkpoint, unwrap
 from rightreasons.outcome import Coverage, RunOutcome, count_coverage, decide_outcome, explain_outcome
 from rightreasons.progress import Logged, Reporter
 from rightreasons.records import Attribution, ClassDescription, Control, Critique, HeldOut, Segmentation, Selection, Verdict
+from rightreasons.rehearsal import rehearse
 from rightreasons.runs import RunFolder, write_atomically
 from rightreasons.seeds import seeded
 from rightreasons.spread import spread_verdicts
@@ -186,7 +185,7 @@ def find_shortcuts(
     if validation_set is None:
         train_set, validation_set = _hold_out(train_set, config.run.seed)
     model = as_classifier(model)
-    check_classifier(model, train_set, tuple(words), config)
+    rehearse(model, {"train": train_set, "validation": validation_set}, tuple(words), config)
     for asked in {id(backend): backend for backend in (lvlm, judge)}.values():
         asked.check()
     for note in check_descriptions(ordered):
@@ -194,7 +193,7 @@ def find_shortcuts(
     folder, splits = RunFolder(Path(out)), {"train": train_set, "validation": validation_set}
     manifest = f"{type(train_set).__name__} of {count_images(train_set)}, model {hash_weights(model)}"
     folder.start(config, manifest=manifest, root=Path.cwd(), splits=splits)
-    record_manifest(folder, splits, reporter)
+    record_manifest(folder, splits, len(words), reporter)
     return find(
         config,
         folder,
@@ -292,12 +291,18 @@ def find(
     return run
 
 
-def record_manifest(folder: RunFolder, splits: Mapping[str, Dataset], reporter: Reporter) -> None:
-    """Every image by its hash in manifest.jsonl, where that is not there yet; and a note where one image is in two splits."""
+def record_manifest(folder: RunFolder, splits: Mapping[str, Dataset], classes: int, reporter: Reporter) -> None:
+    """Every image by its hash in manifest.jsonl, where that is not there yet; and a note where one image is in two splits.
+
+    Raises DataError for a label that no class has.
+    """
     listed = folder.load_manifest()
     if listed is None:
         with folder.locked(), reporter.stage("manifest") as advance:
             listed = list_hashes(splits, advance)
+            for split in splits:
+                lines = [line for line in listed if line.split == split]
+                check_labels(torch.tensor([line.label for line in lines]), torch.tensor([line.index for line in lines]), classes, split)
             folder.save_manifest(listed)
     leaks = find_leaks(listed)
     if leaks:
@@ -342,7 +347,7 @@ def fix(run: Run, *, reporter: Reporter, out: Path | None = None, accept: bool =
     folder = RunFolder(out or run.folder.path)
     folder.path.mkdir(parents=True, exist_ok=True, mode=0o700)
     config, job = run.config.align, alignment_job(run)
-    aligned = copy.deepcopy(run.model)
+    aligned = copy_model(run.model)
     with folder.locked():
         finished = folder.load_alignment(job)
         if finished is None:
@@ -365,7 +370,7 @@ def fix(run: Run, *, reporter: Reporter, out: Path | None = None, accept: bool =
             load_checkpoint(aligned, rejected)
             _save_weights(folder, "aligned", aligned)
         if result.outcome == "original kept":
-            repaired = copy.deepcopy(run.model)
+            repaired = copy_model(run.model)
             load_checkpoint(repaired, rejected)
             _save_weights(folder, "aligned", repaired if accept else run.model)
             result, run.rejected = (replace(result, outcome="accepted"), None) if accept else (result, repaired)
@@ -473,14 +478,6 @@ def build_alignment(
             marked = int((spread.scores > 0).flatten(1).any(1).sum())
             reporter.note(f"the verdicts were spread: of {len(spread.scores)} training images {marked} have something that looks spurious")
     return AlignmentSet(inspected, masks, protected, spread)
-
-
-def check_classifier(model: nn.Module, train: Dataset, classes: tuple[str, ...], config: Config) -> None:
-    """Two images through the model. Raises ModelError unless its logits fit the classes, UnsupportedLayer where the attribution cannot explain it."""
-    images = next(read_batches(train, batch_size=2)).images
-    check_model(model, images, classes)
-    if config.attribute.method == "deeplift-shap":
-        check_attribution(model, images.to(model_device(model)))
 
 
 def _report_controls(controls: Sequence[Control], critic: LVLM, reporter: Reporter) -> None:

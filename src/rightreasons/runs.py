@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import math
 import os
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,7 +21,7 @@ from torch.utils.data import Dataset
 
 from rightreasons.config import Config, describe_difference, read_config
 from rightreasons.data.manifest import Listed, compare_manifests, find_changed, list_hashes
-from rightreasons.errors import ConfigError
+from rightreasons.errors import ConfigError, ModelError
 from rightreasons.models import best_device
 from rightreasons.records import Attribution, Control, Critique, HeldOut, Outcome, Segmentation, Selection, Verdict
 
@@ -50,6 +51,26 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_text(path: Path, text: str) -> None:
     """A text file in UTF-8, written atomically."""
     write_bytes(path, text.encode())
+
+
+def to_json(value: Any) -> str:  # noqa: ANN401 -- whatever JSON can hold
+    """Valid JSON, indented. Raises ModelError, naming the keys, for a number that is not finite: JSON has no word for it."""
+    try:
+        return json.dumps(value, indent=2, allow_nan=False)
+    except ValueError as error:
+        where = next(_find_not_finite(value), "a value")
+        raise ModelError(f"{where} is not finite (NaN or infinite), so that nothing can be said of this run: look at the checkpoint") from error
+
+
+def _find_not_finite(value: object, place: str = "") -> Iterator[str]:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _find_not_finite(inner, f"{place}.{key}".strip("."))
+    elif isinstance(value, (list, tuple)):
+        for number, inner in enumerate(value):
+            yield from _find_not_finite(inner, f"{place}[{number}]")
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield place
 
 
 def make_private_folder(path: Path, name: str) -> None:
@@ -277,7 +298,7 @@ class RunFolder:
 
     def save_criticism(self, criticism: Mapping[str, Any]) -> None:
         """criticism.json: who judged, what it cost, and the weights that were explained."""
-        write_text(self.path / "criticism.json", json.dumps(criticism, indent=2, allow_nan=False) + "\n")
+        write_text(self.path / "criticism.json", to_json(criticism) + "\n")
 
     def load_criticism(self) -> dict[str, Any] | None:
         """criticism.json, read back."""
@@ -285,7 +306,7 @@ class RunFolder:
 
     def save_scores(self, key: str, scores: Mapping[str, Any]) -> None:
         """scores.json: scores by what they depend on."""
-        write_text(self.path / "scores.json", json.dumps((self._read_json("scores.json") or {}) | {key: scores}, allow_nan=False) + "\n")
+        write_text(self.path / "scores.json", to_json((self._read_json("scores.json") or {}) | {key: scores}) + "\n")
 
     def load_scores(self, key: str) -> dict[str, Any] | None:
         """Scores of the same weights, data and verdicts; None where they were not scored."""
@@ -319,8 +340,8 @@ class RunFolder:
         return self._read_json("metrics.json")
 
     def save_metrics(self, metrics: dict[str, Any]) -> None:
-        """metrics.json."""
-        write_text(self.path / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+        """metrics.json. Raises ModelError for a number that is not finite."""
+        write_text(self.path / "metrics.json", to_json(metrics) + "\n")
 
     def _save_tensors(self, name: str, tensors: dict[str, Tensor]) -> None:
         contiguous = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}

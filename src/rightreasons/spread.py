@@ -182,7 +182,7 @@ def _find_layer(model: nn.Module, images: Float[Tensor, "image channel height wi
 
     hooks = [module.register_forward_pre_hook(note) for module in model.modules() if isinstance(module, nn.Conv2d)]
     try:
-        with torch.inference_mode():
+        with torch.no_grad():
             model.eval()(images.to(model_device(model)))
     finally:
         for hook in hooks:

@@ -66,6 +66,15 @@ def count_images(dataset: Dataset) -> int:
     return count
 
 
+def check_labels(labels: Int[Tensor, " image"], indices: Int[Tensor, " image"], classes: int, split: str = "") -> None:
+    """Raises DataError for a label that no class has."""
+    wrong = ((labels < 0) | (labels >= classes)).nonzero()[:, 0].tolist()
+    if wrong:
+        index, label = int(indices[wrong[0]]), int(labels[wrong[0]])
+        place = f" of {split}" if split else ""
+        raise DataError(f"image {index}{place} has the label {label}, and there are {classes} classes: labels count from 0 to {classes - 1}")
+
+
 def collate(items: Sequence[tuple[int, Tensor, int]]) -> Batch:
     """Items (index, image, label) as one batch. Raises DataError where images differ in shape."""
     if not items:
