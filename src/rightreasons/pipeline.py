@@ -242,6 +242,7 @@ def find(
     model = place_model(model, first.images)
     reporter.note(describe_input(model, first.images))
     with folder.locked():
+        folder.load_verdicts()  # what a person wrote there is read before anything is paid for
         found = inspect_images(config, folder, model, train, validation, [item.name for item in descriptions], reporter)
         if lvlm.address is not None:
             warn_of_lettering(found, reporter)
@@ -260,7 +261,12 @@ def find(
             with reporter.stage("judge") as advance:
                 results = map_in_order(criticise, found.judged, workers=workers, advance=advance, stop=ledger.stop)
             calls, cached, cost = ledger.count("answered"), ledger.cached, ledger.cost_usd()
+        except KeyboardInterrupt:
+            ledger.leave()
+            raise
         finally:
+            for note in ledger.notes:
+                reporter.note(note)
             ledger.close()
         critiques = [critique for part, _ in results for critique in part]
         folder.save_controls(controls)

@@ -139,7 +139,8 @@ def open_role(project: Project, role: Role, allow_remote: tuple[str, ...]) -> LV
     """The backend of the critic or the judge. Raises RightReasonsError for one that cannot be used."""
     critic, truth = project.config.critic, project.task.truth.get("train")
     spec, base_url = critic.server(role)
-    return open_lvlm(spec, base_url=base_url, allow_remote=allow_remote, timeout=critic.timeout, truth=truth, seed=project.config.run.seed)
+    seed, root = project.config.run.seed, project.root
+    return open_lvlm(spec, base_url=base_url, allow_remote=allow_remote, timeout=critic.timeout, truth=truth, seed=seed, root=root)
 
 
 def price_file(project: Project) -> Path | None:

@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from rightreasons.data.manifest import Listed, compare_manifests, find_changed, 
 from rightreasons.errors import ConfigError, ModelError
 from rightreasons.models import best_device
 from rightreasons.records import Attribution, Control, Critique, HeldOut, Outcome, Segmentation, Selection, Verdict
+from rightreasons.verdicts import read_verdicts
 
 # Settings that no stage up to the verdicts uses, or that change no answer; and those that only the critic's stage uses. The paths of data and
 # checkpoint may change, since what lies there is compared.
@@ -292,9 +294,18 @@ class RunFolder:
         write_text(self.path / "verdicts.jsonl", "".join(json.dumps(asdict(verdict), ensure_ascii=False) + "\n" for verdict in [*verdicts, *human]))
 
     def load_verdicts(self) -> list[Verdict] | None:
-        """verdicts.jsonl, read back, in the order in which verdicts were given."""
-        lines = self._read_lines("verdicts.jsonl")
-        return None if lines is None else [Verdict(**line) for line in lines]
+        """verdicts.jsonl, read back, in the order in which verdicts were given. Raises ConfigError naming a line that is none of this run."""
+        path = self.path / "verdicts.jsonl"
+        return read_verdicts(path, self.segment_counts()) if path.exists() else None
+
+    def segment_counts(self) -> dict[int, int] | None:
+        """How many segments each inspected image has, by its number; None before they are cut."""
+        selection, path = self._read_json("selection.json"), self.path / "segments.safetensors"
+        if selection is None or not path.exists():
+            return None
+        with safetensors.safe_open(path, "pt") as tensors:
+            counts = (tensors.get_tensor("shares") > 0).sum(1)
+        return dict(zip(selection["indices"], counts.tolist(), strict=True))
 
     def save_criticism(self, criticism: Mapping[str, Any]) -> None:
         """criticism.json: who judged, what it cost, and the weights that were explained."""
