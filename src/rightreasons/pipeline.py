@@ -41,7 +41,7 @@ from rightreasons.mask import build_masks
 from rightreasons.models import as_classifier, copy_model, hash_weights, load_checkpoint, place_model, save_checkpoint, unwrap
 from rightreasons.outcome import Coverage, RunOutcome, count_coverage, decide_outcome, explain_outcome
 from rightreasons.progress import Logged, Reporter
-from rightreasons.records import Attribution, ClassDescription, Control, Critique, Segmentation, Selection, Verdict
+from rightreasons.records import Attribution, ClassDescription, Control, Critique, HeldOut, Segmentation, Selection, Verdict
 from rightreasons.rehearsal import rehearse
 from rightreasons.runs import RunFolder, write_atomically
 from rightreasons.seeds import seeded
@@ -346,8 +346,8 @@ def fix(run: Run, *, reporter: Reporter, out: Path | None = None, accept: bool =
     """Fine-tunes into ``run.aligned``, and saves it as aligned.safetensors with the outcome in alignment.json.
 
     A repair that does harm is kept as rejected.safetensors, and the original is the result; ``accept`` takes it all the same.
-    The same verdicts and settings are not worked on twice; other ones start afresh. Raises ConfigError where the model's weights are not the
-    ones that ``find`` explained.
+    The same verdicts and settings are not worked on twice, and another ``max_accuracy_drop`` only judges again; others start afresh.
+    Raises ConfigError where the model's weights are not the ones that ``find`` explained.
     """
     _check_weights(run)
     folder = RunFolder(out or run.folder.path)
@@ -359,23 +359,31 @@ def fix(run: Run, *, reporter: Reporter, out: Path | None = None, accept: bool =
         if finished is None:
             folder.save_masks(run.masks)
             checkpoint = folder.path / f"aligning-{job}.pt"
-            result = _repair(run, aligned, checkpoint, reporter)
+            result, held_out = _repair(run, aligned, checkpoint, reporter)
             name = "rejected" if result.outcome == "original kept" else "aligned"
             (folder.path / "rejected.safetensors").unlink(missing_ok=True)
             _save_weights(folder, name, aligned)
         else:
-            result, checkpoint = Alignment(**finished), None
+            checkpoint, held_out = None, folder.load_held_out()
+            result = _judge_again(Alignment(**finished), held_out, config.max_accuracy_drop)
         rejected = folder.path / "rejected.safetensors"
         run.rejected = None
+        # Under another bound than before, the repair is in the other of the two files.
+        if result.outcome == "original kept" and not rejected.exists():
+            load_checkpoint(aligned, folder.path / "aligned.safetensors")
+            _save_weights(folder, "rejected", aligned)
+        if result.outcome == "aligned" and rejected.exists():
+            load_checkpoint(aligned, rejected)
+            _save_weights(folder, "aligned", aligned)
         if result.outcome == "original kept":
             repaired = copy_model(run.model)
             load_checkpoint(repaired, rejected)
             _save_weights(folder, "aligned", repaired if accept else run.model)
             result, run.rejected = (replace(result, outcome="accepted"), None) if accept else (result, repaired)
-        folder.save_alignment(job, vars(result), config.model_dump(by_alias=True))
+        folder.save_alignment(job, vars(result), config.model_dump(by_alias=True), held_out)
         if checkpoint is not None:
             checkpoint.unlink(missing_ok=True)
-        if result.outcome == "accepted":
+        if result.outcome != "original kept":
             rejected.unlink(missing_ok=True)
         load_checkpoint(aligned, folder.path / "aligned.safetensors")
     run.aligned, run.alignment = aligned, result
@@ -389,17 +397,26 @@ def fix(run: Run, *, reporter: Reporter, out: Path | None = None, accept: bool =
 
 
 def alignment_job(run: Run) -> str:
-    """What fine-tuning depends on, as a hash: settings, seed, weights, verdicts."""
-    described = f"{run.config.align!r} {run.config.run.seed} {hash_weights(run.model)} {count_images(run.train)}".encode()
-    return hashlib.sha256(described + run.masks.numpy().tobytes()).hexdigest()[:16]
+    """What fine-tuning depends on, as a hash: settings but the guard's bound, seed, weights, and what was judged spurious and relevant."""
+    settings = run.config.align.model_dump(exclude={"max_accuracy_drop"})
+    described = f"{settings} {run.config.data.flips} {run.config.run.seed} {hash_weights(run.model)} {count_images(run.train)}".encode()
+    return hashlib.sha256(described + run.masks.numpy().tobytes() + _relevant(run).numpy().tobytes()).hexdigest()[:16]
 
 
-def _repair(run: Run, model: nn.Module, checkpoint: Path, reporter: Reporter) -> Alignment:
-    """Fine-tunes ``model`` in place where a shortcut was found, and holds it against the original."""
+def _judge_again(result: Alignment, held_out: tuple[HeldOut, HeldOut] | None, max_drop: float) -> Alignment:
+    """A finished repair under the bound of now; what a person accepted stays accepted."""
+    if held_out is None or result.outcome not in ("aligned", "original kept"):
+        return result
+    harm = find_harm(*held_out, max_drop)
+    return replace(result, outcome="aligned" if harm is None else "original kept", reason=harm)
+
+
+def _repair(run: Run, model: nn.Module, checkpoint: Path, reporter: Reporter) -> tuple[Alignment, tuple[HeldOut, HeldOut] | None]:
+    """Fine-tunes ``model`` in place where a shortcut was found, and holds it against the original; with what the guard measured."""
     plain = _predict(run.model, run.validation)
     accuracy = plain.correct.double().mean().item()
     if run.outcome != "shortcut found":
-        return Alignment("nothing to change", accuracy, accuracy)
+        return Alignment("nothing to change", accuracy, accuracy), None
     alignment, seed = judged_alignment(run, reporter), run.config.run.seed
     hosts = some_images(run.validation, EPOCH_HOSTS, seeded(seed, "guard hosts"))
     before = measure_held_out(run.model, plain, hosts, alignment, seed)
@@ -407,7 +424,7 @@ def _repair(run: Run, model: nn.Module, checkpoint: Path, reporter: Reporter) ->
     after = measure_held_out(model, _predict(model, run.validation), hosts, alignment, seed)
     harm = find_harm(before, after, run.config.align.max_accuracy_drop)
     outcome = "aligned" if harm is None else "original kept"
-    return Alignment(outcome, before.accuracy, after.accuracy, before.neutral, after.neutral, harm)
+    return Alignment(outcome, before.accuracy, after.accuracy, before.neutral, after.neutral, harm), (before, after)
 
 
 def _save_weights(folder: RunFolder, name: str, model: nn.Module) -> None:
@@ -444,8 +461,12 @@ def align(model: nn.Module, run: Run, alignment: AlignmentSet, *, checkpoint: Pa
 
 def judged_alignment(run: Run, reporter: Reporter) -> AlignmentSet:
     """The inspected images with what was judged spurious and relevant in them, spread to the other training images where that can be done."""
-    relevant = build_masks(run.segmentation, run.selection, run.verdicts, kind="effect", value="relevant")
-    return build_alignment(run, run.masks, relevant, reporter)
+    return build_alignment(run, run.masks, _relevant(run), reporter)
+
+
+def _relevant(run: Run) -> Tensor:
+    """What was judged relevant in the inspected images, (image, height, width)."""
+    return build_masks(run.segmentation, run.selection, run.verdicts, kind="effect", value="relevant")
 
 
 def build_alignment(

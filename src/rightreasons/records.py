@@ -171,3 +171,12 @@ class Scores:
     groups: Mapping[str, GroupScore] = field(default_factory=dict)
     other_groups: Mapping[str, Mapping[str, GroupScore]] = field(default_factory=dict)
     intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Accuracy on held-out images as they are and with the shortcut made useless (None without anything spurious), and the share of each answer."""
+
+    accuracy: float
+    neutral: float | None
+    answers: tuple[float, ...]

@@ -24,7 +24,7 @@ from rightreasons.config import Config, describe_difference, read_config
 from rightreasons.data.manifest import Listed, compare_manifests, find_changed, list_hashes
 from rightreasons.errors import ConfigError, ModelError
 from rightreasons.models import best_device
-from rightreasons.records import Attribution, Control, Critique, Outcome, Segmentation, Selection, Verdict
+from rightreasons.records import Attribution, Control, Critique, HeldOut, Outcome, Segmentation, Selection, Verdict
 from rightreasons.verdicts import read_verdicts
 
 # Settings that no stage up to the verdicts uses, or that change no answer; and those that only the critic's stage uses. The paths of data and
@@ -327,14 +327,24 @@ class RunFolder:
         """masks.safetensors."""
         self._save_tensors("masks", {"masks": masks})
 
-    def save_alignment(self, job: str, result: dict[str, Any], settings: dict[str, Any]) -> None:
-        """alignment.json: what fine-tuning came to, and for which verdicts and settings."""
-        write_text(self.path / "alignment.json", json.dumps({"job": job, "result": result, "settings": settings}, indent=2) + "\n")
+    def save_alignment(self, job: str, result: dict[str, Any], settings: dict[str, Any], held_out: tuple[HeldOut, HeldOut] | None = None) -> None:
+        """alignment.json: what fine-tuning came to, for which verdicts and settings, and what the harm guard measured before and after."""
+        measured = None if held_out is None else [asdict(model) for model in held_out]
+        stored = {"job": job, "result": result, "settings": settings, "held_out": measured}
+        write_text(self.path / "alignment.json", json.dumps(stored, indent=2, allow_nan=False) + "\n")
 
     def load_alignment(self, job: str | None = None) -> dict[str, Any] | None:
         """alignment.json's result, read back; where a ``job`` is given, only that one's."""
         stored = self._read_json("alignment.json")
         return stored["result"] if stored is not None and job in (None, stored["job"]) else None
+
+    def load_held_out(self) -> tuple[HeldOut, HeldOut] | None:
+        """What the harm guard measured, read back; None where it had nothing to judge."""
+        measured = (self._read_json("alignment.json") or {}).get("held_out")
+        if measured is None:
+            return None
+        before, after = (HeldOut(model["accuracy"], model["neutral"], tuple(model["answers"])) for model in measured)
+        return before, after
 
     def load_metrics(self) -> dict[str, Any] | None:
         """metrics.json, read back."""
