@@ -15,6 +15,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from rightreasons.config import DataConfig
+from rightreasons.data import open_data
+from rightreasons.data.task import Task
 from tests.helpers import SIDE, TAG, draw
 
 COUNTS = {"train": 40, "validation": 12, "test": 16}
@@ -253,3 +256,34 @@ def write_knees(root: Path) -> list[Picture]:
         save(picture.image.convert("L"), root / SHORT[picture.split] / str(grade) / f"{9000000 + picture.number}{side}.png")
     save(made[0].image.convert("L"), root / "auto_test" / "0" / "9999999L.png")
     return made
+
+
+def noise(*paths: Path, low: int = 0) -> None:
+    """Pictures of many values, each another: no mask looks so."""
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        random = np.random.default_rng(list(str(path).encode()))
+        Image.fromarray(random.integers(low, low + 100, (SIDE, SIDE, 3), dtype=np.uint8)).save(path)
+
+
+def spot(*paths: Path) -> None:
+    """Masks: a white field on black."""
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.zeros((SIDE, SIDE), np.uint8)
+        pixels[TAG] = 255
+        Image.fromarray(pixels).save(path)
+
+
+def read(root: Path, **options: object) -> Task:
+    """The task that a folder is read as."""
+    return open_data(DataConfig.model_validate({"path": str(root), "size": SIDE, **options}), root=root, seed=0)
+
+
+def names_of(task: Task) -> dict[str, list[str]]:
+    """The files of each split."""
+    return {split: [entry.name for entry in images.entries] for split, images in task.splits.items()}
+
+
+def total(task: Task) -> int:
+    return sum(len(images) for images in task.splits.values())

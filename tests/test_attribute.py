@@ -342,9 +342,11 @@ def test_what_the_rule_does_not_cover_is_refused_by_name(case):
             refuse()
 
 
-def test_a_hand_written_relu_that_cannot_be_seen_shows_in_the_completeness_error(tiny_mlp):
+def test_a_hand_written_relu_that_cannot_be_seen_does_not_add_up_and_is_refused():
     model = Calls(lambda h: (h - 0.5) * (h > 0.5))
-    assert attribute_images(model, draw(3, seed=1), draw(2, seed=2)).completeness_error.max() > 0.01
+    for refuse in (lambda: attribute_images(model, draw(3, seed=1), draw(2, seed=2)), lambda: check_attribution(model, draw(3))):
+        with pytest.raises(UnsupportedLayer, match="missing from the heatmaps.*comparing features"):
+            refuse()
 
 
 class Branches(nn.Module):

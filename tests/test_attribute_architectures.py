@@ -10,7 +10,7 @@ from torch import nn
 
 from rightreasons import attribute
 from rightreasons.attribute import attribute_images, check_attribution
-from rightreasons.errors import UnsupportedLayer
+from rightreasons.errors import ModelError, UnsupportedLayer
 from rightreasons.models import Preset, as_classifier
 from rightreasons.sources import build_model
 
@@ -213,3 +213,26 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
     peak = int(subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout)
     assert peak * (1 if sys.platform == "darwin" else 1024) < 2.5e9
+
+
+def test_an_untrained_network_whose_signal_has_nearly_died_out_is_complete_as_well(build_seeded):
+    """Without statistics the activations of a MobileNet v2 are of the order of 1e-8, and so are their differences."""
+    model = build_seeded(lambda: torchvision_model("mobilenet_v2"))
+    images = draw(3, seed=1)
+    assert check_attribution(model, images) < 1e-5
+    assert attribute_images(model, images[:2], images[2:]).completeness_error.max() < 1e-3
+
+
+def test_a_heatmap_that_is_not_finite_is_an_error(build_seeded):
+    class Root(nn.Module):
+        """sqrt has an infinite slope at 0, where Integrated Gradients come by with an image that is its own baseline."""
+
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(3 * 32 * 32, 2)
+
+        def forward(self, x):
+            return self.head((x - x.mean((1, 2, 3), keepdim=True)).abs().sqrt().flatten(1))
+
+    with pytest.raises(ModelError, match="effects of the pixels .* are not finite"):
+        check_attribution(build_seeded(Root), torch.full((2, 3, 32, 32), 0.5), "integrated-gradients")

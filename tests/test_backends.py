@@ -18,6 +18,7 @@ from rightreasons.errors import (
     LVLMTimeout,
     LVLMTooBig,
     LVLMUnavailable,
+    LVLMUnclear,
 )
 from rightreasons.lvlm import open_lvlm
 from rightreasons.lvlm.anthropic import Anthropic
@@ -164,7 +165,7 @@ def test_a_success_that_is_no_answer(ask, kind, whole, outcome, words):
         ("anthropic", 403, "permission_error", "no", LVLMRejected, "may not use"),
         ("anthropic", 404, "not_found_error", "model: some-model", LVLMRejected, "name of a model"),
         ("anthropic", 400, "invalid_request_error", "Your credit balance is too low to access the API.", LVLMRejected, "no credit is left"),
-        ("anthropic", 400, "invalid_request_error", "messages: roles must alternate", LVLMRejected, "alternate"),
+        ("anthropic", 400, "invalid_request_error", "messages: roles must alternate", LVLMUnclear, "alternate"),
         ("anthropic", 400, "invalid_request_error", "prompt is too long: 210000 tokens > 200000 maximum", LVLMTooBig, "too long"),
         ("anthropic", 400, "invalid_request_error", "messages.0.content.1.image.source.base64: image exceeds 5 MB maximum", LVLMTooBig, "5 MB"),
         ("anthropic", 402, "billing_error", "payment required", LVLMRejected, "no quota is left"),

@@ -141,7 +141,7 @@ def test_images_of_mixed_mode_are_read_in_colour(offline):
 
 def test_images_whose_size_the_model_does_not_fit(parts):
     edit(parts, 'path = "images"', 'path = "images"\nsize = 24')
-    refused(parts, "the model fails on images of shape (2, 3, 24, 24)")
+    refused(parts, "the model fails on images of shape (15, 3, 24, 24)")
 
 
 def test_mixed_images_can_be_converted(offline):

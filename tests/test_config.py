@@ -126,6 +126,13 @@ def test_descriptions_come_in_the_order_of_the_classes():
         parse().descriptions(("a",))
 
 
+def test_the_near_miss_of_a_class_name_is_named():
+    with pytest.raises(ConfigError, match=r"a class without a description: 'B'.*There is \[classes\.b\]: call it as the data do"):
+        parse().descriptions(("a", "B"))
+    with pytest.raises(ConfigError, match=r"irrelevant$"):
+        parse().descriptions(("a", "nothing like it"))
+
+
 def test_the_difference_between_two_configurations_is_one_key_in_words():
     assert describe_difference(parse(), parse()) is None
     assert describe_difference(parse(), parse(align={"lambda": 2.0})) == "align.lambda was 'auto' and is now 2.0"

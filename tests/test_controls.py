@@ -60,9 +60,9 @@ def test_a_critic_that_is_always_wrong_fails_all():
 
 
 def test_only_a_simulated_critic_has_a_known_core():
-    real = Scripted(lambda request: "")
-    real.simulated = False
-    assert CORE not in control_rows(real) and len(control_rows(real)) == 2 and CORE in control_rows(Scripted(lambda request: ""))
+    real, simulated = Scripted(lambda request: ""), Scripted(lambda request: "")
+    simulated.simulated = True
+    assert CORE not in control_rows(real) and len(control_rows(real)) == 2 and CORE in control_rows(simulated)
 
 
 @pytest.mark.parametrize(("value", "passed"), [("spurious", True), ("unsure", True), ("relevant", False)])
@@ -85,7 +85,7 @@ def test_a_run_says_so_in_note_metrics_and_report(tmp_path):
     assert result.exit_code == 0, result.output
     assert "fails the control 'plain background': it says relevant" in " ".join(result.stderr.split())
     metrics = json.loads(result.stdout)
-    assert [control["passed"] for control in metrics["critic"]["controls"]] == [False, False, True]
+    assert [control["passed"] for control in metrics["critic"]["controls"]] == [False, False]
     assert metrics["critic"]["mode"] == "fused" and list(metrics["critic"]["prompts"]) == ["fused"]
     page = (tmp_path / "run" / "report.html").read_text()
     assert "The critic fails the control “blank image”" in page and metrics["critic"]["prompts"]["fused"] in page

@@ -65,7 +65,8 @@ def test_eight_bits(tmp_path):
     ("name", "kind", "brightest", "top"),
     [
         ("a.png", np.uint16, 65535, 65535), ("a.tif", np.uint16, 40000, 65535), ("a.tif", ">u2", 65535, 65535), ("a.png", np.uint16, 4095, 4095),
-        ("a.tif", np.uint16, 1024, 4095), ("a.png", np.uint16, 900, 1023), ("a.png", np.uint16, 255, 255), ("a.tif", np.int32, 70, 255),
+        ("a.tif", np.uint16, 1100, 4095), ("a.tif", np.uint16, 1024, 1023),
+        ("a.png", np.uint16, 900, 1023), ("a.png", np.uint16, 255, 255), ("a.tif", np.int32, 70, 255),
         ("a.tif", np.float32, 1.0, 1.0), ("a.tif", np.float32, 0.4, 1.0), ("a.tif", np.float32, 200.5, 255),
     ],
 )  # fmt: skip

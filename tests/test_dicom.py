@@ -27,11 +27,13 @@ from pydicom.uid import (  # noqa: E402
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEGBaseline8Bit,
+    JPEGExtended12Bit,
     JPEGLSLossless,
     RLELossless,
 )
 
-from rightreasons.data import dicom  # noqa: E402
+from rightreasons.config import DataConfig  # noqa: E402
+from rightreasons.data import dicom, open_data  # noqa: E402
 from rightreasons.data.decode import Header, decode_image, read_header  # noqa: E402
 from rightreasons.errors import MissingExtra, UnreadableImage  # noqa: E402
 from tests.helpers import environment  # noqa: E402
@@ -192,6 +194,125 @@ def test_tables(tmp_path, bits):
     assert np.abs(grey(path) - shown(stored, grey_of)).max() <= 0.51 and np.ptp(grey(path)) > 150
 
 
+@pytest.mark.parametrize("entries_as", ["words", "packed", "bytes"])
+def test_a_table_of_8_bits_with_more_than_256_places(tmp_path, entries_as):
+    """PS3.3 C.11.2.1.1: an entry's place is the value less the first one, held within the table; C.8.11.3.1.5 allows entries of 8 bits."""
+    stored = ramp(0, 4095)
+    table = Dataset()
+    table.LUTDescriptor = [4096, 0, 8]
+    entries = (np.arange(4096) // 16).astype(np.uint8)
+    if entries_as == "words":
+        table.add_new("LUTData", "US", entries.tolist())
+    elif entries_as == "packed":
+        table.add_new("LUTData", "US", entries.view("<u2").tolist())
+    else:
+        table.add_new("LUTData", "OW", entries.tobytes())
+    path = save(build(stored, bits=12, VOILUTSequence=Sequence([table])), tmp_path / "a.dcm")
+    assert (grey(path) == stored // 16).all()
+
+
+@pytest.mark.parametrize("first", [-1024, 64512])
+def test_a_table_that_starts_below_zero(tmp_path, first):
+    """64512 is -1024 where a writer left the sign away (PS3.3 C.11.2.1.1: signed, where values are)."""
+    table = Dataset()
+    table.add_new("LUTDescriptor", "SS" if first < 0 else "US", [256, first, 8])
+    table.add_new("LUTData", "US", list(range(256)))
+    path = save(build(ramp(0, 239), RescaleSlope=1, RescaleIntercept=-1024, VOILUTSequence=Sequence([table])), tmp_path / "a.dcm")
+    assert (grey(path) == ramp(0, 239)).all()
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_palette_of_8_bits_with_more_than_256_entries(tmp_path, padded):
+    """PS3.3 C.7.6.3.1.6: entries of 8 bits stand in a byte, or in 16 bits whose upper half is empty."""
+    stored = ramp(0, 1023)
+    dataset = build(stored, bits=16, photometric="PALETTE COLOR")
+    for shift, name in ((2, "Red"), (3, "Green"), (4, "Blue")):
+        setattr(dataset, f"{name}PaletteColorLookupTableDescriptor", [1024, 0, 8])
+        entries = (np.arange(1024) >> shift).astype("<u2" if padded else np.uint8)
+        setattr(dataset, f"{name}PaletteColorLookupTableData", entries.tobytes())
+    found = decode_image(save(dataset, tmp_path / "a.dcm"), mode="rgb").permute(1, 2, 0).numpy()
+    assert (found == np.stack([stored >> 2, stored >> 3, stored >> 4], -1)).all()
+
+
+def functional_groups(where: str) -> dict[str, Sequence]:
+    """Rescale and window as enhanced objects keep them (PS3.3 C.7.6.16.2.9 and C.7.6.16.2.10), with somebody's comment beside them."""
+    value, view, group, other = Dataset(), Dataset(), Dataset(), Dataset()
+    value.RescaleSlope, value.RescaleIntercept, value.RescaleType = 1, -1024, "HU"
+    view.WindowCenter, view.WindowWidth = 40, 400
+    other.ImageComments = NAME
+    for target, name, item in ((group, "PixelValueTransformationSequence", value), (group, "FrameVOILUTSequence", view)):
+        setattr(target, name, Sequence([item]))
+    group.ImageComments = NAME
+    shared, frames = (group, other) if where == "shared" else (other, group)
+    return {"SharedFunctionalGroupsSequence": Sequence([shared]), "PerFrameFunctionalGroupsSequence": Sequence([frames])}
+
+
+@pytest.mark.parametrize("where", ["shared", "per frame"])
+@pytest.mark.parametrize("window", [None, (-160.0, 240.0)])
+def test_functional_groups_of_one_frame(tmp_path, where, window):
+    stored = ramp(0, 2000)
+    plain = build(stored, RescaleSlope=1, RescaleIntercept=-1024, WindowCenter=40, WindowWidth=400)
+    new = save(build(stored, NumberOfFrames=1, **functional_groups(where)), tmp_path / "a.dcm")
+    assert (grey(new, window=window) == grey(save(plain, tmp_path / "b.dcm"), window=window)).all() and np.ptp(grey(new)) == 255
+    assert read_header(new).deep is None
+    read = dicom._read(new, pixels=True)
+    assert NAME not in str(read) and not {element.tag.group for element in read} - {0x0028, 0x7FE0}
+
+
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+@pytest.mark.parametrize("padding", [0, 4095])
+@pytest.mark.parametrize("elements", [{}, {"WindowCenter": 2048, "WindowWidth": 4096}])
+def test_padding_is_background_whatever_its_value(tmp_path, photometric, padding, elements):
+    stored = ramp(1, 4094)
+    stored[:, :3] = padding
+    path = save(build(stored, bits=12, photometric=photometric, PixelPaddingValue=padding, **elements), tmp_path / "a.dcm")
+    for window in (None, (0.0, 4095.0), {"DICOM": (0.0, 4095.0)}):
+        assert (grey(path, window=window)[:, :3] == 0).all() and grey(path, window=window)[:, 3:].max() > 200
+
+
+def test_eight_bits_without_a_window_are_as_they_are(tmp_path):
+    stored = ramp(40, 90, np.uint8)
+    path = save(build(stored, bits=8), tmp_path / "a.dcm")
+    assert (grey(path) == stored).all() and read_header(path).deep is None
+    assert read_header(save(build(ramp(0, 900)), tmp_path / "b.dcm")).deep == "DICOM"
+
+
+def test_one_window_for_files_without_any(tmp_path):
+    """Files of a folder that have no window get one together, and a burnt-in tag does not move it."""
+    tissue = np.random.default_rng(0).integers(200, 1000, (32, 32)).astype(np.uint16)
+    for label in ("a", "b"):
+        (tmp_path / label).mkdir()
+        for number in range(6):
+            stored = tissue + np.uint16(number)
+            if label == "b":
+                stored[:4, :4] = 4095
+            save(build(stored, bits=12), tmp_path / label / f"{number}.dcm")
+    task = open_data(DataConfig(path="."), root=tmp_path, seed=0)
+    low, high = float(tissue.min()), float(tissue.max()) + 5
+    assert task.windows == {"DICOM without a window of its own": (low, high)}
+    for images in task.splits.values():
+        for image, _ in (images[row] for row in range(len(images))):
+            assert float(image[0, 8:].mean()) == pytest.approx((float(tissue[8:].mean()) - low) / (high - low), abs=0.01)
+
+
+def test_floating_point_pixels(tmp_path):
+    """FloatPixelData (PS3.3 C.7.6.24): parametric maps have no other pixels."""
+    values = np.linspace(-1.5, 2.5, 240).reshape(12, 20).astype(np.float32)
+    dataset = build(ramp(0, 9), PixelData=None, BitsStored=None, HighBit=None, PixelRepresentation=None)
+    dataset.BitsAllocated = 32
+    dataset.add_new("FloatPixelData", "OF", values.tobytes())
+    path = save(dataset, tmp_path / "a.dcm")
+    assert np.abs(grey(path, window=(-1.5, 2.5)) - (values + 1.5) / 4 * 255).max() <= 0.51 and read_header(path).deep == "DICOM"
+    assert np.abs(grey(path) - (values + 1.5) / 4 * 255).max() <= 0.51
+
+
+@pytest.mark.parametrize("window", [None, (0.0, 4095.0)])
+def test_colours_of_12_bits(tmp_path, window):
+    pixels = np.random.default_rng(0).integers(0, 4096, (6, 8, 3), dtype=np.uint16)
+    path = save(build(pixels, bits=12, photometric="RGB"), tmp_path / "a.dcm")
+    assert np.abs(decode_image(path, mode="rgb", window=window).permute(1, 2, 0).numpy() - pixels / 4095 * 255).max() <= 1
+
+
 def test_bits_above_the_stored_ones_are_not_pixels(tmp_path):
     """Overlays were once kept in them."""
     stored = ramp(0, 4095)
@@ -244,19 +365,20 @@ def test_uncompressed_syntaxes(tmp_path, syntax):
     assert np.abs(grey(path) - shown(stored, lambda x: standard(x, 2000, 4000, "LINEAR"))).max() <= 0.51
 
 
+@pytest.mark.parametrize("name", ["a.dcm", "a.IMA"])
 @pytest.mark.parametrize("implicit", [True, False])
-def test_without_a_preamble(tmp_path, implicit):
+def test_without_a_preamble(tmp_path, implicit, name):
     """Files from before part 10 of the standard: elements from the first byte on, and no word on how they are written."""
     dataset = build(ramp(0, 4000))
     bare = Dataset()
     bare.update(dataset)
-    path = tmp_path / "a.dcm"
+    path = tmp_path / name
     bare.save_as(path, implicit_vr=implicit, little_endian=True)
     assert b"DICM" not in path.read_bytes()
     assert np.abs(grey(path) - shown(ramp(0, 4000), lambda x: x / 4000 * 255)).max() <= 0.51
 
 
-@pytest.mark.parametrize("name", ["IM000001", "1.2.840.113619.2", "image.dicom", "IMAGE.DCM"])
+@pytest.mark.parametrize("name", ["IM000001", "1.2.840.113619.2", "image.dicom", "IMAGE.DCM", "a.IMA", "a.img", "a.png", "none"])
 def test_names(tmp_path, name):
     assert grey(save(build(ramp(0, 4000)), tmp_path / name)).shape == (12, 20)
     assert (grey(io.BytesIO((tmp_path / name).read_bytes())) == grey(tmp_path / name)).all()
@@ -309,8 +431,18 @@ def undefined(dataset: FileDataset) -> FileDataset:
     return dataset
 
 
+def short_table() -> Dataset:
+    table = Dataset()
+    table.LUTDescriptor = [10, 0, 16]
+    table.add_new("LUTData", "US", [1, 2, 3])
+    return table
+
+
 REFUSED = {
     "frames": (lambda: build(ramp(0, 9), NumberOfFrames=3), "3 frames: one image a file"),
+    "high bit": (lambda: build(ramp(0, 9), bits=12, HighBit=15), "HighBit.*write the file anew with HighBit 11"),
+    "short table": (lambda: build(ramp(0, 9), VOILUTSequence=Sequence([short_table()])), "3 entries, and 10 are announced"),
+    "jpeg of 12 bits": (lambda: undefined(build(ramp(0, 9), bits=12, syntax=JPEGExtended12Bit)), "JPEG Extended.*store it uncompressed"),
     "no pixels": (lambda: build(ramp(0, 9), PixelData=None), "without pixels"),
     "no image": (lambda: build(ramp(0, 9), PixelData=None, Rows=None, Columns=None), "without an image"),
     "video": (lambda: undefined(build(ramp(0, 9), syntax=MPEG2MPML)), "MPEG2 Main Profile"),

@@ -10,7 +10,8 @@ from torch import nn
 
 from rightreasons import evaluate
 from rightreasons.data.loading import Batch, read_batches
-from rightreasons.measure import read_scores
+from rightreasons.errors import DataError, ModelError
+from rightreasons.measure import read_scores, score
 from rightreasons.records import GroundTruth, GroupScore, Scores
 
 
@@ -297,3 +298,26 @@ def test_scores_have_intervals_where_images_come_in_clusters():
 def test_intervals_are_read_from_metrics_json_as_they_were():
     scores = Scores(0.5, 0.1, groups={"a": GroupScore(0.5, 2)}, intervals={"accuracy": (0.25, 0.75)})
     assert read_scores(json.loads(json.dumps(asdict(scores)))) == scores
+
+
+@pytest.mark.parametrize("label", [-1, 3])
+def test_labels_that_no_class_has_are_refused_whatever_is_scored(tiny_mlp, tiny_dataset, label):
+    tiny_dataset.labels[5] = label
+    with pytest.raises(DataError, match=f"image 5 has the label {label}, and there are 3 classes: labels count from 0 to 2"):
+        score(tiny_mlp, tiny_dataset)
+
+
+def test_logits_that_are_not_finite_are_no_score(tiny_mlp, tiny_dataset):
+    tiny_dataset.images[7] = float("nan")
+    with pytest.raises(ModelError, match=r"logits \(at scoring\) of image 7 are not finite.*the image, which has such pixels itself"):
+        score(tiny_mlp, tiny_dataset)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_network_that_squeezes_is_scored_on_a_last_batch_of_any_size(tiny_mlp, in_memory, count):
+    class Squeezes(nn.Module):
+        def forward(self, x):
+            return tiny_mlp(x).squeeze()
+
+    data = in_memory(torch.rand(256 + count, 1, 4, 4), torch.arange(256 + count) % 3)
+    assert score(Squeezes(), data) == score(tiny_mlp, data)

@@ -13,14 +13,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rightreasons.errors import LVLMBusy, LVLMProtocolError, LVLMRejected, LVLMTimeout, LVLMTooBig
-from rightreasons.lvlm.ledger import Ledger
+from rightreasons.errors import LVLMBusy, LVLMProtocolError, LVLMRejected, LVLMTimeout, LVLMTooBig, LVLMUnclear
+from rightreasons.lvlm.ledger import MOST_IN_A_ROW, Ledger
 from rightreasons.lvlm.openai import OpenAICompatible
 from rightreasons.lvlm.prices import Price
 from rightreasons.lvlm.protocol import Request
 from tests.fault_server import (
     ANSWER_USD,
     INPUT_USD,
+    OUTPUT_TOKENS,
     OUTPUT_USD,
     Fault,
     FaultServer,
@@ -42,9 +43,9 @@ def world(tmp_path):
     """Makes a server that fails as told, the real backend with a short deadline, and a ledger that knows the price."""
     with contextlib.ExitStack() as stack:
 
-        def make(misbehave, **options):
+        def make(misbehave, timeout=0.5, **options):
             stub = stack.enter_context(FaultServer(misbehave=misbehave, answer=lambda seen: "fine"))
-            lvlm = OpenAICompatible("stub", base_url=stub.base_url, timeout=0.5)
+            lvlm = OpenAICompatible("stub", base_url=stub.base_url, timeout=timeout)
             lvlm.address = None  # no process of its own, which takes a second to start; test_kill_* has that
             ledger = Ledger(tmp_path / "lvlm.sqlite", price=PRICE, first_wait=0.01, **options)
             stack.callback(lvlm.close)
@@ -140,7 +141,7 @@ def test_half_of_a_surrogate_pair_is_written_down_like_any_text(world, tmp_path,
     stub, lvlm, ledger = world(lambda seen: (400 if b"error" in body else 200, {}, body))
     with contextlib.suppress(LVLMRejected):
         assert ledger.ask(lvlm, QUESTION).outcome == "refused"
-    assert outcomes(tmp_path) in (["stop"], ["refused"]) and stub.requests == 1
+    assert outcomes(tmp_path) in (["unclear"] * 2, ["refused"])
 
 
 def test_a_drip_ends_at_the_deadline_of_the_whole_request(world):
@@ -199,7 +200,6 @@ STOPS = {
     "401": (always(401), LVLMRejected, "OPENAI_API_KEY"),
     "403": (always(403), LVLMRejected, "may not use"),
     "404": (always(404), LVLMRejected, "name of a model"),
-    "400": (always(400, "your prompt is rude"), LVLMRejected, "resumed"),
     "413 on text alone": (always(413, "Payload too large"), LVLMTooBig, "smaller images"),
 }
 
@@ -279,32 +279,95 @@ TOO_BIG = {
     "413": (413, "Payload Too Large"),
     "429": (429, "Request too large for gpt-x on tokens per min (TPM): Limit 30000, Requested 90000"),
     "400": (400, "At most 1 image(s) may be provided in one request."),
+    "context": (400, "This model's maximum context length is 4096 tokens. However, your messages resulted in 4390 tokens."),
 }
 
 
 @pytest.mark.parametrize("fault", TOO_BIG)
 def test_too_big_becomes_one_picture(world, tmp_path, fault):
+    """A picture of the same pixels helps against a bound on their number alone; bytes and tokens get less with a smaller one."""
     status, words = TOO_BIG[fault]
-    stub, lvlm, ledger = world(lambda seen: error(status, words) if len(seen.pictures) > 1 else None)
+    stub, lvlm, ledger = world(lambda seen: error(status, words) if len(seen.pictures) > 1 else None, timeout=30.0)
     assert ledger.ask(lvlm, PICTURES).text == "fine"
     assert ledger.ask(lvlm, Request("critic", (*PICTURES.parts, "again"))).text == "fine"
     assert outcomes(tmp_path) == ["too big", "answered", "answered"], "learnt once"
     assert ledger.ask(lvlm, PICTURES).cached, "it is the answer to the question with three pictures"
+    (note,) = ledger.notes
+    assert words in note and "one " in note, "and told once"
     joined = np.asarray(stub.seen[1].pictures[0])
-    for place, part in enumerate(part for part in PICTURES.parts if isinstance(part, bytes)):
-        left = place * (512 + 16)
-        assert (joined[:, left : left + 512] == np.asarray(Image.open(io.BytesIO(part)))).all(), "no pixel is changed"
+    if fault == "400":
+        for place, part in enumerate(part for part in PICTURES.parts if isinstance(part, bytes)):
+            left = place * (512 + 16)
+            assert (joined[:, left : left + 512] == np.asarray(Image.open(io.BytesIO(part)))).all(), "no pixel is changed"
+    else:
+        assert joined.shape[1] == 1024
     assert stub.seen[1].text.split("\n") == [
         "Look.", "The image as it is:", "(picture 1 of 3, counted from the left)", "With outlines:", "(picture 2 of 3, counted from the left)",
         "Alone:", "(picture 3 of 3, counted from the left)", "The pictures, side by side:",
     ]  # fmt: skip
 
 
-def test_too_big_even_so_stops_the_run(world):
-    stub, lvlm, ledger = world(always(413, "Payload Too Large"))
+def test_too_big_even_so_stops_a_run_in_which_nothing_was_answered(world):
+    stub, lvlm, ledger = world(always(413, "Payload Too Large"), timeout=30.0)
     with pytest.raises(LVLMTooBig, match="smaller images"):
         ledger.ask(lvlm, PICTURES)
     assert [len(seen.pictures) for seen in stub.seen] == [3, 1] and ledger.cost_usd() == 0
+
+
+NOT_THIS_ONE = {
+    "a 400 in words that nobody knows": (error(400, "your prompt is rude"), "unclear", 2),
+    "a status that nobody knows": (error(418, "a teapot"), "unclear", 2),
+    "too long": (error(500, "Context size has been exceeded."), "too big", 1),
+}
+
+
+@pytest.mark.parametrize("fault", NOT_THIS_ONE)
+def test_a_request_that_is_refused_alone_is_a_persons_and_stays_so(world, tmp_path, fault):
+    """Others are answered before and after it; another command does not ask again, and does where somebody says so."""
+    refusal, outcome, requests = NOT_THIS_ONE[fault]
+    stub, lvlm, ledger = world(lambda seen: refusal if "Bad" in seen.text else None)
+    bad = Request("judge", ("Bad",))
+    assert ledger.ask(lvlm, QUESTION).text == "fine"
+    answer = ledger.ask(lvlm, bad)
+    assert (answer.outcome, answer.text) == ("unknown", "") and answer.problem.startswith(outcome)
+    assert stub.requests == 1 + requests and outcomes(tmp_path)[1:] == [outcome] * requests
+    assert ledger.ask(lvlm, Request("judge", ("Another",))).text == "fine"
+    ledger.close()
+    for retry in (False, True):
+        again = Ledger(tmp_path / "lvlm.sqlite", price=PRICE, first_wait=0.01, retry_unknown=retry)
+        answer = again.ask(lvlm, bad)
+        assert answer.outcome == "unknown" and ("--retry-unknown" in answer.problem) != retry and "paid" not in answer.problem
+        again.close()
+    assert stub.requests == 2 + 2 * requests and all(cost == 0 for _, kind, cost, _ in tries(tmp_path) if kind != "answered")
+
+
+def test_several_in_a_row_that_nobody_can_place_stop_the_run(world):
+    stub, lvlm, ledger = world(lambda seen: error(400, "no") if "Bad" in seen.text else None)
+    ledger.ask(lvlm, QUESTION)
+    for i in range(MOST_IN_A_ROW - 1):
+        assert ledger.ask(lvlm, Request("judge", (f"Bad {i}",))).outcome == "unknown"
+    assert ledger.ask(lvlm, Request("judge", ("Good",))).text == "fine", "which begins the count anew"
+    for i in range(MOST_IN_A_ROW - 1):
+        assert ledger.ask(lvlm, Request("judge", (f"Bad again {i}",))).outcome == "unknown"
+    with pytest.raises(LVLMUnclear):
+        ledger.ask(lvlm, Request("judge", ("Bad at last",)))
+
+
+def test_a_request_refused_first_waits_for_those_under_way(world):
+    """The first answer is slower than the first refusal, and tells that the server is a good one."""
+    stub, lvlm, ledger = world(lambda seen: error(400, "no") if "Bad" in seen.text else time.sleep(0.3))
+    with ThreadPoolExecutor(2) as pool:
+        good = pool.submit(ledger.ask, lvlm, QUESTION)
+        stub.wait_for(1)
+        assert ledger.ask(lvlm, Request("judge", ("Bad",))).outcome == "unknown" and good.result().text == "fine"
+
+
+def test_an_answer_beyond_its_cap_is_noted_once(world):
+    _, lvlm, ledger = world(None)
+    for words in "ab":
+        assert ledger.ask(lvlm, Request("judge", (words,), max_tokens=OUTPUT_TOKENS // 2)).text == "fine"
+    (note,) = ledger.notes
+    assert "does not keep to the cap" in note and "max_usd" in note
 
 
 def test_a_pause_that_a_server_asks_for_holds_for_all(world):

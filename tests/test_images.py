@@ -156,7 +156,7 @@ def test_unreadable_files_are_named_and_not_opened_again(tmp_path):
     dataset = open_files(tmp_path, entries, limit=0, open_source=lambda name: opened.append(name) or tmp_path / name)
     for _ in range(2):
         assert torch.cat([batch.indices for batch in read_batches(dataset, batch_size=3)]).tolist() == [0, 1, 3, 4, 6, 7]
-    assert dataset.skipped == {"0002.png": "not an image that can be read", "0005.png": "No such file or directory"}
+    assert dataset.skipped == {"0002.png": "not an image that can be read: a text file", "0005.png": "No such file or directory"}
     assert opened.count("0002.png") == opened.count("0005.png") == 1 and opened.count("0000.png") == 2
     with pytest.raises(UnreadableImage, match="^0002.png: not an image"):
         dataset[2]

@@ -118,7 +118,8 @@ def test_find_with_a_judge_in_process(tmp_path, folder):
 
 def test_find_with_a_critic_in_process(tmp_path, folder):
     """Its prose is noise, with a schema or without: no verdict."""
-    config = write_project(tmp_path, changes={"openai:stub": f"local:{folder}", "size = 12": "size = 1"})
+    changes = {"openai:stub": f"local:{folder}", "size = 12": "size = 1", "base_url": "max_tokens = 64\nbase_url"}
+    config = write_project(tmp_path, changes=changes)
     result = invoke("find", config, "--out", tmp_path / "run")
     assert result.exit_code == 1 and "no usable verdict" in result.stderr
     assert all(verdict["value"] == "unsure" and verdict["problem"] for verdict in read_lines(tmp_path / "run" / "verdicts.jsonl"))

@@ -11,10 +11,12 @@ import time
 import pytest
 from PIL import Image
 
-from rightreasons.errors import ConfigError, LVLMBusy, LVLMProtocolError, LVLMRateLimited, LVLMRejected, LVLMTimeout, LVLMUnavailable
+from rightreasons.errors import ConfigError, LVLMBusy, LVLMProtocolError, LVLMRateLimited, LVLMRejected, LVLMTimeout, LVLMUnavailable, LVLMUnclear
 from rightreasons.lvlm import open_lvlm
+from rightreasons.lvlm.composite import SMALL_SIDE, join_pictures, shrink_pictures
 from rightreasons.lvlm.ledger import Ledger
 from rightreasons.lvlm.openai import OpenAICompatible
+from rightreasons.lvlm.pictures import MOST_BYTES, MOST_SIDE
 from rightreasons.lvlm.protocol import Request
 from rightreasons.lvlm.scripted import Scripted
 from tests.fault_server import FaultServer, always, completion, error, first, html, on_the_wire, rejects, says
@@ -58,7 +60,7 @@ def test_a_request_as_it_arrives(direct):
     assert [part["type"] for part in message["content"]] == ["text", "image_url", "text", "image_url"], "in the order in which they were given"
     sent = [base64.b64decode(part["image_url"]["url"].split(",")[1]) for part in message["content"] if part["type"] == "image_url"]
     assert sent == pictures, "byte for byte"
-    assert seen.body["max_completion_tokens"] == 77 and "max_tokens" not in seen.body
+    assert seen.body["max_completion_tokens"] == seen.body["max_tokens"] == 77, "some servers on this machine ignore the one or the other"
     assert "temperature" not in seen.body and "tools" not in seen.body, "newer models reject the one, and none gets the other"
     assert seen.body["response_format"]["json_schema"]["schema"] == SCHEMA
 
@@ -149,7 +151,21 @@ def test_no_request_goes_without_a_cap(direct, ledger):
     ) as stub:
         with pytest.raises(LVLMRejected, match="max_tokens"):
             ledger.ask(direct(stub), QUESTION)
-        assert stub.requests == 2
+        assert all({"max_tokens", "max_completion_tokens"} & seen.body.keys() for seen in stub.seen) and stub.requests == 4
+
+
+def test_two_names_of_the_cap_that_do_not_go_together(direct, ledger):
+    """OpenAI's words for it, as a proxy on this machine passes them on."""
+    words = "Setting 'max_tokens' and 'max_completion_tokens' at the same time is not supported."
+
+    def wrong(seen):
+        return error(400, words) if {"max_tokens", "max_completion_tokens"} <= seen.body.keys() else (200, {}, completion("ok"))
+
+    with FaultServer(misbehave=wrong) as stub:
+        assert ledger.ask(direct(stub), QUESTION).text == "ok"
+        assert "max_tokens" not in stub.seen[1].body and stub.requests == 2
+    elsewhere = open_lvlm("openai:m", base_url="https://model.example/v1", allow_remote=("model.example",))
+    assert "max_tokens" not in elsewhere._fit(elsewhere.body(QUESTION)), "a server elsewhere is told one"
 
 
 def test_a_422_that_names_several_parameters_at_once(direct, ledger):
@@ -168,11 +184,11 @@ def test_store_is_for_servers_elsewhere():
     assert body["store"] is False and "store" not in open_lvlm("openai:m").body(QUESTION)
 
 
-def test_a_400_that_names_nothing_known_is_not_tried_again(direct, ledger):
+def test_a_400_that_names_nothing_known_is_tried_once_more(direct, ledger):
     with FaultServer(misbehave=always(400, "your prompt is rude")) as stub:
-        with pytest.raises(LVLMRejected, match="rude"):
+        with pytest.raises(LVLMUnclear, match="rude"):
             ledger.ask(direct(stub), QUESTION)
-        assert stub.requests == 1
+        assert stub.requests == 2
 
 
 @pytest.mark.parametrize(
@@ -380,3 +396,32 @@ def test_the_courier_brings_back_what_kind_of_error_it_was(tmp_path):
     connection = sqlite3.connect(tmp_path / "lvlm.sqlite")
     assert [state for (state,) in connection.execute("SELECT state FROM attempts ORDER BY id")] == ["failed", "answered", "failed"]
     connection.close()
+
+
+def test_a_server_that_checks_the_form_in_a_500_is_asked_for_what_it_takes(direct, ledger):
+    """llama-cpp-python 0.3.36 takes any JSON object and no schema, and says so with a 500."""
+    words = "[{'type': 'literal_error', 'loc': ('body', 'response_format', 'type'), 'msg': \"Input should be 'text' or 'json_object'\"}]"
+
+    def form(seen):
+        return seen.body.get("response_format", {}).get("type")
+
+    with FaultServer(misbehave=lambda seen: error(500, words) if form(seen) == "json_schema" else (200, {}, completion("ok"))) as stub:
+        assert ledger.ask(direct(stub), Request("judge", ("?",), schema=SCHEMA)).text == "ok"
+        assert [form(seen) for seen in stub.seen] == ["json_schema", "json_object"]
+
+
+def test_every_picture_is_bounded_in_pixels_and_bytes_before_it_is_sent():
+    """A large photograph, noise that PNG cannot make small, and the composite of three; what fits is sent byte for byte."""
+    buffer = io.BytesIO()
+    Image.effect_noise((2400, 1800), 100).convert("RGB").save(buffer, "PNG")
+    noise = buffer.getvalue()
+    fits = png(1)
+    request = Request("critic", ("look:", noise, "and:", fits, noise))
+    large, small, _ = (part for part in request.parts if isinstance(part, bytes))
+    assert small is fits and len(noise) > MOST_BYTES
+    for shaped, side in ((request, MOST_SIDE), (join_pictures(request), MOST_SIDE), (shrink_pictures(request), SMALL_SIDE)):
+        for part in shaped.parts:
+            if isinstance(part, bytes):
+                assert len(part) <= MOST_BYTES and max(Image.open(io.BytesIO(part)).size) <= side
+    width, height = Image.open(io.BytesIO(large)).size
+    assert abs(width / height - 2400 / 1800) < 0.01, "its shape stays"

@@ -11,10 +11,12 @@ import torch
 import rightreasons as rr
 from rightreasons.config import read_assignments
 from rightreasons.errors import ConfigError
-from rightreasons.guard import HeldOut, find_harm
+from rightreasons.guard import find_harm
 from rightreasons.lvlm.scripted import Scripted
 from rightreasons.models import hash_weights
+from rightreasons.pipeline import alignment_job
 from rightreasons.project import load_run
+from rightreasons.records import HeldOut, Verdict
 from rightreasons.runs import RunFolder
 from tests.helpers import invoke, trained_weights, write_scripted
 from tests.test_api import SETTINGS, WORDS, InMemory, find, model, reply, train  # noqa: F401 -- fixtures
@@ -261,3 +263,31 @@ def test_python_stops_at_the_budget(model, train, tmp_path):  # noqa: F811
         with pytest.raises(LVLMOverBudget):
             rr.find_shortcuts(model, train, WORDS, lvlm=lvlm, out=tmp_path / "run", settings=settings)
         assert server.requests == 0
+
+
+def test_another_bound_judges_again_without_training(project, monkeypatch):
+    """Only the guard uses max_accuracy_drop, so the repair moves between the two files and is not made again."""
+    fixed = metrics_of("fix", project / "run")
+    assert fixed["alignment"]["outcome"] == "aligned"
+    repaired = (project / "run" / "aligned.safetensors").read_bytes()
+    monkeypatch.setattr("rightreasons.pipeline.align", lambda *_, **__: pytest.fail("trained again"))
+    alignment = project / "run" / "alignment.json"
+    stored = json.loads(alignment.read_text())
+    stored["held_out"][0]["neutral"], stored["held_out"][1]["neutral"] = 0.9, 0.6
+    alignment.write_text(json.dumps(stored))
+    strict = metrics_of("fix", project / "run", "--set", "align.max_accuracy_drop=0.1")
+    assert strict["alignment"]["outcome"] == "original kept" and "from 0.900 to 0.600" in strict["alignment"]["reason"]
+    assert strict["rejected"] == fixed["after"] and strict["after"] == strict["before"]
+    loose = metrics_of("fix", project / "run", "--set", "align.max_accuracy_drop=0.5")
+    assert loose["alignment"]["outcome"] == "aligned" and loose["rejected"] is None
+    assert (project / "run" / "aligned.safetensors").read_bytes() == repaired
+
+
+def test_verdicts_of_relevant_are_part_of_the_job(project):
+    """A segment that no swap may cover any more is another repair, though the same segments are spurious."""
+    folder = RunFolder(project / "run")
+    _, run = load_run(folder)
+    job = alignment_job(run)
+    kept = next(verdict for verdict in run.verdicts if verdict.value == "relevant")
+    run.verdicts.append(Verdict(kept.index, kept.segment, "unsure", "human"))
+    assert alignment_job(run) != job

@@ -53,7 +53,8 @@ def test_counts_by_split_class_and_group(folder):
         counted = told["splits"][split]
         assert counted["images"] == count and counted["classes"] == {"crack": count // 2, "whole": count // 2}
         assert counted["groups"] == groups and counted["patients"] == count // 2
-    assert told["sizes"] == {"24x20": sum(SPLITS.values())} and told["problems"] == [] and told["images_in_two_splits"] == []
+    assert told["sizes"] == {"24x20": sum(SPLITS.values())} and told["images_in_two_splits"] == []
+    assert [problem.partition(":")[0] for problem in told["problems"]] == ["few images"] and told["not_read"] == {}
 
 
 def test_one_image_in_two_splits_is_found_whatever_its_name(folder):

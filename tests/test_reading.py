@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import time
 
 import pytest
 
+from rightreasons.judge import parse_verdicts
 from rightreasons.lvlm import open_lvlm
 from rightreasons.reading import LONGEST_ANSWER, MalformedAnswer, read_conclusion, read_json, read_paragraphs, read_tagged
 from rightreasons.votes import restore_names
@@ -77,3 +79,54 @@ def test_no_choices_is_an_empty_answer_and_a_deep_one_is_none():
     assert lvlm.parse('{"object": "chat.completion", "choices": []}').outcome == "truncated"
     with pytest.raises(Exception, match="half an answer"):
         lvlm.parse('{"a":' + "[" * 100_000)
+
+
+FINAL = '{"S1": "spurious", "S2": "relevant"}'
+READ = {
+    "thoughts with a draft": '<think>Perhaps {"S1": "relevant"}? No, it is the tag.</think>\n' + FINAL,
+    "thoughts of which the prompt has the opening": "The format is {id: verdict}, so ...</think>" + FINAL,
+    "thoughts in other marks": '<|channel|>analysis<|message|>{"S1": "relevant"}<|end|><|start|>assistant<|channel|>final<|message|>' + FINAL,
+    "words before": "I answer as {ID: verdict}:\n" + FINAL,
+    "words after": f"```json\n{FINAL}\n```\nThe form was {{ID: verdict}}.",
+    "a form before that is no JSON": '{"S1": verdict, ...}\n' + FINAL,
+    "the same twice": FINAL + "\n" + FINAL,
+    "the same twice in two spellings": FINAL.replace('"', "'").replace("}", ",}") + "\n" + FINAL,
+    "an object about something else": '{"confidence": 0.9}\n' + FINAL,
+}
+
+
+@pytest.mark.parametrize("case", READ)
+def test_an_answer_among_other_words_is_read_where_one_reading_is_possible(case):
+    assert parse_verdicts(READ[case], ("S1", "S2")) == {"S1": "spurious", "S2": "relevant"}
+
+
+OTHER = FINAL.replace("spurious", "relevant")
+UNREAD = {
+    "two that differ": FINAL + "\n" + OTHER,
+    "a draft without one segment": '{"S1": "spurious"}\n' + FINAL,
+    "a draft, and a last one that breaks off": FINAL + '\nNo: {"S1": "relevant", "S2',
+    "a draft, and a last one that is no JSON": FINAL + '\nNo: {"S1": relevant, "S2": relevant}',
+    "thoughts alone": "<think>" + FINAL,
+    "thoughts and nothing after them": FINAL + "</think>",
+    "one inside of what is no JSON": '{"verdicts": oops, "x": {"S1": "spurious"}}',
+    "braces without end": "{a} " * 2000 + FINAL,
+}
+
+
+@pytest.mark.parametrize("case", UNREAD)
+def test_what_can_be_read_in_two_ways_stays_unread(case):
+    with pytest.raises(MalformedAnswer):
+        parse_verdicts(UNREAD[case], ("S1", "S2"))
+
+
+@pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
+def test_an_answer_that_a_server_takes_for_thoughts(field):
+    """A server's reasoning parser can put a whole answer there; thoughts that merely end are none."""
+    lvlm = open_lvlm("openai:m")
+
+    def parse(thoughts, content=None, reason="stop"):
+        choice = {"message": {"role": "assistant", "content": content, field: thoughts}, "finish_reason": reason}
+        return lvlm.parse(json.dumps({"object": "chat.completion", "choices": [choice]}))
+
+    assert parse(f"It is a tag.\n{FINAL}").text.endswith(FINAL) and parse(f"Hm. {OTHER}", FINAL).text == FINAL
+    assert parse("S1 may be a tag.").outcome == parse(FINAL, reason="length").outcome == "truncated"

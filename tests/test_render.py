@@ -51,6 +51,24 @@ def test_clean_is_the_image_enlarged_without_smoothing():
         assert (block == pixels[row, column]).all(), "one colour per pixel, and no other"
 
 
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (300, 900), (1000, 700), (3000, 1000), (700, 7)])
+def test_an_image_may_be_finer_than_its_segments(height, width):
+    """Segments are laid over the whole of an image of any size and proportions: the point that is 30 % down and 80 % across is in the second one."""
+    image = torch.zeros(1, height, width)
+    image[:, : height // 2] = 0.5
+    pictures = render_pictures(image, quarters())
+    clean, flat = opened(pictures.clean), inner(pictures.map)
+    assert (
+        clean.shape == flat.shape
+        and 512 <= max(clean.shape[:2]) <= 1024
+        and (height / width) == pytest.approx(clean.shape[0] / clean.shape[1], rel=0.15)
+    )
+    if min(clean.shape[:2]) > 400:
+        for segment, (down, across) in enumerate([(0.3, 0.4), (0.3, 0.9), (0.9, 0.4), (0.9, 0.9)]):
+            assert (flat[int(clean.shape[0] * down), int(clean.shape[1] * across)] == COLOURS[segment]).all()
+        assert clean[int(clean.shape[0] * 0.45), 5, 0] == 128 and clean[int(clean.shape[0] * 0.55), 5, 0] == 0
+
+
 @pytest.mark.parametrize("channels", [1, 2, 4])
 def test_grey_and_odd_channels_are_shown(channels):
     clean = opened(render_pictures(speckled(channels), quarters()).clean)

@@ -17,6 +17,7 @@ from rightreasons.lvlm.anthropic import Anthropic
 from rightreasons.lvlm.chat import chat_message
 from rightreasons.lvlm.composite import join_pictures
 from rightreasons.lvlm.gemini import Gemini
+from rightreasons.lvlm.keys import request_key
 from rightreasons.lvlm.ledger import Ledger
 from rightreasons.lvlm.openai import OpenAICompatible
 from rightreasons.lvlm.protocol import Request
@@ -129,6 +130,22 @@ def test_a_person_is_asked_in_a_file_and_answers_there(tmp_path):
     ledger.close()
 
 
+def test_files_start_from_the_folder_of_the_configuration(tmp_path, monkeypatch):
+    """As every other path there does, wherever the command is called; and the request's key does not depend on either."""
+    (tmp_path / "site").mkdir()
+    config = write_scripted(tmp_path / "site", changes={"size = 12": "size = 2"})
+    edit(config, f"scripted:{tmp_path / 'site' / 'script.json'}", "human:questions.jsonl")
+    monkeypatch.chdir(tmp_path)
+    assert invoke("find", config, "--out", tmp_path / "run").exit_code == 3
+    assert len(read_lines(tmp_path / "site" / "questions.jsonl")) == 2 and not (tmp_path / "questions.jsonl").exists()
+    first, moved = open_lvlm("human:q.jsonl", root=tmp_path), open_lvlm("human:q.jsonl", root=tmp_path / "site")
+    assert request_key(first, FIRST) == request_key(moved, FIRST)
+    edit(config, "human:questions.jsonl", "scripted:script.json")
+    done = invoke("find", config, "--out", tmp_path / "other")
+    assert done.exit_code == 0 and "(scripted critic)" in " ".join(done.stdout.split()) and "simulated" not in done.stdout
+    assert "simulated" not in (tmp_path / "other" / "report.html").read_text()
+
+
 def test_a_damaged_queue_names_its_line(tmp_path):
     (tmp_path / "queue.jsonl").write_text('{"custom_id": "a", "answer": ""}\n{"custom_id": "b", "answer": "S1\n')
     with pytest.raises(ConfigError, match="line 2"):
@@ -147,9 +164,10 @@ def test_a_run_waits_for_its_person_and_goes_on(tmp_path):
         queue.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
     waiting = invoke("find", config, "--out", tmp_path / "run")
-    assert waiting.exit_code == 1 and "waiting for a person" in waiting.stderr
+    assert waiting.exit_code == 3 and f"2 questions without an answer in {queue}" in waiting.stderr and "error" not in waiting.stderr
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["critic"]["waiting"] == 6
     fill("critic", "S1: A tag.\nS2: A part.\nS3: A part.")
-    assert invoke("find", config, "--out", tmp_path / "run").exit_code == 1
+    assert invoke("find", config, "--out", tmp_path / "run").exit_code == 3, "the judge's questions are there now"
     fill("judge", {"S1": "spurious", "S2": "relevant", "S3": "relevant"})
     done = invoke("find", config, "--out", tmp_path / "run")
     assert done.exit_code == 0, done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from rightreasons.config import parse_config
-from rightreasons.errors import ConfigError
+from rightreasons.errors import ConfigError, ModelError
 from rightreasons.records import Attribution, Critique, Segmentation, Selection, Verdict
 from rightreasons.runs import RunFolder, write_atomically, write_bytes, write_text
 from tests.helpers import environment
@@ -157,7 +158,7 @@ def test_an_alignment_belongs_to_its_job(folder):
 LOCKED = """
 import sys
 from pathlib import Path
-from rightreasons.errors import ConfigError
+from rightreasons.errors import ConfigError, ModelError
 from rightreasons.runs import RunFolder
 try:
     with RunFolder(Path(sys.argv[1])).locked():
@@ -195,3 +196,12 @@ def test_a_killed_process_leaves_no_lock(folder):
     holder.join()
     with folder.locked():
         pass
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_metrics_are_valid_json_or_an_error_that_names_the_key(folder, value):
+    """RFC 8259, section 6: numbers that cannot be represented, such as Infinity and NaN, are not permitted."""
+    folder.path.mkdir(exist_ok=True)
+    with pytest.raises(ModelError, match=r"before\.groups\[1\] is not finite"):
+        folder.save_metrics({"task": "x", "before": {"accuracy": None, "groups": [0.5, value]}})
+    assert folder.load_metrics() is None

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from rightreasons.data.loading import Batch, read_batches
+from rightreasons.errors import ModelError
 from rightreasons.models import output_entropy
 from rightreasons.sample import select_images
 from rightreasons.seeds import seeded
@@ -175,3 +176,10 @@ def test_memory_does_not_grow_with_the_images(quota):
 
     # One number kept of each image would be 3.6 MB more.
     assert held(1_000_000) < held(100_000) + 200_000
+
+
+def test_an_image_whose_logits_are_not_finite_is_named():
+    data = LogitData(40)
+    data.images[23, 0, 0, 1] = torch.inf
+    with pytest.raises(ModelError, match="of image 23 are not finite"):
+        select_images(nn.Flatten(), read_batches(data, batch_size=8), strategy="random", size=4, quota=None, classes=3, generator=seeded(0, "sample"))

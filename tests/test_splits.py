@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from rightreasons.data.splits import fill_splits, find_split, name_split
+from rightreasons.data.splits import fill_splits, find_splits, name_split, split_of_path
 from rightreasons.errors import DataError
 
 
@@ -75,4 +75,23 @@ def test_what_splits_are_called():
     assert [name_split(word, where="") for word in (" Train", "0", "0.0", "VAL", "1", "dev", "te", "2.0")] == [
         *["train"] * 3, *["validation"] * 3, *["test"] * 2
     ]  # fmt: skip
-    assert find_split(["data", "0", "valid"]) == "validation" and find_split(["labels", "1"]) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "splits"),
+    [
+        ("valid", {"validation"}), ("Training", {"train"}), ("training_set", {"train"}), ("testset", {"test"}), ("TrainData", {"train"}),
+        ("val2017", {"validation"}), ("seg_train", {"train"}), ("stage_2_test_images", {"test"}), ("train-00000-of-00002", {"train"}),
+        ("train_val", {"train", "validation"}), ("tr", set()), ("te", set()), ("labels", set()), ("0", set()), ("trains", set()), ("latest", set()),
+    ],
+)  # fmt: skip
+def test_splits_in_names(name, splits):
+    """A word for a split may stand anywhere in a name; "tr" and "te" are languages as well, and numbers are no splits."""
+    assert find_splits(name) == splits
+
+
+def test_a_file_s_own_name_goes_before_its_folders_and_the_nearest_folder_before_others():
+    assert split_of_path("training_v2/test-00000.parquet") == "test" and split_of_path("train/old_test/data.parquet") == "test"
+    assert split_of_path("training_data/shard-0.parquet") == "train" and split_of_path("data/0.parquet") is None
+    with pytest.raises(DataError, match="speaks of test and train"):
+        split_of_path("data/train_test.parquet")

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from rightreasons.align import AlignmentSet
+from rightreasons.align import AlignmentSet, neutral_images
 from rightreasons.data.loading import read_all
 from rightreasons.spread import spread_verdicts
 
@@ -104,3 +104,24 @@ def test_judged_relevant_goes_before_what_the_probe_says(network, scene):
     assert found.masks(torch.tensor([0]), (SIDE, SIDE)).any(), "the probe takes it for spurious"
     spurious, protected = alignment.look_up(torch.tensor([0, 2]))
     assert not (spurious & protected).any() and torch.equal(protected[0], relevant[0]) and spurious[1].any()
+
+
+def test_the_same_is_found_in_images_that_are_not_of_the_training_set(network, scene):
+    found, others = spread(network, scene), torch.arange(INSPECTED, COUNT)
+    assert found.find(read_all(scene[0], others).images).equal(found.masks(others, (SIDE, SIDE)))
+
+
+def test_neutral_images_lose_their_own_shortcut_and_get_one_that_tells_nothing(network, scene, generator):
+    """Hosts of one class have a patch of their own and the others none; afterwards both kinds have the one that was pasted."""
+    dataset, masks = scene
+    inspected = read_all(dataset, range(INSPECTED))
+    alignment = AlignmentSet(inspected, masks[:INSPECTED], torch.zeros_like(masks[:INSPECTED]), spread(network, scene))
+    hosts = read_all(dataset, range(INSPECTED, COUNT))
+    white = (neutral_images(hosts, alignment, generator)[:, 0] >= 1).flatten(1).sum(1).double()
+    with_patch, without = white[hosts.labels == 0].mean(), white[hosts.labels == 1].mean()
+    assert with_patch == pytest.approx(PATCH**2, rel=0.15) and without == pytest.approx(PATCH**2, rel=0.15)
+
+
+def test_nothing_spurious_makes_no_neutral_images(scene, generator):
+    inspected, nothing = read_all(scene[0], range(INSPECTED)), torch.zeros_like(scene[1][:INSPECTED])
+    assert neutral_images(inspected, AlignmentSet(inspected, nothing, nothing), generator) is None

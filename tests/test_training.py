@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from rightreasons.data.loading import read_batches
+from rightreasons.errors import ModelError
 from rightreasons.training import Recipe, flip_together, train_model, train_plainly
 
 
@@ -240,3 +241,84 @@ def test_flips_mirror_half_of_the_rows_and_the_same_ones_of_every_tensor(generat
         corners = turned[:, 0, 0, 0].tolist()
         assert len(set(corners)) == kinds
         assert all(abs(corners.count(corner) - 400 / kinds) < 60 for corner in set(corners))
+
+
+class HeadFirst(nn.Module):
+    """Registered in another order than called; the middle layer's weight is used without a call of the layer, and one layer never."""
+
+    def __init__(self):
+        super().__init__()
+        self.head, self.unused, self.stem = nn.Linear(8, 3), nn.Linear(8, 3), nn.Linear(16, 8)
+        self.block = nn.ModuleDict({"inner": nn.Linear(8, 8)})
+
+    def forward(self, x):
+        h = torch.relu(self.stem(x.flatten(1)))
+        return self.head(F.linear(h, self.block["inner"].weight))
+
+
+@pytest.mark.parametrize(("layers", "trained"), [("head", {"head"}), ("last-blocks", {"stem", "head"})])
+def test_layers_count_in_the_order_in_which_they_are_called(build_seeded, tiny_dataset, layers, trained):
+    network = build_seeded(HeadFirst)
+    before = copy.deepcopy(network.state_dict())
+    train_plainly(network, tiny_dataset, recipe=Recipe(1, 1e-2, layers=layers), batch_size=8, seed=0)
+    assert {name.split(".")[0] for name, value in network.state_dict().items() if not torch.equal(value, before[name])} == trained
+
+
+@pytest.mark.parametrize(("frozen", "trained"), [({"1", "3", "5"}, {"1", "3", "5"}), ({"1", "3"}, {"5"})])
+def test_frozen_weights_stay_frozen_unless_all_are(tiny_mlp, tiny_dataset, frozen, trained):
+    for name, parameter in tiny_mlp.named_parameters():
+        parameter.requires_grad_(name.split(".")[0] not in frozen)
+    before = copy.deepcopy(tiny_mlp.state_dict())
+    train_plainly(tiny_mlp, tiny_dataset, recipe=Recipe(1, 1e-2), batch_size=8, seed=0)
+    assert {name.split(".")[0] for name, value in tiny_mlp.state_dict().items() if not torch.equal(value, before[name])} == trained
+    assert all(parameter.requires_grad == (name.split(".")[0] not in frozen) for name, parameter in tiny_mlp.named_parameters())
+
+
+def test_a_network_without_weights_cannot_be_trained(tiny_dataset):
+    with pytest.raises(ModelError, match="no weights to train"):
+        train_plainly(nn.Flatten(), tiny_dataset, recipe=Recipe(1, 1e-2), batch_size=8, seed=0)
+
+
+def test_a_last_batch_of_one_image_joins_the_one_before(build_seeded, in_memory):
+    """torch 2.14: BatchNorm1d raises ValueError on one value per channel in train mode."""
+    network = build_seeded(lambda: nn.Sequential(nn.Flatten(), nn.Linear(16, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)))
+    sizes = []
+    network.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+    train_plainly(network, in_memory(torch.rand(17, 1, 4, 4), torch.arange(17) % 2), recipe=Recipe(1, 1e-3), batch_size=8, seed=0)
+    assert sizes == [8, 9]
+
+
+class Standardises(nn.Module):
+    """Divides by the deviation of each image: of a constant one the logits are NaN, or with ``late`` their gradient alone."""
+
+    def __init__(self, late):
+        super().__init__()
+        self.scale, self.head, self.late = nn.Linear(16, 16, bias=False), nn.Linear(16, 3), late
+        nn.init.eye_(self.scale.weight)
+
+    def forward(self, x):
+        x = self.scale(x.flatten(1))
+        centred = x - x.mean(1, keepdim=True)
+        deviation = centred.square().mean(1, keepdim=True).sqrt()
+        return self.head(centred) * (1 + deviation) if self.late else self.head(centred / deviation)
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_training_that_diverges_names_the_image_and_keeps_the_weights(build_seeded, tiny_dataset, late):
+    tiny_dataset.images[13] = 0
+    network = build_seeded(lambda: Standardises(late))
+    with pytest.raises(ModelError, match=r"training diverged in epoch 1 .*image 13 are not finite.*pixels go from 0 to 0 \(a deviation of 0"):
+        train_plainly(network, tiny_dataset, recipe=Recipe(2, 1e-2), batch_size=8, seed=0)
+    assert all(value.isfinite().all() for value in network.state_dict().values())
+
+
+def test_a_loss_that_diverges_on_harmless_images_asks_for_a_lower_learning_rate(tiny_mlp, tiny_dataset):
+    with pytest.raises(ModelError, match="lower the learning rate"):
+        train_model(
+            tiny_mlp,
+            batches=lambda generator: read_batches(tiny_dataset, batch_size=8),
+            steps_per_epoch=3,
+            loss=lambda batch, generator: tiny_mlp(batch.images).sum() * math.inf,
+            recipe=Recipe(1, 1e-3),
+            seed=0,
+        )

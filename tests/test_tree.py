@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -193,3 +194,19 @@ def test_a_relative_root(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tree = list_tree(Path("data"))
     assert list(tree.files) == ["a/1.png"] and find(tree, str(tmp_path / "data/a/1.png")) == "a/1.png" == find(tree, "data/a/1.png")
+
+
+def test_many_files_of_one_name(tmp_path):
+    """CheXpert has 190,000 of three names, and its table begins each path with a folder more: an index finds them, no search."""
+    names = [f"patient{number:05d}/study1/view1_frontal.jpg" for number in range(4000)]
+    tree = list_tree(fill(tmp_path, *names))
+    began = time.process_time()
+    assert [find(tree, f"CheXpert-v1.0-small/train/{name}") for name in names] == names
+    assert [find(tree, name.removesuffix(".jpg")) for name in names] == names
+    assert find(tree, "study1/view1_frontal.jpg", base="patient00007") == "patient00007/study1/view1_frontal.jpg"
+    assert time.process_time() - began < 5, "some 0.1 s by an index; minutes where each name is compared with all"
+
+
+def test_hidden_files_and_folders_are_not_listed_and_named(tmp_path):
+    tree = list_tree(fill(tmp_path, "a.png", ".DS_Store", ".git/config", ".git/HEAD", "b/._a.png"))
+    assert list(tree.files) == ["a.png"] and tree.hidden == (".DS_Store", ".git", "b/._a.png")

@@ -45,6 +45,8 @@ FILL_TRIES = 4
 EFFECT_WEIGHT = 1.0
 # Steps over which the learning rate rises: the first ones would otherwise wreck features that took long to learn.
 WARM_UP = 20
+# Held-out images that are filled from one another.
+NEUTRAL_BATCH = 64
 # Keeps the root differentiable where a swap changes nothing.
 SMALLEST_EFFECT = 1e-6
 
@@ -138,7 +140,7 @@ def images_seen(config: AlignConfig, count: int) -> int:
 
 def _split_batch(config: AlignConfig) -> tuple[int, int]:
     """How many of a batch are alignment samples, and how many are ordinary."""
-    part = max(1, round(config.ratio * config.batch_size))
+    part = min(max(1, round(config.ratio * config.batch_size)), config.batch_size - 1)
     return part, config.batch_size - part
 
 
@@ -202,7 +204,7 @@ def swapped_accuracy(model: nn.Module, hosts: Batch, alignment: AlignmentSet, ge
     """
     pieces, answers = Pieces(alignment), []
     model.eval()
-    with torch.inference_mode():
+    with torch.no_grad():
         for images in hosts.images.split(how_many(hosts.images[0].nbytes, BATCH_BYTES, LARGEST_BATCH)):
             if len(pieces):
                 images = paste_segments(images, torch.zeros(len(images), *images.shape[2:], dtype=torch.bool), pieces, generator)
@@ -210,13 +212,23 @@ def swapped_accuracy(model: nn.Module, hosts: Batch, alignment: AlignmentSet, ge
     return (torch.cat(answers) == hosts.labels).double().mean().item()
 
 
-def neutral_images(hosts: Batch, alignment: AlignmentSet, generator: torch.Generator) -> list[Float[Tensor, "image channel height width"]]:
-    """Held-out images on which the shortcut tells nothing: with random spurious segments pasted in; nothing where there are none."""
+def neutral_images(hosts: Batch, alignment: AlignmentSet, generator: torch.Generator) -> Float[Tensor, "image channel height width"] | None:
+    """Held-out images on which the shortcut tells nothing; None where nothing is spurious.
+
+    As in a swap, what the probe finds in them is filled with another image's pixels, where the verdicts could be spread, and a random inspected
+    image's spurious segments are pasted in.
+    """
     pieces = Pieces(alignment)
     if not len(pieces):
-        return []
-    free = torch.zeros(len(hosts), *hosts.images.shape[2:], dtype=torch.bool)
-    return [paste_segments(hosts.images, free, pieces, generator)]
+        return None
+    neutral = []
+    for images, labels in zip(hosts.images.split(NEUTRAL_BATCH), hosts.labels.split(NEUTRAL_BATCH), strict=True):
+        free = torch.zeros(len(images), *images.shape[2:], dtype=torch.bool)
+        spread, filled = alignment.spread, images
+        if spread is not None:
+            filled = fill_segments(images, labels, spread.find(images), free, pieces, generator)
+        neutral.append(paste_segments(filled, free, pieces, generator))
+    return torch.cat(neutral)
 
 
 class Pieces:

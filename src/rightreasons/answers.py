@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from rightreasons.budget import BATCH_BYTES, how_many
-from rightreasons.data.loading import Batch, count_images, read_batches
+from rightreasons.data.loading import Batch, check_labels, count_images, read_batches
 from rightreasons.errors import ModelError
-from rightreasons.models import Classifier, Preset, as_classifier, model_device
+from rightreasons.models import Classifier, Preset, as_classifier, check_finite, model_device
 from rightreasons.progress import Advance
 from rightreasons.records import GroupScore
 
@@ -85,13 +85,15 @@ class Answers:
 
 
 def count_answers(model: nn.Module, dataset: Dataset, classes: int, advance: Advance) -> Answers:
-    """One pass over a split. Images whose label is none of the ``classes`` are not counted: the rehearsal has refused them."""
+    """One pass over a split. Raises DataError for a label that is none of the ``classes``, ModelError for logits that are not finite."""
     answers, count, done = Answers.none(classes), count_images(dataset), 0
     model.eval()
     for batch in read_batches(dataset):
-        with torch.inference_mode():
-            predicted = model(batch.images.to(model_device(model))).argmax(1).cpu()
-        answers.add(batch.labels, predicted)
+        with torch.no_grad():
+            logits = model(batch.images.to(model_device(model))).cpu()
+        check_labels(batch.labels, batch.indices, classes)
+        check_finite(logits, batch.images, batch.indices, "logits (at validation)")
+        answers.add(batch.labels, logits.argmax(1))
         done += len(batch)
         advance(done, count)
     return answers
@@ -212,7 +214,7 @@ def _right(classifier: Classifier, images: Tensor, labels: Tensor) -> Bool[Tenso
     classifier.eval()
     size = how_many(images[0].nbytes, BATCH_BYTES, 32)
     try:
-        with torch.inference_mode():
+        with torch.no_grad():
             answers = torch.cat([classifier(part.to(model_device(classifier))).argmax(1).cpu() for part in images.split(size)])
     except Exception:  # whatever somebody's own network raises on another input size: it cannot have been trained on that
         return None

@@ -21,7 +21,7 @@ from rightreasons.pipeline import Run
 from rightreasons.progress import Reporter
 from rightreasons.project import Project, find_in_project, open_project
 from rightreasons.records import Scores
-from rightreasons.runs import RunFolder, write_text
+from rightreasons.runs import RunFolder, to_json, write_text
 
 METRICS = tuple(field.name for field in dataclasses.fields(Scores) if not field.name.endswith(("groups", "intervals")))
 SHOWN = {"accuracy": "accuracy", "worst_group_accuracy": "worst group", "mu_align": "mu_align", "swap_flip_rate": "swap flips"}
@@ -156,7 +156,7 @@ def _run_one(study: Study, method: str, seed: int, out: Path, reporter: Reporter
         # 95 %, over whole objects; none where each image shows another.
         "intervals": dict(scores.intervals) or None,
     }
-    write_text(_result_path(study, out, method, seed), json.dumps(result, indent=2) + "\n")
+    write_text(_result_path(study, out, method, seed), to_json(result) + "\n")
 
 
 def _depends_on_critic(study: Study, method: str) -> bool:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rightreasons import cli_lvlm
+from rightreasons import cli_lvlm, cli_verdict
 from rightreasons.cli_common import AllowRemote, ConfigFile, Device, Out, default_folder, note_left_out, print_table, register
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(cli_lvlm.app, name="lvlm")
+# The exit code of `find` while a person has questions to answer.
+NOT_ANSWERED = 3
 
 
 def _show_version(wanted: bool) -> bool:
@@ -90,12 +92,13 @@ def inspect(
     out: Out = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print all of it as JSON on standard output, and nothing else.")] = False,
     decode: Annotated[bool, typer.Option("--decode", help="Decode every image as well, to find the broken ones.")] = False,
+    model: Annotated[bool, typer.Option("--model", help="Rehearse a configuration's network as well: read, explain and train for a step.")] = False,
 ) -> None:
     """Show what a folder is read as: counts per split, class and group, sizes, problems, and a contact sheet. Sends nothing."""
     from rightreasons.cli_data import show_survey, survey_path
 
     reporter = _reporter()
-    survey = survey_path(path, out, reporter, decode=decode)
+    survey = survey_path(path, out, reporter, decode=decode, model=model)
     typer.echo(json.dumps(survey, indent=2)) if as_json else show_survey(survey, reporter)
 
 
@@ -132,6 +135,7 @@ def find(
     )
     metrics = _finish(project, run, reporter)
     _show(metrics, folder, as_json)
+    _tell_of_questions(project, run)
     _refuse_silence(run)
 
 
@@ -161,6 +165,9 @@ def score(run_folder: Target, out: Out = None, as_json: AsJson = False, change: 
     project, run, target = _load(run_folder, out, change)
     metrics = _finish(project, run, reporter, folder=target, again=True)
     _show(metrics, target, as_json)
+
+
+register(app, "rightreasons verdict runs/parts 132 S1 spurious --by NAME")(cli_verdict.verdict)
 
 
 @register(app, "rightreasons bench decoy-mnist --seeds 1 --json")
@@ -276,7 +283,7 @@ def _show(metrics: dict[str, Any], folder: Any, as_json: bool) -> None:  # noqa:
         typer.echo(json.dumps(metrics, indent=2))
         return
     columns = {name: metrics[name] for name in ("before", "after", "rejected") if metrics[name]} | metrics["reference"]
-    title = f"{metrics['task']}: {metrics['outcome']}" + (" (simulated critic)" if metrics["critic"]["simulated"] else "")
+    title = f"{metrics['task']}: {metrics['outcome']}" + _who_judged(metrics["critic"])
     rows = []
     for key in ("accuracy", "worst_group_accuracy", "average_group_accuracy", "mu_align", "spurious_share", "swap_flip_rate"):
         values = [scores[key] for scores in columns.values()]
@@ -287,6 +294,31 @@ def _show(metrics: dict[str, Any], folder: Any, as_json: bool) -> None:  # noqa:
     if metrics["alignment"]:
         typer.echo(f"fine-tuning: {metrics['alignment']['outcome']}")
     typer.echo(f"report: {folder.path / 'report.html'}")
+
+
+def _who_judged(critic: dict[str, Any]) -> str:
+    """What must be known of the verdicts: that no model gave them. Nothing where a person has decided on every segment."""
+    if critic["segments"] and critic["overruled"] == critic["segments"]:
+        return " (verdicts by a person)"
+    return f" ({critic['backend']} critic)" if critic["backend"] in ("simulated", "scripted") else ""
+
+
+def _tell_of_questions(project: Project, run: Run) -> None:
+    """Where a person is the critic and has not answered yet, what to do next, and the exit code 3."""
+    from rightreasons.lvlm.human import WAITING, Human
+    from rightreasons.votes import settle_verdicts
+
+    if not any((verdict.problem or "").startswith(WAITING) for verdict in settle_verdicts(run.verdicts).values()):
+        return
+    critic = project.config.critic
+    for spec in dict.fromkeys((critic.lvlm, critic.judge or critic.lvlm)):
+        kind, _, file = spec.partition(":")
+        if kind == "human":
+            count, path = Human(file, project.root).count_waiting()
+            asked = "1 question" if count == 1 else f"{count} questions"
+            typer.echo(f"{asked} without an answer in {path}: write the answers there and run the same command again", err=True)
+    typer.echo(f"or decide segment by segment: `rightreasons verdict {run.folder.path} --list` prints what waits as a table to fill in", err=True)
+    raise typer.Exit(NOT_ANSWERED)
 
 
 def _refuse_silence(run: Run) -> None:

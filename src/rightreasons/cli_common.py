@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
@@ -15,6 +17,9 @@ import typer
 if TYPE_CHECKING:
     from rightreasons.progress import Reporter
 
+STOPPING = "stopping: answers under way are kept; the same command goes on"
+# Seconds from Ctrl-C to the end.
+LONGEST_STOP = 1.0
 # Of files that are left out, by name.
 MOST_NOTES = 20
 
@@ -74,8 +79,41 @@ def _use_device(name: str | None) -> str | None:
     return name
 
 
+def _stops_at_once(command: Callable[..., None]) -> Callable[..., None]:
+    """Ctrl-C ends the command with one line and exit code 130, and waits for nothing: whatever is written is written whole, and couriers go on."""
+
+    @wraps(command)
+    def wrapped(*args: object, **kwargs: object) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return command(*args, **kwargs)
+        before = signal.signal(signal.SIGINT, _interrupt)
+        try:
+            command(*args, **kwargs)
+        except KeyboardInterrupt:
+            _leave()
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    return wrapped
+
+
+def _interrupt(number: int, frame: object) -> None:
+    """Lets the command tidy up, but not for long: threads that read images or wait for answers would hold it."""
+    timer = threading.Timer(LONGEST_STOP, _leave)
+    timer.daemon = True
+    timer.start()
+    raise KeyboardInterrupt
+
+
+def _leave() -> None:
+    show_cursor = b"\x1b[?25h" if sys.stderr.isatty() else b""
+    os.write(2, show_cursor + STOPPING.encode() + b"\n")
+    os._exit(130)
+
+
 def _clear_errors(command: Callable[..., None]) -> Callable[..., None]:
     @wraps(command)
+    @_stops_at_once
     def wrapped(*args: object, **kwargs: object) -> None:
         from rightreasons.errors import RightReasonsError
         from rightreasons.lvlm.privacy import redact

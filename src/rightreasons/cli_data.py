@@ -17,8 +17,11 @@ from rightreasons.runs import make_private_folder, write_bytes
 from rightreasons.text import clean_text
 
 
-def survey_path(path: str, out: Path | None, reporter: Reporter, *, decode: bool) -> dict[str, Any]:
-    """Reads a folder, a table, a built-in task or a configuration's [data]; writes the contact sheet. Raises DataError as ``open_data`` does."""
+def survey_path(path: str, out: Path | None, reporter: Reporter, *, decode: bool, model: bool = False) -> dict[str, Any]:
+    """Reads a folder, a table, a built-in task or a configuration's [data]; writes the contact sheet. Raises DataError as ``open_data`` does.
+
+    With ``model`` a configuration's network is rehearsed on its data, and the errors are those of ``rehearse`` too.
+    """
     root, table = Path.cwd(), {"path": path}
     if path.endswith(".toml"):
         root, table = Path(path).parent, read_toml(Path(path)).get("data")
@@ -31,11 +34,22 @@ def survey_path(path: str, out: Path | None, reporter: Reporter, *, decode: bool
     with reporter.stage("list"):
         task = open_data(config, root=root, seed=0)
     survey = survey_task(task, reporter, decode=decode)
+    if model:
+        survey["model"] = _rehearse(path, reporter)
     folder = out or Path("runs") / "inspect" / Path(config.path).stem
     make_private_folder(folder, "folder")
     sheet = folder / "contact-sheet.png"
     write_bytes(sheet, draw_sheet(task, choose_rows(task)))
     return {**survey, "left_out": dict(task.skipped), "contact_sheet": str(sheet)}
+
+
+def _rehearse(path: str, reporter: Reporter) -> dict[str, str]:
+    from rightreasons.project import read_project
+
+    if not path.endswith(".toml"):
+        raise ConfigError(f"--model needs a configuration (a .toml file), which says what the network is, and {path} is none")
+    with reporter.stage("rehearse"):
+        return dict(read_project(Path(path)).rehearsal.found)
 
 
 def show_survey(survey: dict[str, Any], reporter: Reporter) -> None:
@@ -49,6 +63,10 @@ def show_survey(survey: dict[str, Any], reporter: Reporter) -> None:
     print_table("images", ["split", "group" if known else "class", "count"], rows)
     if survey["sizes"]:
         typer.echo("sizes: " + ", ".join(f"{size} ({count})" for size, count in list(survey["sizes"].items())[:5]))
+    for kind, (low, high) in survey["windows"].items():
+        typer.echo(f"black and white ({kind}): {low:g} and {high:g}")
+    if "model" in survey:
+        print_table("rehearsed with the network", ["", "found"], [[tried, clean_text(found)] for tried, found in survey["model"].items()])
     for problem in survey["problems"]:
         reporter.note(clean_text(problem))
     note_left_out(survey["left_out"], reporter, "--json names them all")

@@ -161,7 +161,12 @@ class AlignConfig(_Table):
     learning_rate: float = Field(default=5e-4, gt=0)
     batch_size: int = Field(default=64, ge=4)
     ratio: Share = 0.25
-    max_accuracy_drop: float = Field(default=0.15, ge=0, le=1, description="of validation accuracy; past it the original model is kept")
+    max_accuracy_drop: float = Field(
+        default=0.15,
+        ge=0,
+        le=1,
+        description="of held-out accuracy where the shortcut tells nothing; of plain accuracy, unless half of its fall is gained there",
+    )
 
 
 class RunConfig(_Table):
@@ -198,8 +203,12 @@ def match_descriptions(described: dict[str, ClassDescription], classes: tuple[st
     """``described`` in the order of ``classes``. Raises ConfigError for a class without a description, or a description without a class."""
     missing = [name for name in classes if name not in described]
     if missing:
+        spare = {name.casefold(): name for name in described if name not in classes}
+        near = difflib.get_close_matches(missing[0].casefold(), spare, n=1)
+        instead = f". There is [classes.{_key(spare[near[0]])}]: call it as the data do" if near else ""
         raise ConfigError(
-            f"a class without a description: {_quoted(missing)}. Add a table [classes.{_key(missing[0])}] with a description or an irrelevant"
+            f"a class without a description: {_quoted(missing)}. "
+            f"Add a table [classes.{_key(missing[0])}] with a description or an irrelevant{instead}"
         )
     unknown = [name for name in described if name not in classes]
     if unknown:

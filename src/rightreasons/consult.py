@@ -23,9 +23,12 @@ AskLVLM = Callable[[LVLM, Request], Answer]
 
 @dataclass(frozen=True)
 class Case:
-    """An image as it is put to the critic: ``shown`` has the pixels of each segment that carry its effect (-1 elsewhere), ``pictures`` shows them."""
+    """An image as it is put to the critic.
 
-    image: Float[Tensor, "channel height width"]
+    ``shown`` lies over the whole of it and has the pixels of each segment that carry its effect (-1 elsewhere); ``pictures`` shows them.
+    """
+
+    image: Float[Tensor, "channel image_height image_width"]
     shown: Int[Tensor, "height width"]
     pictures: Pictures
     subject: Subject
@@ -98,6 +101,5 @@ def _permute(case: Case, order: Sequence[int]) -> Case:
     """The same image with other IDs, and so with other colours and in another order."""
     shown = renumber(case.shown, order)
     subject = replace(case.subject, segments=renumber(case.subject.segments, order), order=tuple(order))
-    return replace(
-        case, shown=shown, pictures=render_pictures(case.image, shown), subject=subject, shares=[case.shares[segment] for segment in order]
-    )
+    pictures = render_pictures(case.image, shown, case.pictures.style)
+    return replace(case, shown=shown, pictures=pictures, subject=subject, shares=[case.shares[segment] for segment in order])

@@ -18,20 +18,21 @@ def map_in_order(
 ) -> list[T]:
     """The results in the order of ``rows``, whatever order they finish in. The first error, in time, keeps what has not started from starting.
 
-    ``stop`` is told of it, so that what has started asks for nothing new; its last requests are waited for.
+    ``stop`` is told of it, so that what has started asks for nothing new; its last requests are waited for, but not by whoever pressed Ctrl-C.
     """
     advance(0, len(rows))
-    with ThreadPoolExecutor(workers) as pool:
-        futures = [pool.submit(function, row) for row in rows]
-        try:
-            for done, future in enumerate(as_completed(futures), start=1):
-                future.result()
-                advance(done, len(rows))
-        except BaseException:
-            if stop is not None:
-                stop(LVLMUnavailable("the run is stopping"))
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    pool = ThreadPoolExecutor(workers)
+    futures = [pool.submit(function, row) for row in rows]
+    try:
+        for done, future in enumerate(as_completed(futures), start=1):
+            future.result()
+            advance(done, len(rows))
+    except BaseException as error:
+        if stop is not None:
+            stop(LVLMUnavailable("the run is stopping"))
+        pool.shutdown(wait=not isinstance(error, KeyboardInterrupt), cancel_futures=True)
+        raise
+    pool.shutdown()
     return [future.result() for future in futures]
 
 

@@ -5,7 +5,7 @@ RightReasonsError
 ├── DataError              a folder, an image, a label or a description that cannot be used
 │   └── UnreadableImage    one corrupt file: named, skipped and counted, never fatal alone
 ├── ModelError             a model that cannot be built, loaded, or does not fit the classes
-│   └── UnsupportedLayer   a function that the attribution's rescale rule does not cover
+│   └── UnsupportedLayer   a part of a model that the attribution cannot explain
 ├── MissingExtra           an optional package; names the extra that brings it
 └── LVLMError              the vision-language model
     ├── LVLMUnavailable    no server, no leave, no key: nothing was answered; the run can be resumed
@@ -15,7 +15,9 @@ RightReasonsError
     │   └── LVLMTimeout    no answer in time, or half of one: it may have been paid for
     ├── LVLMRefused        the provider's filter took the request for something that it will not answer
     ├── LVLMRejected       the server will not take this request as it is: a bad key, model or parameter
-    │   └── LVLMTooBig     too many or too large pictures
+    │   ├── LVLMUnclear    a refusal that nobody can place: it concerns one request until several in a row are refused so
+    │   └── LVLMTooBig     too large pictures, or more text and pictures than the context takes
+    │       └── LVLMTooMany  too many pictures in one request
     ├── LVLMOverBudget     the next request might cost more than is left; the run can be resumed
     └── LVLMProtocolError  what answered does not speak the protocol
 """
@@ -46,7 +48,7 @@ class ModelError(RightReasonsError):
 
 
 class UnsupportedLayer(ModelError):
-    """A function on the way from image to logits that the rescale rule does not cover."""
+    """Something on the way from image to logits that the attribution cannot explain: the rescale rule does not cover it, or a heatmap misses it."""
 
 
 class MissingExtra(RightReasonsError):
@@ -114,10 +116,20 @@ class LVLMRejected(LVLMError):
     may_be_paid = False
 
 
+class LVLMUnclear(LVLMRejected):
+    """The server will not take the request, and neither its status nor its words tell why. Another request may pass."""
+
+    outcome = "unclear"
+
+
 class LVLMTooBig(LVLMRejected):
-    """Too many pictures, or too large ones: one composite picture may do."""
+    """Too large pictures, or more than the context takes: one smaller picture of them all may do."""
 
     outcome = "too big"
+
+
+class LVLMTooMany(LVLMTooBig):
+    """More pictures than the model takes in one request: one composite picture may do."""
 
 
 class LVLMOverBudget(LVLMError):

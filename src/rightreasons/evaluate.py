@@ -12,8 +12,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from rightreasons.budget import BATCH_BYTES, LARGEST_BATCH, how_many
-from rightreasons.data.loading import Batch, StoredImages
-from rightreasons.models import model_device, output_entropy
+from rightreasons.data.loading import Batch, StoredImages, check_labels
+from rightreasons.models import check_finite, model_device, output_entropy
 from rightreasons.records import GroundTruth, GroupScore, Scores, Value
 from rightreasons.seeds import seeded
 
@@ -62,13 +62,15 @@ class VerdictAgreement:
 
 
 def predict_labels(model: nn.Module, batches: Iterable[Batch]) -> Predictions:
-    """One pass over batches."""
+    """One pass over batches. Raises ModelError for logits that are not finite, DataError for a label that no logit stands for."""
     model.eval()
     device = model_device(model)
     columns: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
-    with torch.inference_mode():
+    with torch.no_grad():
         for batch in batches:
             logits = model(batch.images.to(device)).cpu()
+            check_finite(logits, batch.images, batch.indices, "logits (at scoring)")
+            check_labels(batch.labels, batch.indices, logits.shape[1])
             columns.append((batch.indices, batch.labels, logits.argmax(1), output_entropy(logits)))
     return Predictions(*(torch.cat(parts) for parts in zip(*columns, strict=True)))
 
@@ -206,7 +208,7 @@ def count_flips(
         rows, chosen = (torch.tensor(column) for column in zip(*pairs[start : start + size], strict=True))
         clean = hosts.images[rows]
         swapped = torch.where(masks[chosen][:, None], donors[chosen], clean)
-        with torch.inference_mode():
+        with torch.no_grad():
             before, after = (model(images.to(device)).argmax(1) for images in (clean, swapped))
         flips += int((before != after).sum())
     return flips, len(pairs)

@@ -94,8 +94,12 @@ def fused_request(
 
 
 def fused_schema(ids: Sequence[str]) -> dict[str, Any]:
-    """The JSON schema of an answer: evidence before verdict, every ID required, no others, and every text bounded."""
-    text = {"type": "string", "maxLength": LONGEST}
+    """The JSON schema of an answer: evidence before verdict, every ID required, no others.
+
+    Texts have no maxLength: xgrammar 0.2, which holds local models and several servers to a schema, takes no escape into a string
+    that has one, and a segment may cover quoted letters. The prompt says how long a text may be, and ``parse_fused`` cuts it.
+    """
+    text = {"type": "string"}
     segment = _object({"covers": text, "reason": text, "verdict": {"type": "string", "enum": list(VALUES)}})
     return _object({"image_observation": text, "class_region": text, "segments": _object(dict.fromkeys(ids, segment))})
 
@@ -108,7 +112,7 @@ def parse_fused(text: str, ids: Sequence[str]) -> FusedAnswer:
     tagged = read_tagged(text, ids) if "{" not in text else None
     if tagged is not None:
         return FusedAnswer("", "", dict.fromkeys(ids, ""), read_values(tagged))
-    said = read_json(text)
+    said = read_json(text, ["segments"])
     segments = said.get("segments")
     if not isinstance(segments, dict) or not all(isinstance(part, dict) for part in segments.values()):
         raise MalformedAnswer('"segments" is not an object with an object for each segment')

@@ -1,13 +1,11 @@
 """Whether a repair did harm: how a model does on held-out images as they are, and where the shortcut tells nothing (docs/method.md, eq. 13).
 
 Held-out images carry the shortcut as the training images do, so that plain accuracy falls even when a repair is good: some of it was the
-shortcut's. With judged-spurious segments of random inspected images pasted in, and filled out where the probe finds them, the shortcut tells
+shortcut's. With judged-spurious segments of random inspected images pasted in, and what the probe finds in them filled out first, the shortcut tells
 nothing, and what is left is what the model knows of the classes.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -15,31 +13,27 @@ from torch import nn
 from rightreasons.align import AlignmentSet, neutral_images
 from rightreasons.data.loading import Batch
 from rightreasons.evaluate import Predictions, predict_labels
+from rightreasons.records import HeldOut
 from rightreasons.seeds import seeded
 
+SHOWN_AT_ONCE = 64
 # A class that got this share of the answers before and none after is lost.
 LOST_CLASS = 0.02
 # Of the plain accuracy that is lost beyond the bound, at least this share must come back where the shortcut tells nothing.
 LEAST_RETURN = 0.5
 
 
-@dataclass(frozen=True)
-class HeldOut:
-    """Accuracy on held-out images as they are and with the shortcut made useless (None without anything spurious), and the share of each answer."""
-
-    accuracy: float
-    neutral: float | None
-    answers: tuple[float, ...]
-
-
 def measure_held_out(model: nn.Module, plain: Predictions, hosts: Batch, alignment: AlignmentSet, seed: int) -> HeldOut:
     """``plain`` are the answers on the whole validation split, ``hosts`` some of its images. The same seed gives both models the same pictures."""
-    parts = neutral_images(hosts, alignment, seeded(seed, "guard"))
-    right = [predict_labels(model, [Batch(hosts.indices, images, hosts.labels)]).correct.double().mean().item() for images in parts]
+    images, neutral = neutral_images(hosts, alignment, seeded(seed, "guard")), None
+    if images is not None:
+        parts = zip(*(part.split(SHOWN_AT_ONCE) for part in (hosts.indices, images, hosts.labels)), strict=True)
+        neutral = predict_labels(model, [Batch(*part) for part in parts]).correct.double().mean().item()
+    model.eval()
     with torch.no_grad():
         classes = model(hosts.images[:1].to(next(iter(model.parameters())).device)).shape[1]
     shares = torch.bincount(plain.predicted, minlength=classes).double() / len(plain.predicted)
-    return HeldOut(plain.correct.double().mean().item(), sum(right) / len(right) if right else None, tuple(shares.tolist()))
+    return HeldOut(plain.correct.double().mean().item(), neutral, tuple(shares.tolist()))
 
 
 def find_harm(before: HeldOut, after: HeldOut, max_drop: float) -> str | None:

@@ -17,15 +17,14 @@ from rightreasons.attribute import attribute_images, part_size
 from rightreasons.budget import release_memory
 from rightreasons.config import Config, SegmentConfig
 from rightreasons.controls import control_rows
-from rightreasons.data.loading import Batch, StoredImages, count_images, read_batches, some_images
-from rightreasons.errors import DataError
+from rightreasons.data.loading import Batch, StoredImages, check_labels, count_images, own_pixels, read_batches, some_images
 from rightreasons.lettering import has_lettering
 from rightreasons.lvlm import LVLM
-from rightreasons.models import model_device
+from rightreasons.models import check_finite, model_device
 from rightreasons.progress import Advance, Reporter, describe_seconds
 from rightreasons.records import Attribution, Pictures, Segmentation, Selection, Subject
-from rightreasons.render import STYLE, render_pictures, to_bytes
-from rightreasons.runs import RunFolder, write_bytes
+from rightreasons.render import FIRST_STYLE, LONGEST, STYLE, render_pictures, to_bytes
+from rightreasons.runs import RunFolder, write_bytes, write_text
 from rightreasons.sample import select_images
 from rightreasons.seeds import seeded
 from rightreasons.segment import segment_heatmaps, smooth_heatmaps
@@ -49,6 +48,7 @@ class Inspection:
     attribution: Attribution
     segmentation: Segmentation
     smooth: float
+    train: Dataset | None = None
 
     @property
     def judged(self) -> list[int]:
@@ -60,13 +60,20 @@ class Inspection:
         effect = shown_effect(self.attribution, self.segmentation, self.smooth, row)
         return Subject(int(self.selection.indices[row]), self.segmentation.segments[row], effect)
 
+    def image(self, row: int) -> Float[Tensor, "channel image_height image_width"]:
+        """One image as it is shown to the critic: the file's own pixels, where the data set has files, or else the network's; one at a time."""
+        if self.train is None or _picture_style(self.folder) == FIRST_STYLE:
+            return self.images[row]
+        own = own_pixels(self.train, int(self.images.indices[row]), LONGEST)
+        return self.images[row] if own is None else own.float() / 255
+
     def shown(self, row: int) -> Int[Tensor, "height width"]:
         """Of each segment of one image the pixels that carry its effect, -1 elsewhere."""
         return torch.where(self.segmentation.effect[row], self.segmentation.segments[row], -1)
 
     def pictures(self, row: int) -> Pictures:
         """What the critic is shown of one image, drawn where it has not been."""
-        return _draw(self.images, self.shown(row), row, self.folder)
+        return _draw(self, row)
 
     def rows(self, critic: LVLM) -> list[int]:
         """Whom ``consult`` is to be called with: the images with segments, and the controls, which have numbers below 0."""
@@ -86,7 +93,7 @@ def inspect_images(
     segmentation = folder.load_segmentation() or _segment(model, attribution, config, folder, reporter)
     release_memory()
     _report_outcomes(segmentation, attribution, reporter)
-    return Inspection(folder, images, selection, attribution, segmentation, segment_settings(model, config.segment)[0])
+    return Inspection(folder, images, selection, attribution, segmentation, segment_settings(model, config.segment)[0], train)
 
 
 def explain_images(
@@ -111,18 +118,23 @@ def explain_parts(
     first: int = 0,
     progress: Advance = lambda done, total: None,
 ) -> Iterator[Attribution]:
-    """The heatmaps of a few images at a time, in order, from row ``first`` on: as many as are worth saving before the next are begun."""
+    """The heatmaps of a few images at a time, in order, from row ``first`` on: as many as are worth saving before the next are begun.
+
+    Raises ModelError where one is not finite.
+    """
     chunk = None if config.attribute.chunk == "auto" else config.attribute.chunk
     size = chunk or part_size(model, baselines[:1], config.attribute.method)
     for start in range(first, len(images), size):
+        part = images[start : start + size]
         found = attribute_images(
             model,
-            images[start : start + size].to(baselines.device),
+            part.to(baselines.device),
             baselines,
             method=config.attribute.method,
             chunk=chunk,
             progress=lambda done, _, start=start: progress(start + done, len(images)),
         )
+        check_finite(found.heatmaps.cpu(), part, images.indices[start : start + size], "effects of the pixels (the heatmap)")
         yield Attribution(found.heatmaps.cpu(), found.targets.cpu(), found.completeness_error.cpu())
 
 
@@ -178,7 +190,7 @@ def warn_of_lettering(found: Inspection, reporter: Reporter) -> None:
         marked = []
         advance(0, len(found.judged))
         for done, row in enumerate(found.judged, start=1):
-            if has_lettering(to_bytes(found.images[row])):
+            if has_lettering(to_bytes(found.image(row))):
                 marked.append(int(found.images.indices[row]))
             advance(done, len(found.judged))
     if marked:
@@ -277,16 +289,29 @@ def _report_outcomes(segmentation: Segmentation, attribution: Attribution, repor
         reporter.note(f"the heatmaps' completeness error is {worst:.1%} in the median: they explain the model only in part")
 
 
-def _draw(images: StoredImages, shown: Int[Tensor, "height width"], row: int, folder: RunFolder) -> Pictures:
+def _draw(found: Inspection, row: int) -> Pictures:
     """The pictures of one image, from the run folder where they were drawn before."""
-    folder.pictures.mkdir(exist_ok=True, mode=0o700)
-    paths = {kind: folder.pictures / f"{int(images.indices[row]):06d}-{kind}.png" for kind in ("clean", "contours", "map")}
+    folder = found.folder
+    style = _picture_style(folder)
+    paths = {kind: folder.pictures / f"{int(found.images.indices[row]):06d}-{kind}.png" for kind in ("clean", "contours", "map")}
     if all(path.exists() for path in paths.values()):
-        return Pictures(**{kind: path.read_bytes() for kind, path in paths.items()}, style=STYLE)
-    drawn = render_pictures(images[row], shown)
+        return Pictures(**{kind: path.read_bytes() for kind, path in paths.items()}, style=style)
+    drawn = render_pictures(found.image(row), found.shown(row), style)
     for kind, path in paths.items():
         write_bytes(path, getattr(drawn, kind))
     return drawn
+
+
+def _picture_style(folder: RunFolder) -> str:
+    """In which style a run's pictures are drawn, as it is kept beside them; those from before it was kept are of the first one."""
+    path = folder.pictures / "style.txt"
+    if path.exists():
+        return path.read_text(encoding="utf-8")
+    if any(folder.pictures.glob("*.png")):
+        return FIRST_STYLE
+    folder.pictures.mkdir(exist_ok=True, mode=0o700)
+    write_text(path, STYLE)
+    return STYLE
 
 
 def _checked(batches: Iterable[Batch], count: int, classes: int, advance: Advance) -> Iterator[Batch]:
@@ -294,10 +319,7 @@ def _checked(batches: Iterable[Batch], count: int, classes: int, advance: Advanc
     done = 0
     advance(0, count)
     for batch in batches:
-        wrong = ((batch.labels < 0) | (batch.labels >= classes)).nonzero()[:, 0]
-        if len(wrong):
-            index, label = int(batch.indices[wrong[0]]), int(batch.labels[wrong[0]])
-            raise DataError(f"image {index} has the label {label}, and {classes} classes are described: labels count from 0 to {classes - 1}")
+        check_labels(batch.labels, batch.indices, classes)
         yield batch
         done += len(batch)
         advance(done, count)

@@ -95,7 +95,7 @@ def parse_verdicts(text: str, ids: Sequence[str]) -> dict[str, Value]:
 
     Raises MalformedAnswer unless it names exactly ``ids``, each once, with one of the three verdicts.
     """
-    said = (read_tagged(text, ids) if "{" not in text else None) or read_json(text)
+    said = (read_tagged(text, ids) if "{" not in text else None) or read_json(text, ids)
     check_ids(said, ids)
     return read_values(said)
 

@@ -211,7 +211,7 @@ def build_metrics(
             "spurious_fraction": spurious_fraction(run, task),
         },
         "segments": segment_scores(run, task.truth.get("train")),
-        "completeness_error": run.attribution.completeness_error.nanmedian().item(),
+        "completeness_error": _number(run.attribution.completeness_error.nanmedian()),
         "data": data_facts(run, task),
         "skipped_images": len(task.skipped),
         "before": stored_scores(before),
@@ -221,6 +221,11 @@ def build_metrics(
         "reference": {name: stored_scores(scores) for name, scores in (reference or {}).items()},
         "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
     }
+
+
+def _number(value: Tensor) -> float | None:
+    """A number for metrics.json, which has none that is not finite."""
+    return value.item() if value.isfinite() else None
 
 
 def stored_scores(scores: Scores) -> dict[str, Any]:

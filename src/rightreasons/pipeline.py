@@ -10,7 +10,6 @@ call on the same folder goes on where it stopped. Nothing here sees groups or gr
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,12 +23,11 @@ from torch.utils.data import Dataset, Subset
 from rightreasons import evaluate
 from rightreasons.align import AlignmentSet, align_model
 from rightreasons.answers import describe_input
-from rightreasons.attribute import check_attribution
 from rightreasons.budget import release_memory
 from rightreasons.config import Config, merge_tables, parse_config
 from rightreasons.consult import AskLVLM, Case, Panel, consult_case
 from rightreasons.controls import consult_control, control_rows, read_controls
-from rightreasons.data.loading import StoredImages, count_images, read_all, read_batches, some_images
+from rightreasons.data.loading import StoredImages, check_labels, count_images, read_all, read_batches, some_images
 from rightreasons.data.manifest import describe_leaks, find_leaks, list_hashes
 from rightreasons.descriptions import check_descriptions
 from rightreasons.dispatch import count_workers, map_in_order
@@ -45,17 +43,17 @@ from rightreasons.models import (
     Classifier,
     Preset,
     as_classifier,
-    check_model,
+    copy_model,
     hash_weights,
     load_checkpoint,
-    model_device,
     place_model,
     save_checkpoint,
     unwrap,
 )
 from rightreasons.outcome import Coverage, RunOutcome, count_coverage, decide_outcome, explain_outcome
 from rightreasons.progress import Logged, Reporter
-from rightreasons.records import Attribution, ClassDescription, Control, Critique, Segmentation, Selection, Verdict
+from rightreasons.records import Attribution, ClassDescription, Control, Critique, HeldOut, Segmentation, Selection, Verdict
+from rightreasons.rehearsal import rehearse
 from rightreasons.runs import RunFolder, write_atomically
 from rightreasons.seeds import seeded
 from rightreasons.spread import spread_verdicts
@@ -202,7 +200,7 @@ def find_shortcuts(
     if validation_set is None:
         train_set, validation_set = _hold_out(train_set, config.run.seed)
     model = as_classifier(model) if preset is None else Classifier(as_classifier(model).network, preset)
-    check_classifier(model, train_set, tuple(words), config)
+    rehearse(model, {"train": train_set, "validation": validation_set}, tuple(words), config)
     for asked in {id(backend): backend for backend in (lvlm, judge)}.values():
         asked.check()
     for note in check_descriptions(ordered):
@@ -210,7 +208,7 @@ def find_shortcuts(
     folder, splits = RunFolder(Path(out)), {"train": train_set, "validation": validation_set}
     manifest = f"{type(train_set).__name__} of {count_images(train_set)}, model {hash_weights(model)}" + (f", {preset}" if preset else "")
     folder.start(config, manifest=manifest, root=Path.cwd(), splits=splits)
-    record_manifest(folder, splits, reporter)
+    record_manifest(folder, splits, len(words), reporter)
     return find(
         config,
         folder,
@@ -259,6 +257,7 @@ def find(
     model = place_model(model, first.images)
     reporter.note(describe_input(model, first.images))
     with folder.locked():
+        folder.load_verdicts()  # what a person wrote there is read before anything is paid for
         found = inspect_images(config, folder, model, train, validation, [item.name for item in descriptions], reporter)
         if lvlm.address is not None:
             warn_of_lettering(found, reporter)
@@ -277,7 +276,12 @@ def find(
             with reporter.stage("judge") as advance:
                 results = map_in_order(criticise, found.judged, workers=workers, advance=advance, stop=ledger.stop)
             calls, cached, cost = ledger.count("answered"), ledger.cached, ledger.cost_usd()
+        except KeyboardInterrupt:
+            ledger.leave()
+            raise
         finally:
+            for note in ledger.notes:
+                reporter.note(note)
             ledger.close()
         critiques = [critique for part, _ in results for critique in part]
         folder.save_controls(controls)
@@ -312,12 +316,18 @@ def find(
     return run
 
 
-def record_manifest(folder: RunFolder, splits: Mapping[str, Dataset], reporter: Reporter) -> None:
-    """Every image by its hash in manifest.jsonl, where that is not there yet; and a note where one image is in two splits."""
+def record_manifest(folder: RunFolder, splits: Mapping[str, Dataset], classes: int, reporter: Reporter) -> None:
+    """Every image by its hash in manifest.jsonl, where that is not there yet; and a note where one image is in two splits.
+
+    Raises DataError for a label that no class has.
+    """
     listed = folder.load_manifest()
     if listed is None:
         with folder.locked(), reporter.stage("manifest") as advance:
             listed = list_hashes(splits, advance)
+            for split in splits:
+                lines = [line for line in listed if line.split == split]
+                check_labels(torch.tensor([line.label for line in lines]), torch.tensor([line.index for line in lines]), classes, split)
             folder.save_manifest(listed)
     leaks = find_leaks(listed)
     if leaks:
@@ -337,7 +347,7 @@ def case_of(found: Inspection, row: int, descriptions: Sequence[ClassDescription
     """One inspected image as it is put to the critic."""
     shares = found.segmentation.shares[row, : found.segmentation.count(row)].tolist()
     label = int(found.selection.labels[row])
-    return Case(found.images[row], found.shown(row), found.pictures(row), found.subject(row), label, descriptions, shares)
+    return Case(found.image(row), found.shown(row), found.pictures(row), found.subject(row), label, descriptions, shares)
 
 
 def fix_shortcuts(run: Run, *, reporter: Reporter | None = None) -> nn.Module:
@@ -355,36 +365,44 @@ def fix(run: Run, *, reporter: Reporter, out: Path | None = None, accept: bool =
     """Fine-tunes into ``run.aligned``, and saves it as aligned.safetensors with the outcome in alignment.json.
 
     A repair that does harm is kept as rejected.safetensors, and the original is the result; ``accept`` takes it all the same.
-    The same verdicts and settings are not worked on twice; other ones start afresh. Raises ConfigError where the model's weights are not the
-    ones that ``find`` explained.
+    The same verdicts and settings are not worked on twice, and another ``max_accuracy_drop`` only judges again; others start afresh.
+    Raises ConfigError where the model's weights are not the ones that ``find`` explained.
     """
     _check_weights(run)
     folder = RunFolder(out or run.folder.path)
     folder.path.mkdir(parents=True, exist_ok=True, mode=0o700)
     config, job = run.config.align, alignment_job(run)
-    aligned = copy.deepcopy(run.model)
+    aligned = copy_model(run.model)
     with folder.locked():
         finished = folder.load_alignment(job)
         if finished is None:
             folder.save_masks(run.masks)
             checkpoint = folder.path / f"aligning-{job}.pt"
-            result = _repair(run, aligned, checkpoint, reporter)
+            result, held_out = _repair(run, aligned, checkpoint, reporter)
             name = "rejected" if result.outcome == "original kept" else "aligned"
             (folder.path / "rejected.safetensors").unlink(missing_ok=True)
             _save_weights(folder, name, aligned)
         else:
-            result, checkpoint = Alignment(**finished), None
+            checkpoint, held_out = None, folder.load_held_out()
+            result = _judge_again(Alignment(**finished), held_out, config.max_accuracy_drop)
         rejected = folder.path / "rejected.safetensors"
         run.rejected = None
+        # Under another bound than before, the repair is in the other of the two files.
+        if result.outcome == "original kept" and not rejected.exists():
+            load_checkpoint(aligned, folder.path / "aligned.safetensors")
+            _save_weights(folder, "rejected", aligned)
+        if result.outcome == "aligned" and rejected.exists():
+            load_checkpoint(aligned, rejected)
+            _save_weights(folder, "aligned", aligned)
         if result.outcome == "original kept":
-            repaired = copy.deepcopy(run.model)
+            repaired = copy_model(run.model)
             load_checkpoint(repaired, rejected)
             _save_weights(folder, "aligned", repaired if accept else run.model)
             result, run.rejected = (replace(result, outcome="accepted"), None) if accept else (result, repaired)
-        folder.save_alignment(job, vars(result), config.model_dump(by_alias=True))
+        folder.save_alignment(job, vars(result), config.model_dump(by_alias=True), held_out)
         if checkpoint is not None:
             checkpoint.unlink(missing_ok=True)
-        if result.outcome == "accepted":
+        if result.outcome != "original kept":
             rejected.unlink(missing_ok=True)
         load_checkpoint(aligned, folder.path / "aligned.safetensors")
     run.aligned, run.alignment = aligned, result
@@ -398,17 +416,26 @@ def fix(run: Run, *, reporter: Reporter, out: Path | None = None, accept: bool =
 
 
 def alignment_job(run: Run) -> str:
-    """What fine-tuning depends on, as a hash: settings, seed, weights, verdicts."""
-    described = f"{run.config.align!r} {run.config.run.seed} {hash_weights(run.model)} {count_images(run.train)}".encode()
-    return hashlib.sha256(described + run.masks.numpy().tobytes()).hexdigest()[:16]
+    """What fine-tuning depends on, as a hash: settings but the guard's bound, seed, weights, and what was judged spurious and relevant."""
+    settings = run.config.align.model_dump(exclude={"max_accuracy_drop"})
+    described = f"{settings} {run.config.data.flips} {run.config.run.seed} {hash_weights(run.model)} {count_images(run.train)}".encode()
+    return hashlib.sha256(described + run.masks.numpy().tobytes() + _relevant(run).numpy().tobytes()).hexdigest()[:16]
 
 
-def _repair(run: Run, model: nn.Module, checkpoint: Path, reporter: Reporter) -> Alignment:
-    """Fine-tunes ``model`` in place where a shortcut was found, and holds it against the original."""
+def _judge_again(result: Alignment, held_out: tuple[HeldOut, HeldOut] | None, max_drop: float) -> Alignment:
+    """A finished repair under the bound of now; what a person accepted stays accepted."""
+    if held_out is None or result.outcome not in ("aligned", "original kept"):
+        return result
+    harm = find_harm(*held_out, max_drop)
+    return replace(result, outcome="aligned" if harm is None else "original kept", reason=harm)
+
+
+def _repair(run: Run, model: nn.Module, checkpoint: Path, reporter: Reporter) -> tuple[Alignment, tuple[HeldOut, HeldOut] | None]:
+    """Fine-tunes ``model`` in place where a shortcut was found, and holds it against the original; with what the guard measured."""
     plain = _predict(run.model, run.validation)
     accuracy = plain.correct.double().mean().item()
     if run.outcome != "shortcut found":
-        return Alignment("nothing to change", accuracy, accuracy)
+        return Alignment("nothing to change", accuracy, accuracy), None
     alignment, seed = judged_alignment(run, reporter), run.config.run.seed
     hosts = some_images(run.validation, EPOCH_HOSTS, seeded(seed, "guard hosts"))
     before = measure_held_out(run.model, plain, hosts, alignment, seed)
@@ -416,7 +443,7 @@ def _repair(run: Run, model: nn.Module, checkpoint: Path, reporter: Reporter) ->
     after = measure_held_out(model, _predict(model, run.validation), hosts, alignment, seed)
     harm = find_harm(before, after, run.config.align.max_accuracy_drop)
     outcome = "aligned" if harm is None else "original kept"
-    return Alignment(outcome, before.accuracy, after.accuracy, before.neutral, after.neutral, harm)
+    return Alignment(outcome, before.accuracy, after.accuracy, before.neutral, after.neutral, harm), (before, after)
 
 
 def _save_weights(folder: RunFolder, name: str, model: nn.Module) -> None:
@@ -454,8 +481,12 @@ def align(model: nn.Module, run: Run, alignment: AlignmentSet, *, checkpoint: Pa
 
 def judged_alignment(run: Run, reporter: Reporter) -> AlignmentSet:
     """The inspected images with what was judged spurious and relevant in them, spread to the other training images where that can be done."""
-    relevant = build_masks(run.segmentation, run.selection, run.verdicts, kind="effect", value="relevant")
-    return build_alignment(run, run.masks, relevant, reporter)
+    return build_alignment(run, run.masks, _relevant(run), reporter)
+
+
+def _relevant(run: Run) -> Tensor:
+    """What was judged relevant in the inspected images, (image, height, width)."""
+    return build_masks(run.segmentation, run.selection, run.verdicts, kind="effect", value="relevant")
 
 
 def build_alignment(
@@ -473,14 +504,6 @@ def build_alignment(
             marked = int((spread.scores > 0).flatten(1).any(1).sum())
             reporter.note(f"the verdicts were spread: of {len(spread.scores)} training images {marked} have something that looks spurious")
     return AlignmentSet(inspected, masks, protected, spread)
-
-
-def check_classifier(model: nn.Module, train: Dataset, classes: tuple[str, ...], config: Config) -> None:
-    """Two images through the model. Raises ModelError unless its logits fit the classes, UnsupportedLayer where the attribution cannot explain it."""
-    images = next(read_batches(train, batch_size=2)).images
-    check_model(model, images, classes)
-    if config.attribute.method == "deeplift-shap":
-        check_attribution(model, images.to(model_device(model)))
 
 
 def _report_controls(controls: Sequence[Control], critic: LVLM, reporter: Reporter) -> None:

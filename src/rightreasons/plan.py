@@ -15,11 +15,12 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import torch
-from torch.utils.data import Dataset
+import torch.nn.functional as F
+from torch.utils.data import Dataset, TensorDataset
 
 from rightreasons.config import describe_difference
 from rightreasons.consult import Panel
-from rightreasons.data.loading import StoredImages, count_images
+from rightreasons.data.loading import StoredImages, count_images, read_batches
 from rightreasons.errors import ConfigError
 from rightreasons.inspection import Inspection, inspect_images, warn_of_lettering
 from rightreasons.judge import Example, read_examples
@@ -31,6 +32,7 @@ from rightreasons.pipeline import consult
 from rightreasons.progress import Reporter, Silent
 from rightreasons.project import Project, Role, go_on, open_role, prepare, project_of_run
 from rightreasons.records import Attribution, Segmentation, Selection
+from rightreasons.render import fit_size
 from rightreasons.runs import NEVER_USED, RunFolder
 from rightreasons.seeds import seeded
 from rightreasons.segment import AUTO_COMPONENTS
@@ -184,8 +186,9 @@ def _inputs(project: Project) -> tuple[Dataset, Dataset, list[str]]:
 
 def _stand_in(project: Project, folder: RunFolder) -> Inspection:
     """The first training image, cut into as many segments as there can be, and with the longest words that a prompt can have for it."""
-    images = StoredImages(project.task.splits["train"], [0])
-    height, width = images.shape[-2:]
+    first = next(read_batches(project.task.splits["train"], indices=[0], batch_size=1))
+    height, width = first.images.shape[-2:]
+    images = StoredImages(TensorDataset(F.interpolate(first.images, _largest_picture(project, (height, width))), first.labels), [0])
     wanted = project.config.segment.components
     corner = torch.arange(math.ceil(height / 3) * math.ceil(width / 3)).view(math.ceil(height / 3), -1)
     count = min(max(AUTO_COMPONENTS) if wanted == "auto" else wanted, corner.numel())
@@ -198,6 +201,12 @@ def _stand_in(project: Project, folder: RunFolder) -> Inspection:
     attribution = Attribution(torch.ones(1, height, width), labels, zero)
     segmentation = Segmentation(segments, segments >= 0, torch.ones(1, count), ("segmented",))
     return Inspection(folder, images, selection, attribution, segmentation, 0.0)
+
+
+def _largest_picture(project: Project, size: tuple[int, int]) -> tuple[int, int]:
+    """Height and width of the largest picture that an image can make, by the sizes of the files where the critic is shown those."""
+    files = [(int(height), int(width)) for width, _, height in (told.partition("x") for told in project.task.sizes)]
+    return max((fit_size(*one) for one in files or [size]), key=math.prod)
 
 
 def _open_silently(project: Project, role: Role) -> LVLM:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +20,11 @@ from rightreasons.lvlm import LVLM, open_lvlm
 from rightreasons.lvlm.hosts import read_host
 from rightreasons.lvlm.prices import required_price
 from rightreasons.lvlm.privacy import is_loopback
-from rightreasons.models import hash_weights, load_checkpoint, place_model, save_checkpoint
-from rightreasons.pipeline import Run, check_classifier, find, record_manifest
+from rightreasons.models import copy_model, hash_weights, load_checkpoint, place_model, save_checkpoint
+from rightreasons.pipeline import Run, find, record_manifest
 from rightreasons.progress import Reporter
 from rightreasons.records import ClassDescription
+from rightreasons.rehearsal import Rehearsal, rehearse
 from rightreasons.runs import RunFolder, write_atomically
 from rightreasons.seeds import seeded
 from rightreasons.sources import build_model, find_checkpoint, read_preset
@@ -42,6 +42,7 @@ class Project:
     task: Task
     descriptions: tuple[ClassDescription, ...]
     model: nn.Module
+    rehearsal: Rehearsal
 
     @property
     def manifest(self) -> str:
@@ -66,8 +67,8 @@ def open_project(tables: dict[str, Any], *, source: str, root: Path) -> Project:
     model = build_model(config.model, classes=len(task.classes), root=root, generator_seed=config.run.seed)
     if config.model.checkpoint:
         load_checkpoint(model, root / config.model.checkpoint)
-    check_classifier(model, task.splits["train"], task.classes, config)
-    return Project(config, root, task, descriptions, model)
+    rehearsal = rehearse(model, task.splits, task.classes, config, train_first=config.model.checkpoint is None)
+    return Project(config, root, task, descriptions, model, rehearsal)
 
 
 def read_project(path: Path) -> Project:
@@ -124,7 +125,7 @@ def prepare(project: Project, folder: RunFolder, reporter: Reporter) -> nn.Modul
     for problem in project.task.problems:
         reporter.note(problem)
     go_on(project, folder)
-    record_manifest(folder, project.task.splits, reporter)
+    record_manifest(folder, project.task.splits, len(project.task.classes), reporter)
     return trained_model(project, folder, reporter)
 
 
@@ -138,7 +139,8 @@ def open_role(project: Project, role: Role, allow_remote: tuple[str, ...]) -> LV
     """The backend of the critic or the judge. Raises RightReasonsError for one that cannot be used."""
     critic, truth = project.config.critic, project.task.truth.get("train")
     spec, base_url = critic.server(role)
-    return open_lvlm(spec, base_url=base_url, allow_remote=allow_remote, timeout=critic.timeout, truth=truth, seed=project.config.run.seed)
+    seed, root = project.config.run.seed, project.root
+    return open_lvlm(spec, base_url=base_url, allow_remote=allow_remote, timeout=critic.timeout, truth=truth, seed=seed, root=root)
 
 
 def price_file(project: Project) -> Path | None:
@@ -198,7 +200,7 @@ def _read_weights(model: nn.Module, path: Path) -> nn.Module | None:
     """A copy of the model with the weights of a file, where it is there."""
     if not path.exists():
         return None
-    other = copy.deepcopy(model)
+    other = copy_model(model)
     load_checkpoint(other, path)
     return other
 
@@ -213,7 +215,7 @@ def _read_old_criticism(folder: RunFolder) -> dict[str, Any]:
 
 def fresh_model(project: Project) -> nn.Module:
     """A copy of the project's model, ready to run."""
-    return place_model(copy.deepcopy(project.model), next(read_batches(project.task.splits["train"], batch_size=2)).images)
+    return place_model(copy_model(project.model), next(read_batches(project.task.splits["train"], batch_size=2)).images)
 
 
 def trained_model(project: Project, folder: RunFolder, reporter: Reporter) -> nn.Module:

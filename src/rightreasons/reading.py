@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rightreasons.records import Value
-from rightreasons.text import clean_text
+from rightreasons.text import clean_text, drop_thoughts
 
 VALUES: tuple[Value, ...] = ("relevant", "spurious", "unsure")
 # Past this an answer is no answer: the cap on tokens is far below it.
@@ -20,6 +20,10 @@ LONGEST_ANSWER = 200_000
 # quote that nothing closes is one token.
 _STRING_OR_SLIP = re.compile(r""""(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|["'].*|,(?=\s*[}\]])""", re.DOTALL)
 _NOISE = r"(?:[^\w\n]|_)"
+_BRACE_OR_STRING = re.compile(r'[{}]|"(?:[^"\\]|\\.)*(?:"|\Z)', re.DOTALL)
+_LIKE_AN_OBJECT = re.compile(r"\{\s*[\"']")
+# A model that thinks aloud uses some; past this an answer is no answer.
+MOST_BRACES = 500
 # An ID at the start of a line, with Markdown around it, in a numbered list or as "Segment S1".
 _ID = rf"{_NOISE}*(?:\d+[.)]{_NOISE}*)?(?:(?i:segment){_NOISE}+)?(S\d+)(?![^\W_])"
 _STARTS_WITH_ID = re.compile(_ID)
@@ -33,29 +37,26 @@ class MalformedAnswer(ValueError):
     """An answer that cannot be read as what was asked for."""
 
 
-def read_json(text: str) -> dict[str, Any]:
-    """The JSON object in ``text``, which may stand in a code fence or between words, with raw control characters.
+def read_json(text: str, keys: Sequence[str] = ()) -> dict[str, Any]:
+    """The JSON object in ``text``, which may stand after thoughts, in a code fence or between words, with raw control characters.
 
-    Commas before a bracket and single quotes are repaired. Raises MalformedAnswer where there is no object, or a key comes twice in one.
+    Where there are several, those with one of ``keys`` count, and all of them must say the same: an answer may be written twice, and a draft that
+    the last one overrules cannot be told from an answer. Commas before a bracket and single quotes are repaired.
+    Raises MalformedAnswer where there is no object, none that is meant, or a key comes twice in one.
     """
     if len(text) > LONGEST_ANSWER:
         raise MalformedAnswer(f"an answer of {len(text):,} characters")
-    found = text[text.find("{") : text.rfind("}") + 1] if "{" in text else ""
+    # Between tokens a control character is noise; inside a string json.loads takes it, and clean_text sees to it later.
+    written = re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufeff]", "", drop_thoughts(text))
+    found, problem = _find_objects(written)
+    if problem is not None and (found or "}" in written):
+        raise MalformedAnswer(f"not JSON: {problem}")
     if not found:
         raise MalformedAnswer(f"no JSON object in {clean_text(text[:80])!r}")
-    # Between tokens a control character is noise; inside a string json.loads takes it, and clean_text sees to it later.
-    written = re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufeff]", "", found)
-    try:
-        return _load(written)
-    except MalformedAnswer:
-        raise
-    except (ValueError, RecursionError) as error:
-        try:
-            return _load(_STRING_OR_SLIP.sub(_repair, written))
-        except MalformedAnswer:
-            raise
-        except (ValueError, RecursionError):
-            raise MalformedAnswer(f"not JSON: {clean_text(str(error))}") from error
+    meant = [said for said in found if said.keys() & set(keys)] or found
+    if any(said != meant[0] for said in meant):
+        raise MalformedAnswer(f"{len(meant)} JSON objects that do not say the same")
+    return meant[0]
 
 
 def read_tagged(text: str, ids: Sequence[str]) -> dict[str, Any] | None:
@@ -110,11 +111,59 @@ def read_conclusion(words: str) -> Value | None:
     return said.pop() if len(said) == 1 else None
 
 
-def _load(written: str) -> dict[str, Any]:
-    read = json.loads(written, strict=False, object_pairs_hook=_unique)
-    if not isinstance(read, dict):
-        raise MalformedAnswer("not a JSON object")
-    return read
+def _find_objects(written: str) -> tuple[list[dict[str, Any]], str | None]:
+    """Every JSON object that lies in no other one; and what is wrong with whatever looks like one and comes after the last that can be read."""
+    found: list[dict[str, Any]] = []
+    problem, at = None, 0
+    ends, repairable = _match_braces(written), 2 * LONGEST_ANSWER
+    for _ in range(MOST_BRACES):
+        at = written.find("{", at)
+        if at < 0:
+            return found, problem
+        try:
+            said, at = _DECODER.raw_decode(written, at)
+        except MalformedAnswer:
+            raise
+        except (ValueError, RecursionError) as error:
+            if not _LIKE_AN_OBJECT.match(written, at):
+                at += 1
+                continue
+            end = ends.get(at, at)
+            repairable -= end - at  # braces within braces would otherwise be repaired over and over
+            repaired = _repair_object(written[at:end]) if repairable > 0 else None
+            if repaired is None:
+                problem = problem or clean_text(str(error))
+                at += 1
+            else:
+                found.append(repaired)
+                problem, at = None, end
+        else:
+            found.append(said)
+            problem = None
+    return found, f"more than {MOST_BRACES} braces"
+
+
+def _match_braces(written: str) -> dict[int, int]:
+    """By the place of an opening brace, the place after the brace that closes it; strings in double quotes are passed over."""
+    ends: dict[int, int] = {}
+    opened: list[int] = []
+    for token in _BRACE_OR_STRING.finditer(written):
+        if token.group() == "{":
+            opened.append(token.start())
+        elif token.group() == "}" and opened:
+            ends[opened.pop()] = token.end()
+    return ends
+
+
+def _repair_object(written: str) -> dict[str, Any] | None:
+    """The object in a text with the usual slips; None where there is none."""
+    try:
+        said = _DECODER.decode(_STRING_OR_SLIP.sub(_repair, written))
+    except MalformedAnswer:
+        raise
+    except (ValueError, RecursionError):
+        return None
+    return said if isinstance(said, dict) else None
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -130,3 +179,6 @@ def _repair(found: re.Match[str]) -> str:
     if token.startswith("'"):
         return '"' + re.sub(r'(?<!\\)"', r'\\"', token[1:-1].replace("\\'", "'")) + '"'
     return token if token.startswith('"') else ""
+
+
+_DECODER = json.JSONDecoder(strict=False, object_pairs_hook=_unique)

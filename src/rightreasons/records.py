@@ -122,7 +122,7 @@ class Verdict:
     """One segment judged. ``segment`` counts from 0; people and prompts see ``S1`` for 0.
 
     ``p`` is how likely it is spurious by the votes (None where nobody voted: a person's verdict), ``problem`` why there is no vote at all, and
-    ``doubt`` why a person should look at a verdict that there is.
+    ``doubt`` why a person should look at a verdict that there is. Of a person's verdict, ``by`` is who gave it and ``at`` when (ISO 8601).
     """
 
     index: int
@@ -132,6 +132,8 @@ class Verdict:
     problem: str | None = None
     p: float | None = None
     doubt: str | None = None
+    by: str | None = None
+    at: str | None = None
 
 
 @dataclass(frozen=True)
@@ -169,3 +171,12 @@ class Scores:
     groups: Mapping[str, GroupScore] = field(default_factory=dict)
     other_groups: Mapping[str, Mapping[str, GroupScore]] = field(default_factory=dict)
     intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Accuracy on held-out images as they are and with the shortcut made useless (None without anything spurious), and the share of each answer."""
+
+    accuracy: float
+    neutral: float | None
+    answers: tuple[float, ...]

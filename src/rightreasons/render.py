@@ -1,7 +1,9 @@
 """The pictures that a critic is shown: the clean image, the image with outlined segments, and the segments alone.
 
-PNG, at least 512 pixels, enlarged without smoothing. Outlines are two to three pixels wide with a white edge and leave the image
-inside them free. Segments are called S1, S2, ...: bare digits would collide with MNIST, letters with X-ray tags.
+PNG, of 512 to 1024 pixels along the longer side, enlarged without smoothing. The image may be finer than its segments, which are laid over the
+whole of it: a critic sees the file's own pixels, where small print and fine lesions are, and not the network's few. Outlines are two to three
+pixels wide with a white edge and leave the image inside them free. Segments are called S1, S2, ...: bare digits would collide with MNIST, letters
+with X-ray tags.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from torch import Tensor
 from rightreasons.records import Pictures
 
 SIDE = 512
+LONGEST = 1024
 MARGIN = 44
 FONT_SIZE = 22
 OUTLINE = 3
@@ -28,7 +31,10 @@ COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (213, 94, 0), (0, 114, 
 _PAPER = (255, 255, 255)
 _EMPTY = (60, 60, 60)
 # All that shapes a picture beside the image and its segments: part of a prompt's version, since the style of the marks alone moves verdicts.
-STYLE = f"side={SIDE} margin={MARGIN} font={FONT_SIZE} outline={OUTLINE} edge={EDGE} paper={_PAPER} empty={_EMPTY} colours={COLOURS} v1"
+_MARKS = f"margin={MARGIN} font={FONT_SIZE} outline={OUTLINE} edge={EDGE} paper={_PAPER} empty={_EMPTY} colours={COLOURS}"
+STYLE = f"side={SIDE}-{LONGEST} {_MARKS} own pixels v2"
+# The network's own pixels: a run that was begun so goes on so, since its answers are kept by what was shown.
+FIRST_STYLE = f"side={SIDE} {_MARKS} v1"
 
 
 @dataclass(frozen=True)
@@ -39,15 +45,14 @@ class _Label:
     colour: tuple[int, int, int]
 
 
-def render_pictures(image: Float[Tensor, "channel height width"], segments: Int[Tensor, "height width"]) -> Pictures:
-    """``segments`` counts from 0, with -1 where there is none. Images outside 0 to 1 are stretched to fit."""
-    factor = max(1, math.ceil(SIDE / min(segments.shape)))
-    clean = _enlarge(to_bytes(image), factor)
-    labels = _enlarge(segments.numpy().astype(np.int16), factor)
-    tags = _place_labels(segments, factor)
+def render_pictures(image: Float[Tensor, "channel image_height image_width"], segments: Int[Tensor, "height width"], style: str = STYLE) -> Pictures:
+    """``segments`` counts from 0, with -1 where there is none, and covers the whole image. Images outside 0 to 1 are stretched to fit."""
+    clean = _fit(to_bytes(image))
+    labels = _lay_over(segments.numpy().astype(np.int16), clean.shape[:2])
+    tags = _place_labels(segments, (clean.shape[0] / segments.shape[0], clean.shape[1] / segments.shape[1]))
     outlined = _annotate(_draw_outlines(clean, labels), tags)
     colours = np.array([*(COLOURS[i % len(COLOURS)] for i in range(int(segments.max()) + 1)), _EMPTY], dtype=np.uint8)
-    return Pictures(_png(Image.fromarray(clean)), _png(outlined), _png(_annotate(colours[labels], tags)), STYLE)
+    return Pictures(_png(Image.fromarray(clean)), _png(outlined), _png(_annotate(colours[labels], tags)), style)
 
 
 def to_bytes(image: Float[Tensor, "channel height width"]) -> np.ndarray:
@@ -59,8 +64,26 @@ def to_bytes(image: Float[Tensor, "channel height width"]) -> np.ndarray:
     return (shown * 255).round().byte().permute(1, 2, 0).contiguous().numpy()
 
 
-def _enlarge(pixels: np.ndarray, factor: int) -> np.ndarray:
-    return pixels.repeat(factor, 0).repeat(factor, 1)
+def fit_size(height: int, width: int) -> tuple[int, int]:
+    """Height and width in a picture: a whole number of times as large, until the longer side has 512 pixels; smaller where it has more than 1024."""
+    longer = max(height, width)
+    if longer > LONGEST:
+        return max(1, round(height * LONGEST / longer)), max(1, round(width * LONGEST / longer))
+    factor = math.ceil(SIDE / longer)
+    return height * factor, width * factor
+
+
+def _fit(pixels: np.ndarray) -> np.ndarray:
+    height, width = fit_size(*pixels.shape[:2])
+    smaller = height < pixels.shape[0] or width < pixels.shape[1]
+    resample = Image.Resampling.BILINEAR if smaller else Image.Resampling.NEAREST
+    return np.asarray(Image.fromarray(pixels).resize((width, height), resample))
+
+
+def _lay_over(labels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """A map over the whole of a picture of another size: each pixel takes the label that its centre lies in."""
+    rows, columns = ((np.arange(new) * 2 + 1) * old // (2 * new) for old, new in zip(labels.shape, shape, strict=True))
+    return labels[rows[:, None], columns]
 
 
 def _draw_outlines(clean: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -88,7 +111,7 @@ def _distance_to_other(labels: np.ndarray, reach: int) -> np.ndarray:
     return distance
 
 
-def _place_labels(segments: Int[Tensor, "height width"], factor: int) -> list[_Label]:
+def _place_labels(segments: Int[Tensor, "height width"], factors: tuple[float, float]) -> list[_Label]:
     """At the point of each segment that is farthest from its border; outside, with a line to it, where the label would not fit."""
     tags = []
     for segment in range(int(segments.max()) + 1):
@@ -97,8 +120,8 @@ def _place_labels(segments: Int[Tensor, "height width"], factor: int) -> list[_L
             continue
         depth = _depth(mask)
         row, column = divmod(int(depth.argmax()), mask.shape[1])
-        room = (2 * float(depth.max()) - 1) * factor
-        anchor = (round((column + 0.5) * factor), round((row + 0.5) * factor))
+        room = (2 * float(depth.max()) - 1) * min(factors)
+        anchor = (round((column + 0.5) * factors[1]), round((row + 0.5) * factors[0]))
         tags.append(_Label(f"S{segment + 1}", anchor, room >= 2.2 * FONT_SIZE, COLOURS[segment % len(COLOURS)]))
     return tags
 

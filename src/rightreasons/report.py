@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -29,8 +28,6 @@ from rightreasons.votes import settle_verdicts
 # Above this the page would be too heavy to open; the run folder has the rest.
 MOST_CARDS = 200
 MOST_WAITING = 200
-# In pixels: past the first a picture is shown with the second as its longer side. The files in the run folder are as the critic saw them.
-LARGEST_PICTURE, SMALLER_PICTURE = 1200, 640
 _COLUMNS = (
     ("accuracy", "Accuracy", "of all test images"),
     ("worst_group_accuracy", "Worst group", "accuracy of the group that fares worst"),
@@ -41,6 +38,11 @@ _COLUMNS = (
     ("swap_flip_rate", "Swap flip rate", "how often pasting such a segment in changes the answer; 0 is best"),
     ("mean_entropy", "Mean entropy", "of the output, in nats"),
 )
+
+
+# Of a picture on the page: its longer side in pixels, and how long a PNG may be before it is made a JPEG of that size.
+PAGE_SIDE = 600
+MOST_BYTES = 100_000
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class _Card:
     label: str
     predicted: str
     clean: str
+    proportions: str
     contours: str
     before: str
     after: str | None
@@ -136,12 +139,14 @@ def _card(run: Run, row: int, before: Float[Tensor, "height width"], after: Floa
         for segment in range(run.segmentation.count(row))
     ]
     scale = before.abs().max().clamp_min(1e-12)
+    clean = (run.folder.pictures / f"{index:06d}-clean.png").read_bytes()
     return _Card(
         index,
         run.descriptions[int(run.selection.labels[row])].name,
         run.descriptions[int(run.attribution.targets[row])].name,
-        _picture_url(run.folder.pictures / f"{index:06d}-clean.png"),
-        _picture_url(run.folder.pictures / f"{index:06d}-contours.png"),
+        _picture_url(clean),
+        " / ".join(map(str, Image.open(io.BytesIO(clean)).size)),
+        _picture_url((run.folder.pictures / f"{index:06d}-contours.png").read_bytes()),
         _heatmap_url(before / scale),
         None if after is None else _heatmap_url(after / scale),
         critiques,
@@ -162,20 +167,24 @@ def _heatmap_url(heatmap: Float[Tensor, "height width"]) -> str:
     return _image_url(Image.fromarray((pixels * 255).astype(np.uint8)))
 
 
-def _picture_url(path: Path) -> str:
-    """A picture that the critic saw, made smaller if the page would get too heavy with it."""
-    png = path.read_bytes()
-    with Image.open(io.BytesIO(png)) as picture:
-        return _data_url(png) if max(picture.size) <= LARGEST_PICTURE else _image_url(picture.convert("RGB"))
-
-
 def _image_url(image: Image.Image) -> str:
-    if max(image.size) > LARGEST_PICTURE:
-        image.thumbnail((SMALLER_PICTURE, SMALLER_PICTURE))
+    """As PNG, no larger than the page needs."""
+    image.thumbnail((PAGE_SIDE, PAGE_SIDE))
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return _data_url(buffer.getvalue())
 
 
-def _data_url(png: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+def _picture_url(png: bytes) -> str:
+    """A picture of the critic's for the page; a photograph as a smaller JPEG, so that a page of many can be sent around."""
+    if len(png) <= MOST_BYTES:
+        return _data_url(png)
+    picture = Image.open(io.BytesIO(png))
+    picture.thumbnail((PAGE_SIDE, PAGE_SIDE))
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=85)
+    return _data_url(buffer.getvalue(), "jpeg")
+
+
+def _data_url(content: bytes, kind: str = "png") -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

@@ -21,10 +21,11 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 
-from rightreasons.errors import UnsupportedLayer
-from rightreasons.models import Classifier
+from rightreasons.errors import ModelError, UnsupportedLayer
+from rightreasons.graph import find_frozen_part
+from rightreasons.models import as_classifier
 
-# Below this difference between input and baseline the quotient is mostly rounding, and the derivative half-way is its limit.
+# Below this difference between a curve's input and baseline the quotient is mostly rounding, and the derivative half-way is its limit.
 SMALLEST_DIFFERENCE = 1e-8
 
 ALTERNATIVE = 'Use [attribute] method = "integrated-gradients", which every differentiable model allows'
@@ -139,6 +140,8 @@ def weigh(model: nn.Module, images: Float[Tensor, "image channel height width"])
     # A gradient is asked for, though none is taken: it tells what depends on the image.
     with torch.enable_grad(), saved_tensors_hooks(drop, lambda nothing: nothing):
         logits = model(images.detach().clone().requires_grad_().clone())  # a model may work in place
+    if not logits.requires_grad:
+        raise ModelError(f"no gradient leads from the model's logits back to the image: {find_frozen_part(as_classifier(model).network)}")
     return logits.detach(), saved
 
 
@@ -164,7 +167,7 @@ def _names(model: nn.Module, tape: Tape) -> Iterator[None]:
     def leave(*_: object) -> None:
         tape.modules.pop()
 
-    network = model.network if isinstance(model, Classifier) else model  # the user's own, by the user's own names
+    network = as_classifier(model).network  # the user's own, by the user's own names
     for name, module in network.named_modules():
         hooks.append(module.register_forward_pre_hook(lambda *_, name=name: tape.modules.append(name)))
         hooks.append(module.register_forward_hook(leave))
@@ -312,7 +315,8 @@ class _Rescale(torch.autograd.Function):
         (z,), (baseline,) = ctx.saved_tensors, _current(ctx)
         delta_in = z - baseline
         multiplier = (ctx.function(z) - ctx.function(baseline)).div_(delta_in)
-        smallest = z.abs().mul_(torch.finfo(z.dtype).eps ** 0.5).add_(SMALLEST_DIFFERENCE) if ctx.curved else SMALLEST_DIFFERENCE
+        # What is linear by pieces keeps its digits however small the difference.
+        smallest = z.abs().mul_(torch.finfo(z.dtype).eps ** 0.5).add_(SMALLEST_DIFFERENCE) if ctx.curved else torch.finfo(z.dtype).tiny
         close = delta_in.abs() < smallest
         if close.any():
             places = close.nonzero(as_tuple=True)
@@ -392,7 +396,7 @@ class _RescaleMaxPool(torch.autograd.Function):
         delta_out = z.flatten(-2).gather(-1, argmax.flatten(-2)).view_as(argmax) - baseline_out
         cause = torch.where(delta_out >= 0, argmax, baseline_argmax).flatten(-2)
         delta_in = (z - baseline).flatten(-2).gather(-1, cause).view_as(argmax)
-        small = delta_in.abs() < SMALLEST_DIFFERENCE
+        small = delta_in.abs() < torch.finfo(z.dtype).tiny
         multiplier = torch.where(small, 1, delta_out / delta_in)
         routed = torch.zeros_like(z).flatten(-2).scatter_add(-1, cause, (gradient * multiplier).flatten(-2))
         return routed.view_as(z), None, None, None

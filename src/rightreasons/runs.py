@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import math
 import os
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -13,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -20,9 +22,10 @@ from torch.utils.data import Dataset
 
 from rightreasons.config import Config, describe_difference, read_config
 from rightreasons.data.manifest import Listed, compare_manifests, find_changed, list_hashes
-from rightreasons.errors import ConfigError
+from rightreasons.errors import ConfigError, ModelError
 from rightreasons.models import best_device
-from rightreasons.records import Attribution, Control, Critique, Outcome, Segmentation, Selection, Verdict
+from rightreasons.records import Attribution, Control, Critique, HeldOut, Outcome, Segmentation, Selection, Verdict
+from rightreasons.verdicts import read_verdicts
 
 # Settings that no stage up to the verdicts uses, or that change no answer; and those that only the critic's stage uses. The paths of data and
 # checkpoint may change, since what lies there is compared.
@@ -50,6 +53,26 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_text(path: Path, text: str) -> None:
     """A text file in UTF-8, written atomically."""
     write_bytes(path, text.encode())
+
+
+def to_json(value: Any) -> str:  # noqa: ANN401 -- whatever JSON can hold
+    """Valid JSON, indented. Raises ModelError, naming the keys, for a number that is not finite: JSON has no word for it."""
+    try:
+        return json.dumps(value, indent=2, allow_nan=False)
+    except ValueError as error:
+        where = next(_find_not_finite(value), "a value")
+        raise ModelError(f"{where} is not finite (NaN or infinite), so that nothing can be said of this run: look at the checkpoint") from error
+
+
+def _find_not_finite(value: object, place: str = "") -> Iterator[str]:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _find_not_finite(inner, f"{place}.{key}".strip("."))
+    elif isinstance(value, (list, tuple)):
+        for number, inner in enumerate(value):
+            yield from _find_not_finite(inner, f"{place}[{number}]")
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield place
 
 
 def make_private_folder(path: Path, name: str) -> None:
@@ -285,13 +308,22 @@ class RunFolder:
         write_text(self.path / "verdicts.jsonl", "".join(json.dumps(asdict(verdict), ensure_ascii=False) + "\n" for verdict in [*verdicts, *human]))
 
     def load_verdicts(self) -> list[Verdict] | None:
-        """verdicts.jsonl, read back, in the order in which verdicts were given."""
-        lines = self._read_lines("verdicts.jsonl")
-        return None if lines is None else [Verdict(**line) for line in lines]
+        """verdicts.jsonl, read back, in the order in which verdicts were given. Raises ConfigError naming a line that is none of this run."""
+        path = self.path / "verdicts.jsonl"
+        return read_verdicts(path, self.segment_counts()) if path.exists() else None
+
+    def segment_counts(self) -> dict[int, int] | None:
+        """How many segments each inspected image has, by its number; None before they are cut."""
+        selection, path = self._read_json("selection.json"), self.path / "segments.safetensors"
+        if selection is None or not path.exists():
+            return None
+        with safetensors.safe_open(path, "pt") as tensors:
+            counts = (tensors.get_tensor("shares") > 0).sum(1)
+        return dict(zip(selection["indices"], counts.tolist(), strict=True))
 
     def save_criticism(self, criticism: Mapping[str, Any]) -> None:
         """criticism.json: who judged, what it cost, and the weights that were explained."""
-        write_text(self.path / "criticism.json", json.dumps(criticism, indent=2, allow_nan=False) + "\n")
+        write_text(self.path / "criticism.json", to_json(criticism) + "\n")
 
     def load_criticism(self) -> dict[str, Any] | None:
         """criticism.json, read back."""
@@ -299,7 +331,7 @@ class RunFolder:
 
     def save_scores(self, key: str, scores: Mapping[str, Any]) -> None:
         """scores.json: scores by what they depend on."""
-        write_text(self.path / "scores.json", json.dumps((self._read_json("scores.json") or {}) | {key: scores}, allow_nan=False) + "\n")
+        write_text(self.path / "scores.json", to_json((self._read_json("scores.json") or {}) | {key: scores}) + "\n")
 
     def load_scores(self, key: str) -> dict[str, Any] | None:
         """Scores of the same weights, data and verdicts; None where they were not scored."""
@@ -309,22 +341,32 @@ class RunFolder:
         """masks.safetensors."""
         self._save_tensors("masks", {"masks": masks})
 
-    def save_alignment(self, job: str, result: dict[str, Any], settings: dict[str, Any]) -> None:
-        """alignment.json: what fine-tuning came to, and for which verdicts and settings."""
-        write_text(self.path / "alignment.json", json.dumps({"job": job, "result": result, "settings": settings}, indent=2) + "\n")
+    def save_alignment(self, job: str, result: dict[str, Any], settings: dict[str, Any], held_out: tuple[HeldOut, HeldOut] | None = None) -> None:
+        """alignment.json: what fine-tuning came to, for which verdicts and settings, and what the harm guard measured before and after."""
+        measured = None if held_out is None else [asdict(model) for model in held_out]
+        stored = {"job": job, "result": result, "settings": settings, "held_out": measured}
+        write_text(self.path / "alignment.json", json.dumps(stored, indent=2, allow_nan=False) + "\n")
 
     def load_alignment(self, job: str | None = None) -> dict[str, Any] | None:
         """alignment.json's result, read back; where a ``job`` is given, only that one's."""
         stored = self._read_json("alignment.json")
         return stored["result"] if stored is not None and job in (None, stored["job"]) else None
 
+    def load_held_out(self) -> tuple[HeldOut, HeldOut] | None:
+        """What the harm guard measured, read back; None where it had nothing to judge."""
+        measured = (self._read_json("alignment.json") or {}).get("held_out")
+        if measured is None:
+            return None
+        before, after = (HeldOut(model["accuracy"], model["neutral"], tuple(model["answers"])) for model in measured)
+        return before, after
+
     def load_metrics(self) -> dict[str, Any] | None:
         """metrics.json, read back."""
         return self._read_json("metrics.json")
 
     def save_metrics(self, metrics: dict[str, Any]) -> None:
-        """metrics.json."""
-        write_text(self.path / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+        """metrics.json. Raises ModelError for a number that is not finite."""
+        write_text(self.path / "metrics.json", to_json(metrics) + "\n")
 
     def _save_tensors(self, name: str, tensors: dict[str, Tensor]) -> None:
         contiguous = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rightreasons.answers import Answers
 from rightreasons.data.loading import Batch
-from rightreasons.models import model_device, output_entropy
+from rightreasons.models import check_finite, model_device, output_entropy
 from rightreasons.records import Selection
 
 
@@ -38,8 +38,9 @@ def select_images(
     model.eval()
     device = model_device(model)
     for batch in batches:
-        with torch.inference_mode():
+        with torch.no_grad():
             logits = model(batch.images.to(device)).cpu()
+        check_finite(logits, batch.images, batch.indices, "logits (training images, at the choice of images)")
         if answers is not None:
             answers.add(batch.labels, logits.argmax(1))
         entropy = output_entropy(logits)

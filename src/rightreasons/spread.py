@@ -8,7 +8,7 @@ inspected (docs/method.md, eq. 12). Cross-validation over the inspected images s
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -44,14 +44,23 @@ FOLDS = 2
 
 @dataclass(frozen=True)
 class Spread:
-    """What the probe says of every training image, and its cross-validated ``recall`` of spurious cells."""
+    """What the probe says of every training image, and its cross-validated ``recall`` of spurious cells.
+
+    ``score`` gives the scores of images that are not of the training set.
+    """
 
     scores: Float[Tensor, "image row column"]
     recall: float
+    score: Callable[[Float[Tensor, "image channel height width"]], Float[Tensor, "image row column"]] | None = None
 
     def masks(self, indices: Int[Tensor, " chosen"], side: tuple[int, int]) -> Bool[Tensor, "chosen height width"]:
         """The pixels of these images that look like what was judged spurious."""
-        return F.interpolate(self.scores[indices][:, None], size=side, mode="bilinear", align_corners=False)[:, 0] > 0
+        return _enlarge(self.scores[indices], side)
+
+    def find(self, images: Float[Tensor, "image channel height width"]) -> Bool[Tensor, "image height width"]:
+        """The pixels of other images that look like what was judged spurious; none where the probe was not kept."""
+        side = (images.shape[2], images.shape[3])
+        return torch.zeros(len(images), *side, dtype=torch.bool) if self.score is None else _enlarge(self.score(images), side)
 
 
 def spread_verdicts(
@@ -78,18 +87,26 @@ def spread_verdicts(
         return None
     probe = _fit(features, cells)
     usual = (probe(features) > 0).sum((1, 2))[cells.with_some].float().median()
-    count, done = count_images(dataset), 0
-    scores = torch.full((count, features.shape[2], features.shape[3]), NOTHING)
-    for batch in read_batches(dataset, batch_size=size):
-        (maps,) = _read_features(model, layer, [batch.images])
+
+    def score(images: Float[Tensor, "image channel height width"]) -> Float[Tensor, "image row column"]:
+        (maps,) = _read_features(model, layer, [images])
         found = probe(maps)
         found[(found > 0).sum((1, 2)) < LEAST_AREA * usual] = NOTHING
         # A cell of which less than half is spurious was not learnt as such: one cell more on each side, or the shortcut's edge would stay.
-        scores[batch.indices] = F.max_pool2d(found[:, None], 3, stride=1, padding=1)[:, 0]
+        return F.max_pool2d(found[:, None], 3, stride=1, padding=1)[:, 0]
+
+    count, done = count_images(dataset), 0
+    scores = torch.full((count, features.shape[2], features.shape[3]), NOTHING)
+    for batch in read_batches(dataset, batch_size=size):
+        scores[batch.indices] = score(batch.images)
         done += len(batch)
         if progress is not None:
             progress(done, count)
-    return Spread(scores, recall)
+    return Spread(scores, recall, score)
+
+
+def _enlarge(scores: Float[Tensor, "image row column"], side: tuple[int, int]) -> Bool[Tensor, "image height width"]:
+    return F.interpolate(scores[:, None], size=side, mode="bilinear", align_corners=False)[:, 0] > 0
 
 
 @dataclass(frozen=True)
@@ -178,7 +195,7 @@ def _find_layer(model: nn.Module, images: Float[Tensor, "image channel height wi
 
     hooks = [module.register_forward_pre_hook(note) for module in model.modules() if isinstance(module, nn.Conv2d)]
     try:
-        with torch.inference_mode():
+        with torch.no_grad():
             model.eval()(images.to(model_device(model)))
     finally:
         for hook in hooks:

@@ -6,6 +6,17 @@ import re
 
 # Control characters but tab and newline, what turns the direction of text around, and halves of surrogate pairs, which no file can hold.
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2028\u2029\u2066-\u2069\ud800-\udfff\ufeff]")
+# How open models mark their thoughts, and what ends them. The opening mark is often part of the prompt, and the closing one is missing where the
+# thoughts used up the cap.
+_TAG = r"(?:seed:)?(?:think|thinking|thought|thoughts|reasoning)>"
+_OPENED = rf"<{_TAG}|\[THINK\]|\u25c1think\u25b7|<\|START_THINKING\|>|<\|channel\|>analysis"
+_CLOSED = rf"</{_TAG}|\[/THINK\]|\u25c1/think\u25b7|<\|END_THINKING\|>|<\|channel\|>final<\|message\|>"
+_THOUGHTS = re.compile(rf"\A.*(?:{_CLOSED})|\A\s*(?:{_OPENED}).*\Z", re.DOTALL)
+
+
+def drop_thoughts(text: str) -> str:
+    """What a model says after its thoughts; "" where it says nothing after them."""
+    return _THOUGHTS.sub("", text).strip()
 
 
 def clean_text(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,7 +16,8 @@ from torch.utils.data import Dataset
 
 from rightreasons.config import Flips
 from rightreasons.data.loading import Batch, count_images, read_batches
-from rightreasons.models import model_device
+from rightreasons.errors import ModelError
+from rightreasons.models import check_finite, model_device
 from rightreasons.progress import Advance
 from rightreasons.runs import write_atomically
 from rightreasons.seeds import seeded
@@ -29,7 +31,8 @@ class Recipe:
     """How long, how fast, and what. Adam; the learning rate falls to zero along a half cosine; ``gamma`` weighs the L2 norm of the weights.
 
     Over the first ``warm_up`` steps the learning rate rises from zero: Adam's first steps are as long as its rate, whatever the gradient.
-    ``layers`` train and the rest stays as it is: "all", the "last-blocks" (the later half of the layers that have weights), or the "head".
+    ``layers`` train and the rest stays as it is: "all", the "last-blocks" (the later half of the layers that have weights, in the order in which
+    the model calls them), or the "head", which is the last of them. Of these, weights that the user froze stay frozen, unless all of them are.
     """
 
     epochs: int
@@ -60,8 +63,10 @@ def train_model(
     batch do not leak into one another. With ``judge_epoch`` the model ends as it was after its best epoch: the latest that is no more than
     ``slack`` below the highest.
     Where the device is CUDA, the forward pass runs in half precision.
+
+    Raises ModelError where the model has no weights to train, and where training diverges: the weights are as they were before that step.
     """
-    chosen = [parameter for layer in _layers_to_train(model, recipe.layers) for parameter in layer.parameters(recurse=False)]
+    chosen = _weights_to_train(model, recipe.layers, lambda: next(batches(seeded(seed, "layers"))))
     # gamma ||theta||^2 has the gradient 2 gamma theta.
     optimizer = torch.optim.Adam(chosen, lr=recipe.learning_rate, weight_decay=2 * recipe.gamma)
     precision = _Precision(model_device(model))
@@ -82,7 +87,8 @@ def train_model(
                     optimizer.zero_grad(set_to_none=True)
                     with precision.forward():
                         value = loss(batch, generator)
-                    precision.step(value, optimizer, chosen)
+                    if not precision.step(value, optimizer, chosen):
+                        raise _divergence(model, chosen, batch, epoch, value.item())
             if judge_epoch is not None:
                 merit = judge_epoch(model)
                 if best is None or merit >= best[0] - slack:
@@ -109,12 +115,12 @@ def train_plainly(
     checkpoint: Path | None = None,
     progress: Advance | None = None,
 ) -> None:
-    """Cross-entropy on shuffled batches: ERM."""
+    """Cross-entropy on shuffled batches: ERM. A last batch of one image, on which batch norm cannot train, joins the one before."""
     count = count_images(dataset)
     device = model_device(model)
 
     def shuffled(generator: torch.Generator) -> Iterator[Batch]:
-        return read_batches(dataset, indices=torch.randperm(count, generator=generator), batch_size=batch_size)
+        return _join_single(read_batches(dataset, indices=torch.randperm(count, generator=generator), batch_size=batch_size))
 
     def cross_entropy(batch: Batch, generator: torch.Generator) -> Tensor:
         (images,) = flip_together(flips, generator, batch.images)
@@ -123,13 +129,27 @@ def train_plainly(
     train_model(
         model,
         batches=shuffled,
-        steps_per_epoch=math.ceil(count / batch_size),
+        steps_per_epoch=max(1, math.ceil((count - 1) / batch_size)),
         loss=cross_entropy,
         recipe=recipe,
         seed=seed,
         checkpoint=checkpoint,
         progress=progress,
     )
+
+
+def _join_single(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The batches, each of a single image joined to its neighbour."""
+    held: Batch | None = None
+    for batch in batches:
+        if held is not None and 1 in (len(held), len(batch)):
+            held = Batch(*(torch.cat([getattr(part, name) for part in (held, batch)]) for name in ("indices", "images", "labels")))
+            continue
+        if held is not None:
+            yield held
+        held = batch
+    if held is not None:
+        yield held
 
 
 def flip_together(flips: Flips, generator: torch.Generator, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -154,33 +174,80 @@ class _Precision:
     def forward(self) -> contextlib.AbstractContextManager[object]:
         return torch.autocast("cuda", dtype=self.kind) if self.enabled else contextlib.nullcontext()
 
-    def step(self, value: Tensor, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> None:
+    def step(self, value: Tensor, optimizer: torch.optim.Optimizer, parameters: list[Tensor]) -> bool:
+        """One step; False, and no step, where loss or gradient are not finite. A scaled gradient may overflow: the scaler leaves that step out."""
         self.scaler.scale(value).backward()
         self.scaler.unscale_(optimizer)
-        nn.utils.clip_grad_norm_(parameters, LONGEST_GRADIENT)
+        length = nn.utils.clip_grad_norm_(parameters, LONGEST_GRADIENT)
+        if not (value if self.scaler.is_enabled() else length).isfinite():
+            return False
         self.scaler.step(optimizer)
         self.scaler.update()
+        return True
 
 
-def _layers_to_train(model: nn.Module, which: str) -> list[nn.Module]:
-    """The modules that have weights of their own, in order, from the first that trains."""
+def _divergence(model: nn.Module, chosen: list[Tensor], batch: Batch, epoch: int, loss: float) -> ModelError:
+    """The error for a step whose loss or gradient is not finite: it names the image, where one alone is enough for that."""
+    model.eval()
+    where, device = f"training diverged in epoch {epoch + 1} (loss {loss:.3g})", model_device(model)
+    for row in range(len(batch)):
+        image = batch.images[row : row + 1]
+        logits = model(image.to(device)).float()
+        gradients = torch.autograd.grad(F.cross_entropy(logits, batch.labels[row : row + 1].to(device)), chosen, allow_unused=True)
+        length = sum(gradient.float().norm() for gradient in gradients if gradient is not None)
+        try:
+            check_finite((logits.sum(1) + length).detach().cpu(), image, batch.indices[row : row + 1], "logits or gradients")
+        except ModelError as error:
+            return ModelError(f"{where}: {error}")
+    return ModelError(f"{where} on images that are harmless one by one: lower the learning rate")
+
+
+def _weights_to_train(model: nn.Module, which: str, read: Callable[[], Batch]) -> list[Tensor]:
+    """What ``which`` names; a batch is read where that takes a look at the order of execution."""
     layers = [module for module in model.modules() if next(module.parameters(recurse=False), None) is not None]
-    first = {"all": 0, "last-blocks": len(layers) // 2, "head": len(layers) - 1}[which]
-    return layers[first:]
+    if which != "all" and layers:
+        order = _order_of_calls(model, read().images[:2])
+        layers.sort(key=lambda layer: order[layer])
+        layers = layers[{"last-blocks": len(layers) // 2, "head": len(layers) - 1}[which] :]
+    weights: list[Tensor] = [parameter for layer in layers for parameter in layer.parameters(recurse=False) if parameter.is_floating_point()]
+    if not weights:
+        raise ModelError(
+            f"the model has no weights to train (layers = {which!r}): a quantised or exported network has none; use the one it was made of"
+        )
+    return [parameter for parameter in weights if parameter.requires_grad] or weights
+
+
+def _order_of_calls(model: nn.Module, images: Tensor) -> dict[nn.Module, int]:
+    """When each module is last called. One that is never called itself, as its weights are used by the module that holds it, stands with that one."""
+    times, clock = {}, itertools.count(1)
+    hooks = [module.register_forward_pre_hook(lambda *_, name=name: times.update({name: next(clock)})) for name, module in model.named_modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            model(images.to(model_device(model)))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    order = {}
+    for name, module in model.named_modules():
+        while name and name not in times:
+            name = name.rpartition(".")[0]
+        order[module] = times[name]
+    return order
 
 
 @contextlib.contextmanager
-def _only_trainable(model: nn.Module, chosen: list[nn.Parameter]) -> Iterator[None]:
-    """No gradients are computed for what does not train."""
+def _only_trainable(model: nn.Module, chosen: list[Tensor]) -> Iterator[None]:
+    """Gradients are computed for what trains, and for nothing else."""
     kept = {id(parameter) for parameter in chosen}
-    frozen = [parameter for parameter in model.parameters() if id(parameter) not in kept and parameter.requires_grad]
-    for parameter in frozen:
-        parameter.requires_grad_(False)
+    changed = [parameter for parameter in model.parameters() if parameter.requires_grad != (id(parameter) in kept)]
+    for parameter in changed:
+        parameter.requires_grad_(id(parameter) in kept)
     try:
         yield
     finally:
-        for parameter in frozen:
-            parameter.requires_grad_(True)
+        for parameter in changed:
+            parameter.requires_grad_(id(parameter) not in kept)
 
 
 def _freeze_statistics(model: nn.Module) -> None:

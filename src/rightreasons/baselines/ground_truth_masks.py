@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import nn
 
 from rightreasons.baselines import Bench
 from rightreasons.errors import ConfigError
+from rightreasons.models import copy_model
 from rightreasons.pipeline import align, build_alignment
 
 
@@ -21,6 +20,6 @@ def train(bench: Bench) -> nn.Module:
     found = [truth.mask(index) for index in run.selection.indices.tolist()]
     empty = torch.zeros(run.attribution.heatmaps.shape[1:], dtype=torch.bool)
     masks = torch.stack([empty if mask is None else mask for mask in found])
-    model = copy.deepcopy(run.model)
+    model = copy_model(run.model)
     align(model, run, build_alignment(run, masks, torch.zeros_like(masks), bench.reporter), reporter=bench.reporter)
     return model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -9,8 +10,10 @@ from typing import Any
 from rightreasons.config import DataConfig, Format
 from rightreasons.data import celeba, decoy_mnist, folder, huggingface, isic, labels, parquet, solar, spuco, stamps
 from rightreasons.data.assemble import assemble_task
+from rightreasons.data.beside import look_beside
 from rightreasons.data.task import Task
 from rightreasons.data.tree import IMAGE_SUFFIXES, Tree, list_tree
+from rightreasons.data.unread import describe_unread, list_unread
 from rightreasons.errors import DataError
 
 # A task's name may carry a variant: "decoy-mnist:packaged".
@@ -48,9 +51,13 @@ def open_data(config: DataConfig, *, root: Path, seed: int) -> Task:
             f"[data] path = {config.path!r}: {path} {what}; a folder of images, a table of labels (.csv, .tsv) or a built-in task is needed "
             f"({', '.join(_TASKS)})"
         )
-    tree = list_tree(path)
+    tree = look_beside(list_tree(path), config.names)
     kind = config.format if config.format != "auto" else _recognise(tree, config)
-    return assemble_task(_FORMATS[kind].list_images(tree, config), config, name=str(path), seed=seed)
+    listing = _FORMATS[kind].list_images(tree, config)
+    unread = list_unread(tree, listing)
+    task = assemble_task(listing, config, name=str(path), seed=seed)
+    problems = [*task.problems, *describe_unread(unread)]
+    return replace(task, problems=problems, not_read={kind: len(names) for kind, names in unread.items()})
 
 
 def task_defaults(path: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,14 +15,20 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from rightreasons.config import DataConfig
+from rightreasons.data.agree import agree_on_windows, check_masks
+from rightreasons.data.cells import most_classes
 from rightreasons.data.decode import Header, Mode, decode_mask, read_header
 from rightreasons.data.images import THREADS, ImageFiles, PixelCache, Reading, labels_of
 from rightreasons.data.listing import Entry, Listing
+from rightreasons.data.patients import guess_patients, split_folders_apart
 from rightreasons.data.splits import SPLITS, fill_splits, name_split, shared_patients
 from rightreasons.data.task import Task
+from rightreasons.data.window import Window
 from rightreasons.errors import DataError, UnreadableImage
 from rightreasons.records import GroundTruth
 
+# A class with fewer images in a validation or test split is told.
+FEW_IMAGES = 5
 # Headers that are read before work starts: of all images where there are no more than this, else of so many all over the listing.
 MOST_HEADERS = 2000
 
@@ -49,7 +56,10 @@ def assemble_task(listing: Listing, config: DataConfig, *, name: str, seed: int)
     _check_masks(entries, headers)
     mode = config.mode or _agree_on_mode(headers.images, problems)
     size = (config.size, config.size) if config.size is not None else _agree_on_size(headers.images)
-    reading = Reading(listing.open_source, mode, size, config.window, resize=config.size is not None)
+    window, windows = agree_on_windows(headers.images, listing, config, problems)
+    check_masks(entries, listing, problems)
+    _tell_mask_column(entries, listing, config, problems)
+    reading = Reading(listing.open_source, mode, size, window, resize=config.size is not None)
     cache = PixelCache()
     parts = {split: [entry for entry in entries if entry.split == split] for split in SPLITS}
     splits = {
@@ -61,24 +71,41 @@ def assemble_task(listing: Listing, config: DataConfig, *, name: str, seed: int)
             missing = classes[int((counts == 0).nonzero()[0])]
             fix = f"{made}; each class needs images of three patients for that, three images where no patients are known" if made else ""
             raise DataError(f"{name}: the {split} split has no readable image of class {missing!r}: each class needs some in each split{fix}")
+    problems += _tell_few(splits, classes)
     truth = {split: _ground_truth(part, listing, size) for split, part in parts.items()} if _has_truth(entries) else {}
     return Task(
         name,
         classes,
         splits,
-        _fingerprint(parts, listing),
+        _fingerprint(parts, listing, {} if config.window else windows),
         truth,
         skipped=left_out,
         told=f"{listing.told}{made}",
         problems=problems,
         sizes=_count_sizes(headers.images),
+        windows=windows,
     )
+
+
+def _tell_few(splits: Mapping[str, ImageFiles], classes: Sequence[str]) -> list[str]:
+    """A note on classes of which a validation or test split has so few images that its accuracy says little."""
+    few = []
+    for split in ("validation", "test"):
+        counts = torch.bincount(splits[split].labels, minlength=len(classes)).tolist()
+        few += [f"{count} of {name!r} in {split}" for name, count in zip(classes, counts, strict=True) if count < FEW_IMAGES]
+    more = ", ..." if len(few) > 6 else ""
+    return [f"few images: {', '.join(few[:6])}{more}; the accuracy of such a class says little, since one image is a large part of it"] if few else []
 
 
 def _name_classes(listing: Listing, config: DataConfig, problems: list[str]) -> tuple[list[Entry], tuple[str, ...]]:
     """The entries with the names of their classes as labels, and the names in order; [data] names goes before what the format calls them."""
     counts = Counter(entry.label for entry in listing.entries)
     labels = listing.classes or sorted(counts, key=_natural)
+    if listing.classes and not config.names and (unused := [label for label in labels if not counts[label]]):
+        raise DataError(
+            f"{listing.told}: no image has the label {unused[0]!r}, which the data name as a class: name every label, with '' for what is left out: "
+            f"[data] names = {{ {', '.join(f'{label!r} = {label if counts[label] else str()!r}' for label in labels[:12])} }}"
+        )
     unknown = [label for label in config.names if label not in labels]
     if unknown:
         raise DataError(f"[data] names has {unknown[0]!r}, which is no label of the data; the labels are {_some(labels)}")
@@ -94,9 +121,13 @@ def _name_classes(listing: Listing, config: DataConfig, problems: list[str]) -> 
     if len(classes) < 2:
         raise DataError(
             f"{listing.told}: {len(classes)} class(es) {_some(classes)}; at least two are needed. "
-            "If this is not the column of the labels, name it: [data.columns] label = ..."
+            f"If this is not the column of the labels, name it: [data.columns] label = ...{'; '.join(['', *problems])}"
         )
-    if len(classes) > max(20, len(listing.entries) // 2):
+    alike = Counter(unicodedata.normalize("NFKC", label).casefold().strip() for label in labels)
+    twice = [label for label in labels if alike[unicodedata.normalize("NFKC", label).casefold().strip()] > 1]
+    if twice and not config.names:
+        problems.append(f"the labels {_some(twice)} differ in case or spelling only, and are classes of their own: [data] names can make them one")
+    if len(classes) > most_classes(len(listing.entries)):
         raise DataError(
             f"{listing.told}: {len(classes)} different labels for {len(listing.entries)} images ({_some(classes)}): "
             "name the column that has the classes, [data.columns] label = ..."
@@ -110,15 +141,45 @@ def _take_splits(entries: Sequence[Entry], classes: Sequence[str], listing: List
     """The entries with their splits, and in words which of those were made here."""
     called = {word: name_split(word, where=listing.told) for word in {entry.split for entry in entries} if word is not None}
     given = [None if entry.split is None else called[entry.split] for entry in entries]
-    patients = [entry.patient for entry in entries]
-    splits = fill_splits(given, labels_of(entries, classes).tolist(), patients, seed=seed)
-    shared = shared_patients(splits, patients)
-    if shared:
-        problems.append(f"{len(shared)} patients have images in more than one split, such as {shared[0]!r}: the test may know them from training")
     made = [split for split in ("validation", "test") if split not in called.values()]
-    by = "with all images of a patient in one split" if any(patient is not None for patient in patients) else "class by class"
-    words = f"; {' and '.join(made)} made from the training images by seed {seed}, {by}" if made else ""
+    numbers, labels = labels_of(entries, classes).tolist(), [entry.label for entry in entries]
+    patients, inner = [entry.patient for entry in entries], _inner_of(entries, listing)
+    guess = guess_patients([entry.name for entry in entries], labels, inner) if _may_guess(listing, patients) else None
+    splits = fill_splits(given, numbers, guess.patients if guess else patients, seed=seed)
+    if guess and made and not _has_all(splits, numbers):
+        problems.append(f"what looks like patients ({guess.told}) is too few to keep apart: splits are made image by image, and may share a patient")
+        guess, splits = None, fill_splits(given, numbers, patients, seed=seed)
+    by = f", by {guess.told}" if guess else ""
+    shared = shared_patients(splits, guess.patients if guess else patients)
+    if shared:
+        problems.append(f"{len(shared)} patients have images in more than one split, such as {shared[0]!r}{by}: the test may know them from training")
+    apart = split_folders_apart(inner, labels, splits) if inner is not None and made and not guess else []
+    if apart:
+        problems.append(
+            f"{len(apart)} folders within classes have images in more than one split, such as {apart[0]!r}: if a folder is a patient's, name the "
+            "patients in a table with the columns filename, label and patient"
+        )
+    how = f"with all images of a patient in one split{by}" if guess or any(patient is not None for patient in patients) else "class by class"
+    words = f"; {' and '.join(made)} made from the training images by seed {seed}, {how}" if made else ""
     return [entry if entry.split == split else replace(entry, split=split) for entry, split in zip(entries, splits, strict=True)], words
+
+
+def _inner_of(entries: Sequence[Entry], listing: Listing) -> list[str] | None:
+    """The folders between each entry and its class, where folders are classes; some of the listing's entries may be gone."""
+    if listing.inner is None:
+        return None
+    place = {entry.name: folder for entry, folder in zip(listing.entries, listing.inner, strict=True)}
+    return [place[entry.name] for entry in entries]
+
+
+def _may_guess(listing: Listing, patients: Sequence[str | None]) -> bool:
+    """Whether files' names and folders may tell whose they are, as no column does."""
+    return listing.format in ("class-folders", "table") and not any(patient is not None for patient in patients)
+
+
+def _has_all(splits: Sequence[str], labels: Sequence[int]) -> bool:
+    """Whether every class is in every split."""
+    return len({*zip(splits, labels, strict=True)}) == len(SPLITS) * len(set(labels))
 
 
 def _read_headers(entries: Sequence[Entry], listing: Listing, left_out: dict[str, str]) -> Headers:
@@ -193,6 +254,16 @@ def _count_sizes(headers: Mapping[str, Header]) -> Counter[str]:
     return Counter(f"{header.width}x{header.height}" for header in headers.values())
 
 
+def _tell_mask_column(entries: Sequence[Entry], listing: Listing, config: DataConfig, problems: list[str]) -> None:
+    """A note where masks are the shortcut's by a column's name alone: sets for segmentation call the object's mask so."""
+    masked = sum(entry.mask is not None for entry in entries)
+    if masked and config.columns.mask is None and listing.format in ("table", "parquet", "huggingface"):
+        problems.append(
+            f"the masks of {masked} images are taken for masks of the shortcut, by their column's name: they count in scores, and for a simulated "
+            "critic or a baseline that is given masks. If they mark the object itself, rename that column"
+        )
+
+
 def _has_truth(entries: Sequence[Entry]) -> bool:
     return any(entry.attribute is not None or entry.attributes or entry.mask for entry in entries)
 
@@ -224,9 +295,11 @@ def _read_mask(entries: Sequence[Entry], listing: Listing, size: tuple[int, int]
     return mask if mask.any() else None
 
 
-def _fingerprint(parts: Mapping[str, Sequence[Entry]], listing: Listing) -> str:
-    """SHA-256 over splits, names, labels and lengths: it changes when a file is added, taken away or rewritten at another length."""
+def _fingerprint(parts: Mapping[str, Sequence[Entry]], listing: Listing, guessed: Mapping[str, Window]) -> str:
+    """SHA-256 over splits, names, labels, lengths and guessed windows: it changes when a file is added, taken away or rewritten at another length."""
     digest = hashlib.sha256(listing.format.encode())
+    for kind, (low, high) in guessed.items():
+        digest.update(f"{kind}\0{low!r}\0{high!r}\n".encode())
     for split, entries in parts.items():
         for entry in entries:
             digest.update(f"{split}\0{entry.name}\0{entry.label}\0{entry.bytes}\n".encode("utf-8", "surrogateescape"))

@@ -54,6 +54,7 @@ def list_images(tree: Tree, config: DataConfig) -> Listing:
     return Listing(
         "celeba", told, entries, tree.path, classes=(f"not {label}", label), problems=problems,
         left_out=tree.left_out | dict.fromkeys(missing, "named in the list, and not there"),
+        read=frozenset(filter(None, (_find(tree, stem) for stem in (ATTRIBUTES, PARTITION, IDENTITY)))),
     )  # fmt: skip
 
 

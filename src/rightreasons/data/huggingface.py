@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from rightreasons.config import DataConfig
+from rightreasons.data.columns import choose_columns, require_columns
 from rightreasons.data.listing import Listing, Source
 from rightreasons.data.rows import Rows, choose_image_column, list_rows, open_cell, split_name
-from rightreasons.data.table import match_columns, require_columns
 from rightreasons.data.tree import Tree
 from rightreasons.errors import DataError, MissingExtra
 
@@ -35,7 +35,7 @@ def list_images(tree: Tree, config: DataConfig) -> Listing:
     used: dict[str, str] = {}
     for split, part in parts.items():
         place = str(split or "rows")
-        used = _match(place, part.features, config, datasets)
+        used = _match(place, part, config, datasets, problems)
         label = part.features[used["label"]]
         class_names = label.names if isinstance(label, datasets.ClassLabel) else None
         classes = classes or (tuple(class_names) if class_names else None)
@@ -47,7 +47,7 @@ def list_images(tree: Tree, config: DataConfig) -> Listing:
         columns: dict[str, Sequence[Any]] = {role: part[column][:] for role, column in used.items() if role not in holders}
         if "mask" in holders:
             columns["mask"] = [cell is not None for cell in raw[holders["mask"]]]
-        entries += list_rows(Rows(place, columns, class_names, None if split is None else str(split), len(part)), problems)
+        entries += list_rows(Rows(place, columns, class_names, None if split is None else str(split), len(part)), problems, config.names)
     told = f"a dataset that Hugging Face's datasets saved ({', '.join(f'{role} {column!r}' for role, column in used.items())})"
 
     def open_source(name: str) -> Source:
@@ -55,14 +55,16 @@ def list_images(tree: Tree, config: DataConfig) -> Listing:
         part, holders = pixels[place]
         return open_cell(part[row][holders[role]], tree)
 
-    return Listing("huggingface", told, entries, open_source, classes=classes, problems=problems, left_out=tree.left_out)
+    return Listing("huggingface", told, entries, open_source, classes=classes, problems=problems, left_out=tree.left_out, read=frozenset(tree.files))
 
 
-def _match(place: str, features: Any, config: DataConfig, datasets: Any) -> dict[str, str]:  # noqa: ANN401 -- an extra
+def _match(place: str, part: Any, config: DataConfig, datasets: Any, problems: list[str]) -> dict[str, str]:  # noqa: ANN401 -- an extra
+    features = part.features
     chosen = config.columns.model_dump()
     holders = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
     mask = chosen["mask"] or "mask"
-    found = match_columns(place, [name for name in features if name not in holders], {**chosen, "image": None, "mask": None})
+    plain = [name for name in features if name not in holders]
+    found = choose_columns(place, plain, {**chosen, "image": None, "mask": None}, lambda column: part[column][:], problems, named=config.names)
     found.pop("mask", None)
     found["image"] = choose_image_column(place, [name for name in holders if name != mask], chosen["image"])
     if mask in holders:

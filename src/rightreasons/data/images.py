@@ -16,10 +16,11 @@ from jaxtyping import UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from rightreasons.data.decode import Mode, Window, decode_image
+from rightreasons.data.decode import Mode, decode_image, read_header
 from rightreasons.data.listing import Entry, Source
 from rightreasons.data.loading import Batch, collate
 from rightreasons.data.task import Fingerprint
+from rightreasons.data.window import Window, Windows
 from rightreasons.errors import UnreadableImage
 
 # Of decoded pixels, in bytes, for all splits of a task together.
@@ -57,7 +58,7 @@ class Reading:
     open_source: Callable[[str], Source]
     mode: Mode
     size: tuple[int, int]
-    window: Window | None
+    window: Window | Windows | None
     resize: bool
 
 
@@ -83,6 +84,21 @@ class ImageFiles(Dataset):
         with ThreadPoolExecutor(THREADS) as pool:
             found = list(pool.map(self._try, rows))
         return collate([(row, pixels.float() / 255, int(self.labels[row])) for row, pixels in zip(rows, found, strict=True) if pixels is not None])
+
+    def own_pixels(self, index: int, longest: int) -> UInt8[Tensor, "channel height width"]:
+        """The file's own pixels and proportions, made smaller where a side is longer than ``longest``; all of what ``[index]`` shows, and no more.
+
+        Raises UnreadableImage. Nothing is kept.
+        """
+        name, reading = self.entries[index].name, self.reading
+        try:
+            source = reading.open_source(name)
+            header = read_header(source)
+            scale = min(1.0, longest / max(header.width, header.height))
+            size = (max(1, round(header.height * scale)), max(1, round(header.width * scale)))
+            return decode_image(source, mode=reading.mode, size=size, window=reading.window)
+        except UnreadableImage as error:
+            raise UnreadableImage(f"{name}: {error}") from error
 
     @property
     def unreadable(self) -> list[int]:

@@ -20,8 +20,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rightreasons.config import DataConfig
+from rightreasons.data.cells import read_cell
+from rightreasons.data.columns import NAMES, match_columns
 from rightreasons.data.listing import Entry, Listing
-from rightreasons.data.table import NAMES, Table, match_columns, read_header, read_table
+from rightreasons.data.table import Table, read_header, read_table
 from rightreasons.data.tree import Tree, is_image
 from rightreasons.errors import DataError
 
@@ -59,6 +61,7 @@ def list_images(tree: Tree, config: DataConfig) -> Listing:
     image_column = _image_column(table.columns)
     assert image_column is not None  # by which the table was found
     labels, told = _read_labels(table, config)
+    unknown = sum(label is None for label in labels)
     artifacts = _artifacts_of_masks(tree) | _read_artifacts(tree, found)
     chosen = config.columns.attribute
     if chosen is not None and chosen not in artifacts:
@@ -67,6 +70,8 @@ def list_images(tree: Tree, config: DataConfig) -> Listing:
     masks = _find_masks(tree, [chosen] if chosen is not None else sorted(artifacts))
     entries, missing = [], []
     for row, (image, label) in enumerate(zip(table.column(image_column), labels, strict=True)):
+        if label is None:
+            continue
         name = _find_photograph(tree, image, table, row)
         if name is None:
             missing.append(image)
@@ -89,12 +94,15 @@ def list_images(tree: Tree, config: DataConfig) -> Listing:
         raise DataError(f"{table.path} names {len(missing)} photographs, such as {missing[0]}, and none of them is below {tree.root}")
     classes = (_match(table.columns).diagnoses or None) if config.columns.label is None else None
     problems = [f"{len(missing)} of {len(labels)} photographs of {found} are not there, such as {missing[0]}"] if missing else []
+    if unknown:
+        problems.append(f"{unknown} of {len(labels)} rows of {found} have no diagnosis and are left out")
     lists = f", artifacts {', '.join(sorted(artifacts))}, {len(masks)} masks" if artifacts else ""
     return Listing(
         "isic", f"ISIC: {found} ({told}){lists}", entries, tree.path, classes=classes,
         carries=(chosen or "artifact") if artifacts else None,
         other_attributes=tuple(sorted(artifacts)), problems=problems,
         left_out=tree.left_out | dict.fromkeys(missing, "named in the ground truth, and not there"),
+        read=frozenset(name for name in tree.files if name.count("/") < 2 and name.lower().endswith((".csv", ".json"))),
     )  # fmt: skip
 
 
@@ -136,16 +144,14 @@ def _match(columns: tuple[str, ...]) -> _Columns:
     return _Columns(diagnoses if len(diagnoses) >= FEWEST_DIAGNOSES else (), next((name for name in WORDED if name in columns), None))
 
 
-def _read_labels(table: Table, config: DataConfig) -> tuple[list[str], str]:
-    """The diagnosis of each row, and in words which columns told it."""
+def _read_labels(table: Table, config: DataConfig) -> tuple[list[str | None], str]:
+    """The diagnosis of each row, None if it has none, and in words which columns told it."""
     columns = _match(table.columns)
-    if config.columns.label is not None:
-        return table.column(config.columns.label), f"label {config.columns.label!r}"
-    if not columns.diagnoses:
-        assert columns.worded is not None  # by which the table was found
-        return table.column(columns.worded), f"label {columns.worded!r}"
+    worded = config.columns.label or (None if columns.diagnoses else columns.worded)
+    if worded is not None:
+        return [read_cell(cell, config.names) for cell in table.column(worded)], f"label {worded!r}"
     cells = [table.column(name) for name in columns.diagnoses]
-    labels = []
+    labels: list[str | None] = []
     for row, values in enumerate(zip(*cells, strict=True)):
         set_ = [name for name, value in zip(columns.diagnoses, values, strict=True) if _is_one(value, table, row)]
         if len(set_) != 1:
@@ -173,13 +179,13 @@ def _read_owners(tree: Tree, truth: Table) -> dict[str, str]:
             image = _image_column(columns)
             if image is not None and role in columns:
                 table = truth if tree.path(name) == truth.path else read_table(tree.path(name))
-                return {key: owner for key, owner in zip(table.column(image), table.column(role), strict=True) if owner}
+                return {key: owner for key, owner in zip(table.column(image), table.column(role), strict=True) if read_cell(owner)}
     return {}
 
 
 def _splits_of(table: Table, config: DataConfig) -> list[str | None]:
     column = match_columns(table.path, table.columns, {"split": config.columns.split}).get("split")
-    return [cell or None for cell in table.column(column)] if column is not None else []
+    return [read_cell(cell) for cell in table.column(column)] if column is not None else []
 
 
 def _read_artifacts(tree: Tree, truth: str) -> dict[str, set[str]]:
@@ -225,7 +231,7 @@ def _read_json_list(tree: Tree, name: str) -> dict[str, set[str]]:
 def _artifacts_of_masks(tree: Tree) -> dict[str, set[str]]:
     """Which images each artifact is on by its masks alone, for whoever drew those and wrote no list."""
     found: dict[str, set[str]] = {}
-    for name in tree.images():
+    for name in filter(is_image, tree.files):
         artifact = posixpath.basename(posixpath.dirname(name))
         if artifact in ARTIFACTS and _is_mask(name) and LESION not in name:
             found.setdefault(artifact, set()).add(_stem(name).removesuffix("_mask"))

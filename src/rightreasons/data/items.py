@@ -21,7 +21,7 @@ from rightreasons.errors import DataError
 IMAGE_KEYS = ("image", "img", "images", "pixel_values", "pixels")
 LABEL_KEYS = ("label", "labels", "target", "targets", "class")
 # Resizing with a bicubic filter, or added noise, takes values a little past 0 and 1; a normalisation takes those of some image far past.
-LOWEST, HIGHEST = -0.5, 2.0
+LOWEST, HIGHEST = -0.9, 2.0
 # A map-style dataset in one line of Python, to be copied from an error.
 WRAPPER = (
     "class Pairs(torch.utils.data.Dataset): __len__ = lambda self: len(data); __getitem__ = lambda self, i: ({image}, {label})"
@@ -76,12 +76,12 @@ def _read_image(image: object, index: int) -> Float[Tensor, "channel height widt
     low, high = (float(end) for end in pixels.aminmax())
     if low >= LOWEST and high <= HIGHEST:
         return pixels
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise DataError(f"image {index} has pixels that are NaN or infinite: mend it, or leave it out")
     raise DataError(f"image {index} has values from {low:.4g} to {high:.4g}, and 0 to 1 is expected: {_explain_range(low, high)}")
 
 
 def _explain_range(low: float, high: float) -> str:
-    if not (math.isfinite(low) and math.isfinite(high)):
-        return "NaN or infinite pixels come from the dataset or its transforms"
     if low < LOWEST:
         return (
             "it looks normalised. Leave the normalisation out of the dataset, and state it: find_shortcuts(..., "

@@ -35,7 +35,8 @@ class Listing:
 
     ``told`` says by what it was recognised; ``open_source`` gives the file of an entry's name, or of its mask's. ``classes`` is the order of the
     labels where the format has one, ``names`` what its labels are called; ``carries`` the attribute that is the shortcut, where only one of
-    them is. ``problems`` are sentences about the whole, ``left_out`` the files that are not read, and why.
+    them is. ``problems`` are sentences about the whole, ``left_out`` the files that are not read, and why; ``read`` names the files other than
+    images that were read. ``inner`` has the folders between an image and its class, where folders are classes.
     """
 
     format: str
@@ -48,3 +49,5 @@ class Listing:
     other_attributes: tuple[str, ...] = ()
     problems: Sequence[str] = ()
     left_out: Mapping[str, str] = field(default_factory=dict)
+    read: frozenset[str] = frozenset()
+    inner: Sequence[str] | None = None

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from rightreasons.budget import BATCH_BYTES, DRAWN_IMAGE_BYTES, KEPT_IMAGE_BYTES, LARGEST_BATCH, how_many
 from rightreasons.data.items import check_dataset, read_item
@@ -110,8 +110,24 @@ def read_all(dataset: Dataset, indices: Sequence[int] | Tensor, batch_size: int 
 def some_images(dataset: Dataset, count: int, generator: torch.Generator) -> Batch:
     """``count`` random images as one batch, or all where there are fewer, or as many as ``DRAWN_IMAGE_BYTES`` hold."""
     order = torch.randperm(count_images(dataset), generator=generator)[:count]
-    first = next(read_batches(dataset, indices=order, batch_size=1), None)
-    return read_all(dataset, order if first is None else order[: how_many(first.images.nbytes, DRAWN_IMAGE_BYTES)])
+    return read_all(dataset, fit_images(dataset, order, DRAWN_IMAGE_BYTES))
+
+
+def fit_images(dataset: Dataset, indices: Tensor, budget: int) -> Tensor:
+    """As many of the ``indices`` as have their images in ``budget`` bytes, by the size of the first that can be read."""
+    first = next(read_batches(dataset, indices=indices, batch_size=1), None)
+    return indices if first is None else indices[: how_many(first.images.nbytes, budget)]
+
+
+def own_pixels(dataset: Dataset, index: int, longest: int) -> UInt8[Tensor, "channel height width"] | None:
+    """The pixels of the file that an image was read from, no side longer than ``longest``; None where the dataset has no such files.
+
+    They show all of what the image shows, at the file's own proportions. Raises UnreadableImage.
+    """
+    if isinstance(dataset, Subset):
+        return own_pixels(dataset.dataset, dataset.indices[index], longest)
+    read: Callable[[int, int], Tensor] | None = getattr(dataset, "own_pixels", None)
+    return None if read is None else read(index, longest)
 
 
 def count_images(dataset: Dataset | DataLoader) -> int:
@@ -124,6 +140,15 @@ def count_images(dataset: Dataset | DataLoader) -> int:
     if count == 0:
         raise DataError(f"the dataset {type(dataset).__name__} is empty")
     return count
+
+
+def check_labels(labels: Int[Tensor, " image"], indices: Int[Tensor, " image"], classes: int, split: str = "") -> None:
+    """Raises DataError for a label that no class has."""
+    wrong = ((labels < 0) | (labels >= classes)).nonzero()[:, 0].tolist()
+    if wrong:
+        index, label = int(indices[wrong[0]]), int(labels[wrong[0]])
+        place = f" of {split}" if split else ""
+        raise DataError(f"image {index}{place} has the label {label}, and there are {classes} classes: labels count from 0 to {classes - 1}")
 
 
 def collate(items: Sequence[tuple[int, Tensor, int]]) -> Batch:

@@ -13,6 +13,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch.utils.data import Dataset
 
+from rightreasons.data.agree import describe_masks
 from rightreasons.data.images import ImageFiles
 from rightreasons.data.loading import count_images, read_all, read_batches
 from rightreasons.data.manifest import describe_leaks, find_leaks, list_hashes, name_image
@@ -41,6 +42,7 @@ class Row:
 def survey_task(task: Task, reporter: Reporter, *, decode: bool) -> dict[str, Any]:
     """Counts per split, class and group, and what is wrong, as JSON would have it. With ``decode`` every image is decoded once.
 
+    With ``decode`` every mask is read as well, and those that mark nothing or all of their image are counted.
     Of files only those are hashed whose length occurs in two splits: no other can be there twice.
     """
     if decode:
@@ -50,10 +52,11 @@ def survey_task(task: Task, reporter: Reporter, *, decode: bool) -> dict[str, An
                 for batch in read_batches(dataset):
                     done += len(batch)
                     advance(done, count_images(dataset))
+    masks = _count_masks(task, reporter) if decode else []
     compared = _comparable(task.splits)
     with reporter.stage("hash") as advance:
         leaks = find_leaks(list_hashes(compared, advance))
-    problems = [*task.problems, *([describe_leaks(leaks, compared)] if leaks else [])]
+    problems = [*task.problems, *masks, *([describe_leaks(leaks, compared)] if leaks else [])]
     if len(task.sizes) > 1:
         problems.append(f"images of {len(task.sizes)} sizes: [data] size resizes all of them to one, as do networks that come with a size")
     return {
@@ -62,8 +65,10 @@ def survey_task(task: Task, reporter: Reporter, *, decode: bool) -> dict[str, An
         "classes": list(task.classes),
         "splits": {split: _count_split(task, split) for split in task.splits},
         "sizes": dict(Counter(task.sizes).most_common(20)),
+        "windows": {kind: list(window) for kind, window in task.windows.items()},
         "images_in_two_splits": [[f"{split}: {name_image(compared[split], index)}" for split, index in leak.places] for leak in leaks],
         "left_out": dict(task.skipped),
+        "not_read": dict(task.not_read),
         "problems": problems,
     }
 
@@ -119,6 +124,21 @@ def _thumbnails(task: Task, row: Row) -> list[Image.Image]:
 def _fit(size: tuple[int, int]) -> tuple[int, int]:
     scale = THUMBNAIL / max(size)
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def _count_masks(task: Task, reporter: Reporter) -> list[str]:
+    """Sentences on the masks of all splits. Raises DataError for one that cannot be read."""
+    count, empty, full = 0, [], []
+    for split, truth in task.truth.items():
+        indices = list(truth.masked or ())
+        with reporter.stage(f"masks {split}") as advance:
+            for done, index in enumerate(indices, start=1):
+                mask = truth.mask(index)
+                if mask is None or mask.all():
+                    (empty if mask is None else full).append(f"that of {name_image(task.splits[split], index)}")
+                advance(done, len(indices))
+        count += len(indices)
+    return describe_masks(count, empty, full)
 
 
 def _count_split(task: Task, split: str) -> dict[str, Any]:

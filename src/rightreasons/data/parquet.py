@@ -5,7 +5,6 @@ from __future__ import annotations
 import bisect
 import json
 import posixpath
-import re
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -13,10 +12,10 @@ from itertools import accumulate
 from typing import Any
 
 from rightreasons.config import DataConfig
+from rightreasons.data.columns import choose_columns, require_columns
 from rightreasons.data.listing import Listing, Source
 from rightreasons.data.rows import Rows, choose_image_column, list_rows, open_cell, split_name
-from rightreasons.data.splits import find_split
-from rightreasons.data.table import match_columns, require_columns
+from rightreasons.data.splits import SHORT_SPLITS, split_of_path, split_words
 from rightreasons.data.tree import Tree
 from rightreasons.errors import DataError, MissingExtra
 
@@ -31,7 +30,7 @@ def recognise(tree: Tree, config: DataConfig) -> bool:
 
 
 def list_images(tree: Tree, config: DataConfig) -> Listing:
-    """Every row. A file whose name or folder is that of a split is of that split. Raises DataError where a column is missing."""
+    """Every row. The split is what the file's own name says, else its nearest folder's. Raises DataError if a column is missing."""
     try:
         import pyarrow.parquet as pq
     except ImportError as error:
@@ -40,13 +39,14 @@ def list_images(tree: Tree, config: DataConfig) -> Listing:
     classes: tuple[str, ...] | None = None
     images: dict[str, _ImageColumn] = {}
     used: dict[str, str] = {}
-    for name in (name for name in tree.files if name.endswith(SUFFIX)):
+    files = [name for name in tree.files if name.endswith(SUFFIX)]
+    for name in files:
         try:
             file = pq.ParquetFile(tree.path(name), memory_map=True)
         except (OSError, ValueError) as error:
             raise DataError(f"{tree.path(name)} is no Parquet file that can be read: {' '.join(str(error).split())[:200]}") from error
         schema = file.schema_arrow
-        used = _match(name, schema, config)
+        used = _match(name, file, config, problems)
         class_names = _class_names(schema, used["label"])
         classes = classes or (tuple(class_names) if class_names else None)
         stored = file.read(columns=[used[role] for role in ("label", "split", "attribute", "patient") if role in used])
@@ -57,9 +57,11 @@ def list_images(tree: Tree, config: DataConfig) -> Listing:
             present = file.read(columns=[used["mask"]]).column(used["mask"]).is_valid().to_pylist()
             columns["mask"] = present
         images[name] = _ImageColumn(file, {role: used[role] for role in ("image", "mask") if role in used})
-        entries += list_rows(Rows(name, columns, class_names, find_split(re.split(r"[\W_]+", name)), tree.files[name]), problems)
+        entries += list_rows(Rows(name, columns, class_names, split_of_path(name), tree.files[name]), problems, config.names)
     if not images:
         raise DataError(f"{tree.root} has no Parquet file (*{SUFFIX})")
+    if all(entry.split is None for entry in entries):
+        _check_short_names(files)
     told = f"{len(images)} Parquet file(s) ({', '.join(f'{role} {column!r}' for role, column in used.items())})"
     cache = _Groups()
 
@@ -67,7 +69,7 @@ def list_images(tree: Tree, config: DataConfig) -> Listing:
         place, row, role = split_name(name)
         return open_cell(cache.cell(place, images[place], row, role), tree)
 
-    return Listing("parquet", told, entries, open_source, classes=classes, problems=problems, left_out=tree.left_out)
+    return Listing("parquet", told, entries, open_source, classes=classes, problems=problems, left_out=tree.left_out, read=frozenset(files))
 
 
 class _ImageColumn:
@@ -102,12 +104,29 @@ class _Groups:
             return self._kept[key][offset].as_py()
 
 
-def _match(name: str, schema: Any, config: DataConfig) -> dict[str, str]:  # noqa: ANN401
+def _check_short_names(files: Sequence[str]) -> None:
+    """Raises DataError if the names of all files may be splits or languages."""
+    if len(files) > 1 and all(SHORT_SPLITS & {*split_words(posixpath.basename(name).removesuffix(SUFFIX))} for name in files):
+        raise DataError(
+            f"{' and '.join(files[:3])} may be training and test or Turkish and Telugu: call them train.parquet and test.parquet, "
+            "or give the tables a column 'split'"
+        )
+
+
+def _match(name: str, file: Any, config: DataConfig, problems: list[str]) -> dict[str, str]:  # noqa: ANN401
     """Which column of a file is what; pixels are in columns of bytes, or of records that hold bytes."""
+    schema = file.schema_arrow
     holders = [field.name for field in schema if _holds_bytes(field.type)]
     chosen = config.columns.model_dump()
     plain = [field.name for field in schema if field.name not in holders]
-    found = match_columns(posixpath.basename(name), plain, {**chosen, "image": None, "mask": None})
+    found = choose_columns(
+        posixpath.basename(name),
+        plain,
+        {**chosen, "image": None, "mask": None},
+        lambda column: file.read(columns=[column]).column(0).to_pylist(),
+        problems,
+        named=config.names,
+    )
     found["image"] = choose_image_column(name, [column for column in holders if column not in (chosen["mask"] or "mask")], chosen["image"])
     found.pop("mask", None)
     mask = chosen["mask"] or "mask"

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+from rightreasons.data.cells import read_cell
+from rightreasons.data.columns import NAMES
 from rightreasons.data.listing import Entry, Source
-from rightreasons.data.table import NAMES
 from rightreasons.data.tree import Tree
 from rightreasons.errors import DataError, UnreadableImage
 
@@ -28,28 +29,36 @@ class Rows:
     bytes: int
 
 
-def list_rows(rows: Rows, problems: list[str]) -> list[Entry]:
-    """One entry a row. Rows without a label are left out and counted."""
-    entries, empty = [], 0
-    for number, label in enumerate(rows.columns["label"]):
-        # Hugging Face writes -1 where a class is not known.
-        if label is None or label == "" or (rows.class_names is not None and label == -1):
-            empty += 1
+def list_rows(rows: Rows, problems: list[str], named: Container[str] = ()) -> list[Entry]:
+    """One entry a row. Rows without a label are left out and counted; ``named`` has the labels that [data] names speaks of.
+
+    Raises DataError for a number that stands for no class.
+    """
+    labels = [_name_label(rows, cell, named) for cell in rows.columns["label"]]
+    texts = {role: [read_cell(cell) for cell in rows.columns[role]] for role in ("split", "attribute", "patient") if role in rows.columns}
+    masked = rows.columns.get("mask")
+    entries = []
+    for number, label in enumerate(labels):
+        if label is None:
             continue
-        own = {role: _text(rows.columns[role][number]) for role in ("split", "attribute", "patient") if role in rows.columns}
+        own = {role: cells[number] for role, cells in texts.items()}
         entries.append(
             Entry(
                 f"{rows.place}{MARK}{number}",
-                rows.class_names[int(label)] if rows.class_names is not None else str(_text(label)),
+                label,
                 rows.split if rows.split is not None else own.get("split"),
                 own.get("patient"),
                 own.get("attribute"),
-                mask=f"{rows.place}{MARK}{number}{MARK}mask" if rows.columns.get("mask", [None] * (number + 1))[number] else None,
+                mask=f"{rows.place}{MARK}{number}{MARK}mask" if masked is not None and masked[number] else None,
                 bytes=rows.bytes,
             )
         )
-    if empty:
-        problems.append(f"{empty} rows of {rows.place} have no label and are left out")
+    if len(entries) < len(labels):
+        words = sorted({str(cell) for cell in rows.columns["label"] if isinstance(cell, str) and cell and read_cell(cell, named) is None})
+        hint = f"; {', '.join(map(repr, words[:3]))} counts as missing unless [data] names says what it is" if words else ""
+        problems.append(f"{len(labels) - len(entries)} rows of {rows.place} have no label and are left out{hint}")
+    if "patient" in texts and (unknown := texts["patient"].count(None)):
+        problems.append(f"{unknown} rows of {rows.place} have no patient: each counts as a patient of its own")
     return entries
 
 
@@ -90,7 +99,14 @@ def choose_image_column(place: str, candidates: Sequence[str], chosen: str | Non
     return likely[0] if likely else candidates[0]
 
 
-def _text(value: object) -> str | None:
-    if value is None:
+def _name_label(rows: Rows, cell: object, named: Container[str]) -> str | None:
+    """The label of a cell, by the class names if it is a number that stands for one; None if there is none."""
+    text = read_cell(cell, named)
+    if text is None or rows.class_names is None or (isinstance(cell, str) and cell in rows.class_names):
+        return text
+    # Hugging Face writes -1 for a class that is not known.
+    if text == "-1":
         return None
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+    if not text.isdigit() or int(text) >= len(rows.class_names):
+        raise DataError(f"{rows.place}: the label {text!r} stands for no class; the file names {len(rows.class_names)}, counted from 0")
+    return rows.class_names[int(text)]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -16,7 +17,11 @@ SPLITS: Mapping[str, tuple[str, ...]] = {
     "validation": ("validation", "val", "valid", "va", "dev", "1"),
     "test": ("test", "testing", "te", "2"),
 }
-# Of the images whose split is made here.
+# Words of two letters, which are languages as well ("tr" is Turkish and "te" Telugu).
+SHORT_SPLITS = frozenset(word for words in SPLITS.values() for word in words if len(word) == 2)
+# "trainset", "testdata": what follows the word for a split without a mark between them.
+_ENDING = re.compile(r"(?<=[a-z]{3})(set|data|images|imgs)$")
+# The share of the training images that becomes a split made here.
 HELD_OUT = 0.15
 
 
@@ -30,10 +35,34 @@ def name_split(word: str, *, where: str) -> str:
     raise DataError(f"{where}: the split {word!r} is not known; known are {valid}")
 
 
-def find_split(words: Iterable[str]) -> str | None:
-    """The split that one of the words of a name means; a number means none."""
-    plain = [word.lower() for word in words if not word.isdigit()]
-    return next((split for split, called in SPLITS.items() if any(word in called for word in plain)), None)
+def is_split(word: str) -> bool:
+    """Whether ``name_split`` knows a word."""
+    return any(word.strip().lower().removesuffix(".0") in words for words in SPLITS.values())
+
+
+def find_splits(name: str) -> set[str]:
+    """The splits that the words of a file's or folder's own name mean ("training_set-00000"). Numbers and words of two letters mean none."""
+    words = {_ENDING.sub("", word) for word in split_words(name)}
+    return {split for split, called in SPLITS.items() if any(len(word) > 2 and word in called for word in words)}
+
+
+def split_of_path(path: str) -> str | None:
+    """The split that a path means: by its last part that has a word for one, which is the file's own name before its folders.
+
+    Raises DataError if that part speaks of several splits ("train_test.parquet").
+    """
+    for part in reversed(path.split("/")):
+        found = find_splits(part)
+        if len(found) > 1:
+            raise DataError(f"{path}: the name {part!r} speaks of {' and '.join(sorted(found))}: let it name one split, or give a column 'split'")
+        if found:
+            return found.pop()
+    return None
+
+
+def split_words(name: str) -> list[str]:
+    """The words of a name in lower case, without digits: "TrainSet-01" has "train" and "set"."""
+    return [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[^\W\d_A-Z]+|[A-Z]", name)]
 
 
 def fill_splits(given: Sequence[str | None], labels: Sequence[int], patients: Sequence[str | None], *, seed: int) -> list[str]:

@@ -1,29 +1,19 @@
-"""A table of labels: CSV as spreadsheets and scripts write it, and its columns by the names that people give them."""
+"""A table of labels: CSV as spreadsheets and scripts write it, or one JSON object per line, as Hugging Face's metadata.jsonl has them."""
 
 from __future__ import annotations
 
 import csv
 import io
+import itertools
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from rightreasons.errors import DataError
 
-TABLE_SUFFIXES = {".csv", ".tsv"}
-# What a column is called in the tables that people have, likeliest first; compared without case, spaces, "_" and "-".
-NAMES: Mapping[str, tuple[str, ...]] = {
-    "image": (
-        "img_filename", "filename", "file_name", "image_path", "img_path", "image_file", "filepath", "file_path", "file", "path",
-        "image_name", "image_index", "image", "img", "image_id", "isic_id", "dicom", "sop_instance_uid", "patientId", "id",
-    ),
-    "label": ("y", "label", "labels", "class", "target", "diagnosis", "dx", "finding_labels", "category", "benign_malignant", "outcome"),
-    "split": ("split", "partition", "subset", "set"),
-    "attribute": ("a", "place", "attribute", "spurious", "shortcut", "confounder", "group"),
-    "patient": ("patient", "patient_id", "subject", "subject_id", "case_id", "lesion_id", "person"),
-    "mask": ("mask", "mask_path", "mask_file", "mask_filename"),
-}  # fmt: skip
-NEEDED = ("image", "label")
+JSON_LINES = ".jsonl"
+TABLE_SUFFIXES = {".csv", ".tsv", JSON_LINES}
 
 
 @dataclass(frozen=True)
@@ -49,6 +39,8 @@ class Table:
 
 def read_header(path: Path) -> tuple[str, ...]:
     """The names of a table's columns. Raises DataError for a file that is no table."""
+    if path.suffix.lower() == JSON_LINES:
+        return _json_columns(path, itertools.islice(_read_objects(path), 1))
     with path.open("rb") as file:
         start = file.read(2**16)
     # A character may be cut in two at the end of what was read: the whole lines are enough.
@@ -60,8 +52,11 @@ def read_header(path: Path) -> tuple[str, ...]:
 def read_table(path: Path) -> Table:
     """A CSV file in UTF-8 or UTF-16, with or without a byte-order mark; the separator is a comma, a semicolon, a tab or a bar; any line ends.
 
-    Raises DataError for a file that cannot be read so, naming the line.
+    A file of JSON lines is read as the table of its objects: a key that an object lacks is an empty cell. Raises DataError for a file that
+    cannot be read so, naming the line.
     """
+    if path.suffix.lower() == JSON_LINES:
+        return _read_json_table(path)
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -81,34 +76,34 @@ def read_table(path: Path) -> Table:
     return Table(path, columns, rows, lines)
 
 
-def match_columns(path: Path | str, columns: Iterable[str], chosen: Mapping[str, str | None] | None = None) -> dict[str, str]:
-    """Which of ``columns`` is the image, the label, the split, the attribute, the patient and the mask: as ``chosen``, else by its name.
-
-    Roles that no column fits are missing from the answer. Raises DataError for a chosen column that is not there.
-    """
-    columns = tuple(columns)
-    by_plain = {_plain(name): name for name in reversed(columns)}
-    found: dict[str, str] = {}
-    for role, named in (chosen or {}).items():
-        if named is not None:
-            if named not in columns:
-                raise DataError(f"{path} has no column {named!r}, which [data.columns] {role} names; its columns are {_quoted(columns)}")
-            found[role] = named
-    for role, names in NAMES.items():
-        match = next((by_plain[_plain(name)] for name in names if _plain(name) in by_plain and by_plain[_plain(name)] not in found.values()), None)
-        if role not in found and match is not None:
-            found[role] = match
-    return found
+def _read_json_table(path: Path) -> Table:
+    objects = list(_read_objects(path))
+    columns = _json_columns(path, objects)
+    return Table(path, columns, [[_write_cell(one.get(name)) for name in columns] for _, one in objects], [line for line, _ in objects])
 
 
-def require_columns(path: Path | str, columns: Iterable[str], found: Mapping[str, str]) -> None:
-    """Raises DataError where the image or the label is in none of the columns."""
-    for role in NEEDED:
-        if role not in found:
-            raise DataError(
-                f"{path} has no column for the {role}: expected one named {', '.join(NAMES[role])}; found {_quoted(columns)}. "
-                f"Name it: [data.columns] {role} = ..."
-            )
+def _write_cell(value: object) -> str:
+    return "" if value is None else value if isinstance(value, str) else json.dumps(value)
+
+
+def _json_columns(path: Path, objects: Iterable[tuple[int, Mapping[str, object]]]) -> tuple[str, ...]:
+    return _check_columns(path, list(dict.fromkeys(key for _, one in objects for key in one)))
+
+
+def _read_objects(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
+    """The objects of a file of JSON lines, and the line of each."""
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    read = json.loads(line)
+                    if not isinstance(read, dict):
+                        raise DataError(f"{path}, line {number}: a JSON object is expected, {{...}}, and {line.strip()[:40]!r} is none")
+                    yield number, read
+    except OSError as error:
+        raise DataError(f"cannot read the table {path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not one JSON object per line ({error})") from error
 
 
 def _parse(path: Path, content: bytes) -> Iterator[tuple[int, list[str]]]:
@@ -145,10 +140,6 @@ def _check_columns(path: Path, cells: list[str]) -> tuple[str, ...]:
     if twice is not None:
         raise DataError(f"{path} has two columns {twice!r}: give them different names")
     return columns
-
-
-def _plain(name: str) -> str:
-    return "".join(letter for letter in name.lower() if letter not in " _-")
 
 
 def _quoted(names: Iterable[str]) -> str:

@@ -21,8 +21,9 @@ class Task:
     correlation, where the task can make it. Neither ever reaches a stage above evaluate. ``manifest`` identifies the data.
 
     Of a folder, ``told`` says what it was read as and by what, and ``problems`` what a person should know of it; ``skipped`` has the files that
-    are left out, and why, and fills up with those that turn out to be unreadable. ``sizes`` counts the sizes ("640x480") of the files whose
-    headers were read.
+    are left out, and why, and fills up with those that turn out to be unreadable. ``not_read`` counts the other files by kind. ``sizes`` counts
+    the sizes ("640x480") of the files whose headers were read; ``windows`` has what is black and what is white in images of more than 8 bits, by
+    their kind in words.
     """
 
     name: str
@@ -35,6 +36,8 @@ class Task:
     told: str = "a built-in task"
     problems: Sequence[str] = ()
     sizes: Mapping[str, int] = field(default_factory=dict)
+    windows: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    not_read: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

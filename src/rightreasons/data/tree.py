@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import bisect
 import functools
-import itertools
 import os
 import posixpath
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
 
 from rightreasons.errors import DataError
@@ -18,12 +17,19 @@ IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".we
 
 @dataclass(frozen=True)
 class Tree:
-    """``files`` has the length in bytes of every file below ``root`` by its relative path, in order; ``left_out`` the links that are not followed."""
+    """``files`` has the length in bytes of every file below ``root`` by its relative path, in order; ``left_out`` the links that are not followed.
+
+    ``hidden`` has the hidden files and folders, which are not listed. ``beside`` has the files that lie beside images and are none of the data's,
+    with what they are ("mask", "thumbnail"); ``unnamed`` those that are images by their first bytes and not by their suffix.
+    """
 
     root: Path
     files: dict[str, int]
     folders: frozenset[str]
     left_out: dict[str, str]
+    hidden: tuple[str, ...] = ()
+    beside: Mapping[str, str] = field(default_factory=dict)
+    unnamed: frozenset[str] = frozenset()
 
     def path(self, name: str) -> Path:
         """The file of a relative path."""
@@ -31,21 +37,22 @@ class Tree:
 
     def below(self, folder: str) -> list[str]:
         """The names of the folders right below ``folder`` ("" is the root), in order."""
-        start = f"{folder}/" if folder else ""
-        return sorted(name[len(start) :] for name in self.folders if name.startswith(start) and "/" not in name[len(start) :] and name != folder)
+        return self._below.get(folder, [])
 
     def images(self, folder: str = "") -> list[str]:
-        """The files below ``folder`` that are images by their suffix."""
-        start = f"{folder}/" if folder else ""
-        first = bisect.bisect_left(self._names, start)
-        inside = itertools.takewhile(lambda name: name.startswith(start), itertools.islice(self._names, first, None))
-        return [name for name in inside if is_image(name)]
+        """The files below ``folder`` that are images, by their suffix or their first bytes, and no masks or thumbnails of other images."""
+        return _below(self._pictures, folder)
 
-    def find(self, name: str, *, where: Callable[[], str], base: str = "") -> str | None:
+    def inside(self, folder: str) -> list[str]:
+        """All files below ``folder``."""
+        return _below(self._names, folder)
+
+    def find(self, name: str, *, where: Callable[[], str], base: str = "", mask: bool = False) -> str | None:
         """The relative path of the file that a table in the folder ``base`` calls ``name``; None where there is no such file.
 
-        The suffix may be missing, and so may folders at the start of either path; those that both have must agree. Raises DataError, which
-        begins with ``where``, for a name that leaves the folder, or fits several files.
+        The suffix may be missing, and so may folders at the start of either path; those that both have must agree. Where an image and its mask
+        have the same name, ``mask`` says which is meant. Raises DataError, which begins with ``where``, for a name that leaves the folder, or
+        fits several files.
         """
         exact = posixpath.join(base, name)
         if exact in self.files:
@@ -67,35 +74,71 @@ class Tree:
         parts = relative.split("/")
         if self.left_out and any("/".join(parts[: count + 1]) in self.left_out for count in range(len(parts))):
             return None
-        candidates = self._by_name.get(posixpath.basename(relative), ())
-        # A folder that differs makes it another file: train/cat/1.png is not test/dog/1.png, though there be no other 1.png.
+        # A folder that differs makes it another file: train/cat/1.png is not test/dog/1.png, even if there is no other 1.png.
         written = relative if written.startswith("..") else written
-        agreeing = {candidate: _common_end(candidate, written) for candidate in candidates if _agrees(candidate, written)}
+        depth = written.count("/")
+        fits = self._tails(depth).get(written, [])
         # The longest agreement of the paths' ends decides between files of one name.
-        fits = [candidate for candidate, common in agreeing.items() if common == max(agreeing.values())]
+        shorter = (written.split("/", count)[-1] for count in range(1, depth + 1))
+        fits = fits or next((self._whole[end] for end in shorter if end in self._whole), [])
+        if len(fits) > 1:
+            fits = [candidate for candidate in fits if (self.beside.get(candidate) == "mask") == mask] or fits
         if len(fits) > 1:
             raise DataError(f"{where()} names {name!r}, which may be {fits[0]} or {fits[1]}: name it by its path below {self.root}")
         return fits[0] if fits else None
 
     def named(self, name: str) -> list[str]:
         """The files whose own name is ``name``, with or without the suffix of an image, in whatever folder."""
-        return self._by_name.get(name, [])
+        return self._tails(0).get(name, [])
+
+    @functools.cached_property
+    def _below(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for folder in sorted(self.folders):
+            found.setdefault(posixpath.dirname(folder), []).append(posixpath.basename(folder))
+        return found
 
     @functools.cached_property
     def _names(self) -> list[str]:
         return list(self.files)
 
     @functools.cached_property
-    def _by_name(self) -> dict[str, list[str]]:
-        """Files by their own name, with and without the suffix of an image."""
+    def _pictures(self) -> list[str]:
+        return [name for name in self.files if (is_image(name) or name in self.unnamed) and name not in self.beside]
+
+    @functools.cached_property
+    def _whole(self) -> dict[str, list[str]]:
+        """Files by their path, with and without the suffix of an image."""
         found: dict[str, list[str]] = {}
         for path in self.files:
-            name = posixpath.basename(path)
-            found.setdefault(name, []).append(path)
-            stem, suffix = posixpath.splitext(name)
-            if suffix.lower() in IMAGE_SUFFIXES:
-                found.setdefault(stem, []).append(path)
+            for key in self._spellings(path):
+                found.setdefault(key, []).append(path)
         return found
+
+    def _tails(self, depth: int) -> dict[str, list[str]]:
+        """Files by the end of their path: their own name, with and without the suffix of an image, and ``depth`` folders."""
+        if depth not in self._by_tail:
+            found: dict[str, list[str]] = {}
+            for path in self.files:
+                parts = path.split("/")
+                if len(parts) > depth:
+                    for key in self._spellings("/".join(parts[-depth - 1 :]), path):
+                        found.setdefault(key, []).append(path)
+            self._by_tail[depth] = found
+        return self._by_tail[depth]
+
+    def _spellings(self, name: str, path: str = "") -> tuple[str, ...]:
+        stem, suffix = posixpath.splitext(name)
+        return (name, stem) if suffix.lower() in IMAGE_SUFFIXES or (suffix and (path or name) in self.unnamed) else (name,)
+
+    @functools.cached_property
+    def _by_tail(self) -> dict[int, dict[str, list[str]]]:
+        return {}
+
+
+def _below(names: list[str], folder: str) -> list[str]:
+    """Those of sorted paths that are below a folder. In their order "0" follows "/"."""
+    return names[bisect.bisect_left(names, f"{folder}/") : bisect.bisect_left(names, f"{folder}0")] if folder else list(names)
 
 
 def is_image(name: str) -> bool:
@@ -111,6 +154,7 @@ def list_tree(root: Path) -> Tree:
     files: dict[str, int] = {}
     folders: set[str] = set()
     left_out: dict[str, str] = {}
+    hidden: list[str] = []
     top, resolved = os.fspath(root), root.resolve()
     waiting = [""]
     while waiting:
@@ -119,9 +163,10 @@ def list_tree(root: Path) -> Tree:
         try:
             with os.scandir(os.path.join(top, inside)) as found:
                 for entry in found:
-                    if entry.name.startswith(".") or entry.name == "__MACOSX":
-                        continue
                     name = start + entry.name
+                    if entry.name.startswith(".") or entry.name == "__MACOSX":
+                        hidden.append(name)
+                        continue
                     if entry.is_symlink() and (problem := _refuse_link(Path(entry.path), resolved)):
                         left_out[name] = problem
                     elif entry.is_file():
@@ -131,7 +176,7 @@ def list_tree(root: Path) -> Tree:
                         waiting.append(name)
         except OSError as error:
             raise DataError(f"cannot read the folder {root / inside}: {error.strerror}") from error
-    return Tree(root, dict(sorted(files.items())), frozenset(folders), left_out)
+    return Tree(root, dict(sorted(files.items())), frozenset(folders), left_out, tuple(sorted(hidden)))
 
 
 def _refuse_link(link: Path, root: Path) -> str | None:
@@ -142,18 +187,3 @@ def _refuse_link(link: Path, root: Path) -> str | None:
     if not target.is_relative_to(root):
         return "a link out of the folder"
     return "a link to a folder" if target.is_dir() else None
-
-
-def _agrees(one: str, other: str) -> bool:
-    """Whether one path's folders are the last folders of the other."""
-    return _common_end(one, other) == min(one.count("/"), other.count("/"))
-
-
-def _common_end(one: str, other: str) -> int:
-    """How many folders at the end of two paths agree, the file's own name left aside."""
-    count = 0
-    for first, second in zip(reversed(one.split("/")[:-1]), reversed(other.split("/")[:-1]), strict=False):
-        if first != second:
-            break
-        count += 1
-    return count

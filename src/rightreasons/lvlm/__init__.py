@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rightreasons.errors import ConfigError, LVLMUnavailable
@@ -36,6 +37,7 @@ def open_lvlm(
     timeout: float = 180.0,
     truth: GroundTruth | None = None,
     seed: int = 0,
+    root: Path = Path(),
 ) -> LVLM:
     """The backend that ``spec`` names.
 
@@ -46,6 +48,7 @@ def open_lvlm(
     ``human:FILE`` a person, who fills in a file;
     ``simulated:0.87`` errs on 13 % of the segments, ``simulated:sensitivity=0.9,specificity=0.8`` unevenly; it needs ``truth``;
     ``scripted:FILE`` fixed answers. ``timeout`` bounds one answer of a server, in seconds, from the first byte that is sent to the last that comes.
+    A relative FILE or FOLDER starts from ``root``.
 
     Raises ConfigError for an unknown backend, MissingExtra, or LVLMUnavailable for a remote host without leave or a simulation without ground truth.
     """
@@ -54,7 +57,7 @@ def open_lvlm(
         raise ConfigError(f"[critic] lvlm = {spec!r} is not known; expected one of {', '.join(_FORMS.values())}")
     if not rest and kind != "simulated":
         raise ConfigError(f"[critic] lvlm = {spec!r} says nothing after the colon; expected {_FORMS[kind]}")
-    return _BACKENDS[kind](rest, base_url=base_url, allow_remote=allow_remote, timeout=timeout, truth=truth, seed=seed)
+    return _BACKENDS[kind](rest, base_url=base_url, allow_remote=allow_remote, timeout=timeout, truth=truth, seed=seed, root=root)
 
 
 def _open_openai(model: str, *, base_url: str | None, allow_remote: tuple[str, ...], timeout: float, **_: object) -> LVLM:
@@ -75,22 +78,22 @@ def _open_gemini(model: str, *, base_url: str | None, allow_remote: tuple[str, .
     return Gemini(model, base_url=base_url, allow_remote=allow_remote, timeout=timeout)
 
 
-def _open_local(folder: str, **_: object) -> LVLM:
+def _open_local(folder: str, *, root: Path, **_: object) -> LVLM:
     from rightreasons.lvlm.local import Local
 
-    return Local(folder)
+    return Local(folder, root)
 
 
-def _open_replay(file: str, **_: object) -> LVLM:
+def _open_replay(file: str, *, root: Path, **_: object) -> LVLM:
     from rightreasons.lvlm.replay import Replay
 
-    return Replay(file)
+    return Replay(file, root)
 
 
-def _open_human(file: str, **_: object) -> LVLM:
+def _open_human(file: str, *, root: Path, **_: object) -> LVLM:
     from rightreasons.lvlm.human import Human
 
-    return Human(file)
+    return Human(file, root)
 
 
 def _open_simulated(options: str, *, truth: GroundTruth | None, seed: int, **_: object) -> LVLM:
@@ -101,10 +104,10 @@ def _open_simulated(options: str, *, truth: GroundTruth | None, seed: int, **_: 
     return Simulated(truth, options, seed=seed)
 
 
-def _open_scripted(path: str, **_: object) -> LVLM:
+def _open_scripted(path: str, *, root: Path, **_: object) -> LVLM:
     from rightreasons.lvlm.scripted import Scripted
 
-    return Scripted.from_file(path)
+    return Scripted.from_file(path, root)
 
 
 _BACKENDS: dict[str, Callable[..., LVLM]] = {

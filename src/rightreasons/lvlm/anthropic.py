@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import base64
 import importlib.util
-import re
 import threading
 from typing import TYPE_CHECKING, Any
 
-from rightreasons.errors import LVLMError, LVLMRejected, LVLMTooBig, LVLMUnavailable, LVLMUnsupported, MissingExtra
+from rightreasons.errors import LVLMError, LVLMUnavailable, LVLMUnsupported, MissingExtra
 from rightreasons.lvlm.failures import Failure, classify
 from rightreasons.lvlm.hosts import CONNECT_SECONDS, Loop, Server
 from rightreasons.lvlm.privacy import KEYS, redact
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
 
 BASE_URL = "https://api.anthropic.com"
 _LIKE = "Anthropic's API"
-_TOO_BIG = re.compile(r"image.{0,60}exceeds?\b", re.IGNORECASE | re.DOTALL)
 _NO_SCHEMA = ("output_config", "output_format", "structured output")
 
 
@@ -127,12 +125,7 @@ class Anthropic:
 
     def _explain(self, error: anthropic.APIStatusError) -> LVLMError:
         failure = Failure(error.status_code, redact(error.response.text), error.response.headers)
-        server = self._server.base_url
-        if error.status_code == 400 and "credit balance" in failure.message:
-            return LVLMRejected(f"{server} answers 400: {failure.message} (no credit is left: buy some and run the same command again)")
-        if error.status_code == 400 and _TOO_BIG.search(failure.message):
-            return LVLMTooBig(f"{server} answers 400: {failure.message} (the pictures are too large for this model: use smaller images)")
-        return classify(failure, server=server, model=self._model, key=KEYS["anthropic"])
+        return classify(failure, server=self._server.base_url, model=self._model, key=KEYS["anthropic"])
 
 
 async def _post(client: anthropic.AsyncAnthropic, body: dict[str, Any]) -> str:

@@ -157,8 +157,10 @@ def keep_failure(connection: sqlite3.Connection, row: int, error: LVLMError) -> 
 def recover(connection: sqlite3.Connection, *, retry_unknown: bool) -> None:
     """After a crash: nobody knows what became of a pending attempt, nor of a request whose one retry ended as unclear as it began.
 
-    With ``retry_unknown`` all of those may be asked again, and what they may have cost still counts.
+    What a model in the command's own process was answering ended with it, was paid to nobody, and can be asked again. With ``retry_unknown`` all of
+    the others may be asked again too, and what they may have cost still counts.
     """
+    connection.execute("UPDATE attempts SET state = 'failed', outcome = 'interrupted', cost_usd = 0 WHERE state = 'pending' AND model LIKE 'local:%'")
     connection.execute(
         "UPDATE attempts SET state = 'unknown', outcome = 'unknown', error = 'the run stopped before an answer came' WHERE state = 'pending'"
     )

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import base64
 import io
-import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from rightreasons.lvlm.protocol import Request
+from rightreasons.text import drop_thoughts
 
 if TYPE_CHECKING:
     from PIL import Image
 
 _DATA_URL = "data:image/png;base64,"
-# The opening tag is often part of the prompt, and the closing one is missing where the thoughts used up the cap.
-_THOUGHTS = re.compile(r"\A.*(?:</think>|\[/THINK\]|◁/think▷)|\A\s*(?:<think>|\[THINK\]|◁think▷).*\Z", re.DOTALL)
 
 
 def chat_message(request: Request) -> dict[str, Any]:
@@ -32,7 +31,16 @@ def read_content(content: object) -> str:
     """What a message says, as a text or as parts, without the thoughts that open models write before it; "" where it says nothing."""
     parts = content if isinstance(content, list) else [{"text": content}]
     texts = [part.get("text") for part in parts if isinstance(part, dict)]
-    return _THOUGHTS.sub("", "".join(text for text in texts if isinstance(text, str))).strip()
+    return drop_thoughts("".join(text for text in texts if isinstance(text, str)))
+
+
+def read_misplaced(message: Mapping[str, Any]) -> str:
+    """The JSON object with which the thoughts of a message end, where the message has no content; "" where they end otherwise."""
+    for key in ("reasoning_content", "reasoning"):
+        said = read_content(message.get(key))
+        if said.removesuffix("```").rstrip().endswith("}"):
+            return said
+    return ""
 
 
 def decode_picture(part: dict[str, Any]) -> Image.Image:

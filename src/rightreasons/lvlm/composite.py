@@ -1,4 +1,4 @@
-"""Several pictures as one, for a server that takes fewer of them. No pixel is changed."""
+"""Several pictures as one, for a server that takes fewer of them, and smaller, for one whose context they do not fit."""
 
 from __future__ import annotations
 
@@ -7,13 +7,18 @@ from dataclasses import replace
 
 from PIL import Image
 
+from rightreasons.lvlm.pictures import bound_picture
 from rightreasons.lvlm.protocol import Request
 
 GAP = 16
+# The longer side of the smaller picture. Three pictures of 600 pixels come to it with 12-pixel letters, and to a third of their tokens.
+SMALL_SIDE = 1024
 
 
 def join_pictures(request: Request) -> Request:
-    """The same request with its pictures side by side in one, which comes last; the text says which is which."""
+    """The same request with its pictures side by side in one, which comes last; the text says which is which. No pixel is changed below the bound
+    of every picture (``pictures``).
+    """
     pictures = [part for part in request.parts if isinstance(part, bytes)]
     if len(pictures) < 2:
         return request
@@ -22,6 +27,18 @@ def join_pictures(request: Request) -> Request:
         seen = sum(text.startswith("(picture ") for text in texts)
         texts.append(part if isinstance(part, str) else f"(picture {seen + 1} of {len(pictures)}, counted from the left)")
     return replace(request, parts=(*texts, "The pictures, side by side:", _side_by_side(pictures)))
+
+
+def shrink_pictures(request: Request) -> Request:
+    """The same request with one picture in place of all, whose longer side is ``SMALL_SIDE`` at most."""
+    joined = join_pictures(request)
+    return replace(joined, parts=tuple(bound_picture(part, side=SMALL_SIDE) if isinstance(part, bytes) else part for part in joined.parts))
+
+
+# What a server is shown in turn, and how a note calls it.
+SHAPES = (lambda request: request, join_pictures, shrink_pictures)
+JOINED, SMALLER = 1, 2
+SHAPE_NAMES = ("three pictures", "one picture of all three", "one smaller picture of all three")
 
 
 def _side_by_side(pictures: list[bytes]) -> bytes:

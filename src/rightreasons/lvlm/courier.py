@@ -69,11 +69,15 @@ class Courier:
         kind = getattr(errors, said["kind"])
         raise kind(said["message"], said["wait"]) if issubclass(kind, LVLMBusy) else kind(said["message"])
 
-    def close(self) -> None:
-        """No more requests. Waits for what is under way."""
+    def leave(self) -> None:
+        """No more requests. What is under way ends, and is written down, while nobody waits."""
         if self._process.stdin is not None and not self._process.stdin.closed:
             with contextlib.suppress(BrokenPipeError):
                 self._process.stdin.close()
+
+    def close(self) -> None:
+        """No more requests. Waits for what is under way."""
+        self.leave()
         self._process.wait()
         if self._reader is not None:
             self._reader.join()

@@ -9,7 +9,7 @@ import re
 import threading
 from typing import TYPE_CHECKING, Any
 
-from rightreasons.errors import LVLMError, LVLMRejected, LVLMUnavailable, LVLMUnsupported, MissingExtra
+from rightreasons.errors import LVLMError, LVLMUnavailable, LVLMUnsupported, MissingExtra
 from rightreasons.lvlm.failures import Failure, classify
 from rightreasons.lvlm.hosts import CONNECT_SECONDS, Loop, Server
 from rightreasons.lvlm.privacy import KEYS, redact
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 BASE_URL = "https://generativelanguage.googleapis.com"
 _LIKE = "the Gemini API"
-_DELAY = re.compile(r'"retryDelay":\s*"([\d.]+)s"')
 
 
 class Gemini:
@@ -144,16 +143,9 @@ class Gemini:
             return self._open[:2]
 
     def _explain(self, error: errors.APIError) -> LVLMError:
-        text, headers = redact(str(getattr(error.response, "text", error.details))), dict(getattr(error.response, "headers", None) or {})
-        delay = _DELAY.search(text)
-        if delay is not None:
-            headers.setdefault("retry-after", delay[1])
-        failure, server = Failure(error.code, text, headers), self._server.base_url
-        if error.code == 429 and "PerDay" in text:
-            return LVLMUnavailable(f"{server} answers 429: {failure.message} (this day's quota is used up: run the same command again tomorrow)")
-        if error.code == 400 and "API_KEY_INVALID" in text:
-            return LVLMRejected(f"{server} answers 400: {failure.message} (set {KEYS['gemini']})")
-        return classify(failure, server=server, model=self._model, key=KEYS["gemini"])
+        text = redact(getattr(error.response, "text", None) or json.dumps(error.details))
+        failure = Failure(error.code, text, dict(getattr(error.response, "headers", None) or {}))
+        return classify(failure, server=self._server.base_url, model=self._model, key=KEYS["gemini"])
 
 
 async def _post(client: genai.Client, body: dict[str, Any], settings: dict[str, Any]) -> str:

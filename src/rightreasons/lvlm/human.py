@@ -19,6 +19,8 @@ from rightreasons.lvlm.chat import chat_message
 from rightreasons.lvlm.keys import request_key
 from rightreasons.lvlm.protocol import Answer, Request, Usage
 
+# How the problem of a verdict begins that a person has not given yet.
+WAITING = "waiting for a person"
 _NO_TOKENS = Usage(0, 0)
 
 
@@ -29,8 +31,8 @@ class Human:
     concurrency = (1, 1)
     address = None
 
-    def __init__(self, file: str) -> None:
-        self.name, self._file = f"human:{file}", Path(file)
+    def __init__(self, file: str, root: Path = Path()) -> None:
+        self.name, self._file = f"human:{file}", root / file
         self._lock = threading.Lock()
         if not self._file.parent.is_dir():
             raise ConfigError(f"[critic] lvlm = {self.name!r}: there is no folder {self._file.parent}; make it first")
@@ -59,12 +61,14 @@ class Human:
     def parse(self, raw: str) -> Answer:
         """The person's words; an empty answer is none yet."""
         answer = read_human(raw)
-        return (
-            answer if answer.problem is None else Answer("", problem=f"waiting for a person: write the answer into {self._file}", outcome="unknown")
-        )
+        return answer if answer.problem is None else Answer("", problem=f"{WAITING}: write the answer into {self._file}", outcome="unknown")
 
     def close(self) -> None:
         """Nothing is connected."""
+
+    def count_waiting(self) -> tuple[int, Path]:
+        """How many questions in the file have no answer yet, and the file."""
+        return sum(not entry.get("answer") for entry in self._entries().values()), self._file
 
     def _entries(self) -> dict[str, dict[str, Any]]:
         if not self._file.exists():

@@ -25,10 +25,13 @@ from rightreasons.errors import (
     LVLMRefused,
     LVLMTimeout,
     LVLMTooBig,
+    LVLMTooMany,
+    LVLMUnavailable,
+    LVLMUnclear,
     LVLMUnsupported,
 )
 from rightreasons.lvlm.attempts import Attempt, begin, keep_answer, keep_failure, open_attempts, recover, storable
-from rightreasons.lvlm.composite import join_pictures
+from rightreasons.lvlm.composite import JOINED, SHAPE_NAMES, SHAPES, SMALLER
 from rightreasons.lvlm.courier import Courier, wait_for_courier
 from rightreasons.lvlm.keys import canonical, describe_request, hash_description, request_key
 from rightreasons.lvlm.prices import Price, worst_case_tokens
@@ -36,8 +39,14 @@ from rightreasons.lvlm.protocol import LVLM, Answer, Request
 from rightreasons.lvlm.throttle import Throttle
 
 # How often one request may meet each kind of failure.
-MOST = {"rate": 20, "transient": 5, "ambiguous": 2}
+MOST = {"rate": 20, "transient": 5, "ambiguous": 2, "unclear": 2}
+# So many requests in a row without an answer are the server's fault, and stop the run; and the very first one that ends so.
+MOST_IN_A_ROW = 5
+# What the server says of such a request holds for it the next time as well: it is a person's until somebody wants it asked again.
+_DECIDED = ("unclear", "too big")
 LONGEST_BACKOFF = 60.0
+# An answer may be longer than its cap by what some servers do not count, such as the token that ends it.
+CAP_SLACK = 1.1
 # Seconds to wait for the courier of an earlier command: longer than any request may take.
 LONGEST_WAIT = 3100.0
 
@@ -70,19 +79,34 @@ class Ledger:
         self._jitter = random.Random(os.getpid())  # spreads out waiting; no result depends on it
         self._couriers: dict[str, Courier] = {}
         self._throttles: dict[str, Throttle] = {}
-        self._joined: set[str] = set()
+        # By the name of a model: in which of composite's shapes it is shown pictures, and how many requests in a row came to nothing.
+        self._shapes: Counter[str] = Counter()
+        self._fruitless: Counter[str] = Counter()
+        self._answering: set[str] = {model for (model,) in self._query("SELECT DISTINCT model FROM attempts WHERE state = 'answered'")}
         self._keys: set[str] = set()
         self._under_way = 0
         self._committed_usd = self.cost_usd() or 0.0
         self._stopped_by: LVLMError | None = None
         self._stopping = threading.Event()
-        self._answers = self.sent = self.cached = 0
+        self._left = False
+        self.sent = self.cached = 0
+        # What a person should know of how a server behaved, each once.
+        self.notes: list[str] = []
 
     def close(self) -> None:
         """Wait for what is under way, write everything out and let go of the file."""
+        if self._left:
+            return
         for courier in self._couriers.values():
             courier.close()
         self._connection.close()
+
+    def leave(self) -> None:
+        """Instead of ``close``, without waiting: nothing new is sent, and the couriers end what is under way after this process."""
+        self._left = True
+        self.stop(LVLMUnavailable("the run is stopping"))
+        for courier in self._couriers.values():
+            courier.leave()
 
     def stop(self, error: LVLMError) -> None:
         """Nothing new is sent from now on: whoever asks gets ``error``."""
@@ -180,8 +204,8 @@ class Ledger:
                     self._settle(lvlm, row, raw)
                 return self._recall(lvlm, key)
         if any(state == "unknown" for _, state, *_ in rows):
-            said = "it may have been paid for, and is asked again only with --retry-unknown"
-            return Answer("", problem=f"unknown: {rows[-1][4]}; {said}", outcome="unknown")
+            paid = "" if rows[-1][2] in _DECIDED else "it may have been paid for, and "
+            return Answer("", problem=f"unknown: {rows[-1][4]}; {paid}is asked again only with --retry-unknown", outcome="unknown")
         refused = [row for row in rows if row[2] == "refused"]
         cut = [row for row in rows if row[2] == "truncated"]
         if refused or len(cut) > 1:
@@ -194,10 +218,10 @@ class Ledger:
         # What may have been paid for is remembered over a crash; a server that was busy then may not be now.
         paid = self._query("SELECT outcome FROM attempts WHERE key = ? AND outcome IN ('truncated', 'ambiguous')", key)
         met = Counter(outcome for (outcome,) in paid)
-        throttle, answers = self._throttle(lvlm), self._answers
+        throttle = self._throttle(lvlm)
         while True:
-            shaped = replace(request, max_tokens=2 * request.max_tokens) if met["truncated"] else request
-            shaped = join_pictures(shaped) if lvlm.name in self._joined else shaped
+            shape = self._shapes[lvlm.name]
+            shaped = SHAPES[shape](replace(request, max_tokens=2 * request.max_tokens) if met["truncated"] else request)
             with throttle.slot() as started:
                 try:
                     answer = self._attempt(lvlm, shaped, key)
@@ -211,26 +235,55 @@ class Ledger:
                     continue
             if isinstance(failure, LVLMRefused):
                 return Answer("", problem=f"refused: {failure}", outcome="refused")
-            if isinstance(failure, LVLMTooBig) and sum(isinstance(part, bytes) for part in shaped.parts) > 1:
-                self._joined.add(lvlm.name)
-            elif not isinstance(failure, LVLMBusy):
+            if isinstance(failure, LVLMTooBig):
+                if not self._show_less(lvlm, shaped, shape, failure):
+                    return self._give_up(lvlm, key, failure)
+            elif not isinstance(failure, LVLMBusy | LVLMUnclear):
                 raise failure
             elif not isinstance(failure, LVLMUnsupported):
                 met[failure.outcome] += 1
                 if met[failure.outcome] >= MOST[failure.outcome]:
-                    return self._give_up(key, failure, alone=self._answers == answers)
+                    return self._give_up(lvlm, key, failure)
+                wait = getattr(failure, "wait", None)
                 if isinstance(failure, LVLMRateLimited):
-                    throttle.slow_down(started, failure.wait)
-                if failure.wait is None or not isinstance(failure, LVLMRateLimited):
-                    self._stopping.wait(failure.wait or self._backoff(met[failure.outcome]))
+                    throttle.slow_down(started, wait)
+                if wait is None or not isinstance(failure, LVLMRateLimited):
+                    self._stopping.wait(wait or self._backoff(met[failure.outcome]))
 
-    def _give_up(self, key: str, error: LVLMBusy, *, alone: bool) -> Answer:
-        """A request that failed while others were answered is a person's to decide. Where nothing was answered the server is at fault."""
-        if isinstance(error, LVLMTimeout):
-            self._query("UPDATE attempts SET state = 'unknown' WHERE id = (SELECT max(id) FROM attempts WHERE key = ?)", key)
+    def _show_less(self, lvlm: LVLM, sent: Request, shape: int, failure: LVLMTooBig) -> bool:
+        """Whether pictures that were ``sent`` in a ``shape`` can be shown in a smaller one, in which this model is then shown all."""
+        smaller = JOINED if isinstance(failure, LVLMTooMany) else SMALLER
+        if shape >= smaller or SHAPES[smaller](sent).parts == sent.parts:
+            return False
+        if self._shapes[lvlm.name] < smaller:
+            self._shapes[lvlm.name] = smaller
+            self._note(f"{lvlm.name} is shown {SHAPE_NAMES[smaller]} from now on, and no longer {SHAPE_NAMES[shape]}: {failure}")
+        return True
+
+    def _give_up(self, lvlm: LVLM, key: str, failure: LVLMError) -> Answer:
+        """A request that failed while others are answered is a person's to decide. Where nothing is answered the server is at fault."""
+        if isinstance(failure, LVLMTimeout):
+            self._leave_open(key)
+        with self._changed:
+            # One bad request must not be taken for a bad server while the first good one is still being answered.
+            self._changed.wait_for(lambda: lvlm.name in self._answering or not self._under_way or self._stopped_by)
+            self._fruitless[lvlm.name] += 1
+            alone = lvlm.name not in self._answering or self._fruitless[lvlm.name] >= MOST_IN_A_ROW
         if alone:
-            raise error
-        return Answer("", problem=f"no answer after {MOST[error.outcome]} attempts: {error}", outcome="unknown")
+            raise failure
+        if failure.outcome in _DECIDED:
+            self._leave_open(key)
+            return Answer("", problem=f"{failure.outcome}: {failure}", outcome="unknown")
+        return Answer("", problem=f"no answer after {MOST[failure.outcome]} attempts: {failure}", outcome="unknown")
+
+    def _leave_open(self, key: str) -> None:
+        """The last attempt becomes unknown: the request is asked again only where somebody says so."""
+        self._query("UPDATE attempts SET state = 'unknown' WHERE id = (SELECT max(id) FROM attempts WHERE key = ?)", key)
+
+    def _note(self, text: str) -> None:
+        with self._changed:
+            if text not in self.notes:
+                self.notes.append(text)
 
     def _attempt(self, lvlm: LVLM, request: Request, key: str) -> Answer:
         """One attempt: money set aside, the answer written down, and then read."""
@@ -243,6 +296,11 @@ class Ledger:
         try:
             row, raw = self._deliver(lvlm, attempt, body, request)
             answer = self._settle(lvlm, row, raw)
+            if (answer.usage.output_tokens or 0) > CAP_SLACK * request.max_tokens:
+                self._note(
+                    f"{lvlm.name} does not keep to the cap on its answers ({answer.usage.output_tokens:,} tokens came, {request.max_tokens:,} were "
+                    f"allowed): what one request costs cannot be bounded, so that max_usd may be passed by that much"
+                )
             counted = None if price is None else price.cost(answer.usage)
             cost = usd if counted is None else counted
             return answer
@@ -303,7 +361,9 @@ class Ledger:
             state, answer.outcome, answer.problem and storable(answer.problem), cost, answer.usage.input_tokens, answer.usage.output_tokens, row,
         )  # fmt: skip
         with self._changed:
-            self._answers += 1
+            self._answering.add(lvlm.name)
+            self._fruitless[lvlm.name] = 0
+            self._changed.notify_all()
         return answer
 
     def _query(self, sql: str, *values: object) -> list[tuple]:

@@ -24,16 +24,16 @@ class Local:
     concurrency = (1, 1)
     address = None
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, root: Path = Path()) -> None:
         for package in ("transformers", "xgrammar"):
             if importlib.util.find_spec(package) is None:
                 raise MissingExtra(package, "local")
-        path = Path(folder)
+        path = root / folder
         if not (path / "config.json").is_file() or not any(path.glob("*.safetensors")):
             raise ConfigError(
                 f"[critic] lvlm = 'local:{folder}' is not a model; expected a folder with config.json, *.safetensors, and the files of its processor"
             )
-        self.name, self._path = f"local:{folder}", path
+        self.name, self._folder, self._path = f"local:{folder}", Path(folder), path
         self._lock = threading.Lock()
         self._loaded: _Loaded | None = None
 
@@ -50,7 +50,7 @@ class Local:
 
     def body(self, request: Request) -> dict[str, Any]:
         """A chat with one message; ``schema`` where the answer has one."""
-        body: dict[str, Any] = {"model": str(self._path), "messages": [chat_message(request)], "max_tokens": request.max_tokens}
+        body: dict[str, Any] = {"model": str(self._folder), "messages": [chat_message(request)], "max_tokens": request.max_tokens}
         return body if request.schema is None else body | {"schema": dict(request.schema)}
 
     def send(self, body: dict[str, Any], request: Request | None) -> str:

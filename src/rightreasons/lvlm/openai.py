@@ -7,7 +7,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from rightreasons.errors import LVLMError, LVLMRejected, LVLMUnavailable, LVLMUnsupported, MissingExtra
-from rightreasons.lvlm.chat import chat_message, read_content
+from rightreasons.lvlm.chat import chat_message, read_content, read_misplaced
 from rightreasons.lvlm.failures import Failure, classify
 from rightreasons.lvlm.hosts import CONNECT_SECONDS, Loop, Server
 from rightreasons.lvlm.privacy import KEYS, read_key, redact
@@ -17,13 +17,15 @@ if TYPE_CHECKING:
     import openai
 
 _LIKE = "an OpenAI-compatible server"
+_CAP, _OLDER_CAP = "max_completion_tokens", "max_tokens"
 
 
 class OpenAICompatible:
     """One model on one server. Pictures go as PNG data URLs; the key comes from OPENAI_API_KEY or the keyring and from nowhere else.
 
     What the server does not take of a request is remembered as long as this object lives: ``max_completion_tokens`` becomes ``max_tokens``, a JSON
-    schema any JSON object, that plain text, and ``store`` goes.
+    schema any JSON object, that plain text, and ``store`` goes. A server on this machine is told the cap by both of its names, since some of those
+    ignore the one or the other with a 200.
     """
 
     simulated = False
@@ -82,7 +84,7 @@ class OpenAICompatible:
             raise self._server.lost(error, self._timeout) from error
         except openai.APIStatusError as error:
             failure = Failure(error.status_code, redact(error.response.text), error.response.headers)
-            named = self._steps_for(failure, sent)
+            named = set() if failure.too_big else self._steps_for(failure, sent)
             if named:
                 self._refused |= named
                 raise LVLMUnsupported(f"{self._server.base_url} does not take {', '.join(sorted(named))}; asking again without", wait=0.0) from error
@@ -102,6 +104,8 @@ class OpenAICompatible:
         except (LookupError, TypeError, ValueError) as error:
             raise self._server.alien(raw, like=_LIKE) from error
         usage, reason, text = _usage(whole.get("usage")), choice.get("finish_reason"), read_content(message.get("content"))
+        if not text and reason == "stop":  # a server that takes an answer for thoughts
+            text = read_misplaced(message)
         if message.get("refusal"):
             return Answer("", problem=f"refused: {message['refusal']}", outcome="refused", usage=usage)
         if reason == "content_filter":
@@ -148,10 +152,11 @@ class OpenAICompatible:
         raise LVLMUnavailable(f"nothing answers at {self._server.base_url} itself, and {below} does: set [critic] base_url = {below!r}")
 
     def _fit(self, body: dict[str, Any]) -> dict[str, Any]:
-        """The body as this server takes it, by what it has refused so far."""
-        fitted = {key: value for key, value in body.items() if key not in self._refused}
-        if "max_completion_tokens" in self._refused:
-            fitted["max_tokens"] = body["max_completion_tokens"]
+        """The body as this server takes it, by what it has refused so far. A cap of None is a name that is not to be sent."""
+        fitted = {key: value for key, value in body.items() if key not in self._refused and value is not None}
+        both = not self._server.remote and _OLDER_CAP not in body and _OLDER_CAP not in self._refused
+        if _CAP in body and (_CAP in self._refused or both):
+            fitted[_OLDER_CAP] = body[_CAP]
         if "json_object" in self._refused:
             fitted.pop("response_format", None)
         elif "json_schema" in self._refused and "response_format" in body:
@@ -159,8 +164,10 @@ class OpenAICompatible:
         return fitted
 
     def _steps_for(self, failure: Failure, sent: dict[str, Any]) -> set[str]:
-        """What a 400 names of what was sent and can be sent otherwise. The cap on an answer is never left out: without it no cost is bounded."""
-        named = {key for key in ("max_completion_tokens", "store") if key in sent and failure.names(key)}
+        """What a refusal names of what was sent and can be sent otherwise. The cap on an answer is never left out: without it no cost is bounded."""
+        named = {key for key in ("store", _CAP) if key in sent and failure.names(key)}
+        if _CAP in sent and _OLDER_CAP in sent and failure.names(_OLDER_CAP):  # the two may not go together
+            named = named - {_CAP} | {_OLDER_CAP}
         if "response_format" in sent and (failure.names("response_format") or failure.names("json_schema") or failure.names("json_object")):
             named.add(sent["response_format"]["type"])
         return named

@@ -1,9 +1,13 @@
-"""Where the pictures are in a request's body, whichever provider's shape it has: every PNG in base64, as a data URL or bare."""
+"""The bound on every picture that is sent, and where pictures are in a request's body, whichever provider's shape it has.
+
+In a body every PNG stands in base64, as a data URL or bare.
+"""
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import struct
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +15,30 @@ from typing import Any
 _DATA_URL = "data:image/png;base64,"
 # "\x89PNG\r\n\x1a\n" in base64, but for the last character, which shares bits with what follows.
 _SIGNATURE = "iVBORw0KGg"
+# No picture that is sent is larger. Hosted models scale down to less, and the tightest limit of a provider is 5 MB in base64.
+MOST_SIDE = 2048
+MOST_BYTES = 3_500_000
+
+
+def bound_picture(png: bytes, *, side: int = MOST_SIDE, size: int = MOST_BYTES) -> bytes:
+    """The same picture with a longer side of at most ``side`` pixels and at most ``size`` bytes: as it is where it fits, else scaled down."""
+    if not png.startswith(b"\x89PNG\r\n\x1a\n"):
+        return png
+    longer = max(struct.unpack(">II", png[16:24]))
+    if longer <= side and len(png) <= size:
+        return png
+    from PIL import Image
+
+    picture = Image.open(io.BytesIO(png)).convert("RGB")
+    wanted = min(longer, side)
+    while True:
+        scaled = picture.resize([max(1, round(length * wanted / longer)) for length in picture.size], Image.Resampling.LANCZOS)
+        buffer = io.BytesIO()
+        scaled.save(buffer, "PNG")
+        if buffer.tell() <= size or wanted == 1:
+            return buffer.getvalue()
+        # Bytes go with the area; a little less, so that one more step is mostly enough.
+        wanted = max(1, min(wanted - 1, int(0.95 * wanted * (size / buffer.tell()) ** 0.5)))
 
 
 def replace_pictures(value: Any, replace: Callable[[str], object]) -> Any:  # noqa: ANN401 -- any JSON value

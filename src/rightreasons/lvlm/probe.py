@@ -92,8 +92,9 @@ def _find_cap(talk: _Talk) -> tuple[str | None, bool]:
     request = Request("control", ("Count from one to three hundred in words.",), max_tokens=_CAP)
     body = talk.lvlm.body(request)
     name = next((key for key, value in body.get("generationConfig", body).items() if value == _CAP), None)
-    answer = _ask_at_length(talk, request, body)
     newer, older = "max_completion_tokens", "max_tokens"
+    # None: otherwise a server on this machine is told both names at once.
+    answer = _ask_at_length(talk, request, body | {older: None} if name == newer else body)
     if name == newer and any(newer in words for words in talk.refused):
         name = older
     elif name == newer and not _is_capped(answer):  # taken with a 200, and not heeded

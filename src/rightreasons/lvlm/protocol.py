@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
+from rightreasons.lvlm.pictures import bound_picture
+
 if TYPE_CHECKING:
     from rightreasons.records import Subject
 
@@ -21,6 +23,7 @@ MOST_TOKENS = 10**9
 class Request:
     """One question to an LVLM: text and PNG pictures in order, and the JSON schema of the answer where one is wanted.
 
+    A picture past the bound in ``pictures`` is made smaller, whoever asks.
     ``vote`` and ``permutation`` tell repeated questions apart, and ``prompt`` is the version of the prompt that was filled; all three are part of
     the ledger's key. ``max_tokens`` caps the answer.
     """
@@ -33,6 +36,10 @@ class Request:
     permutation: int = 0
     prompt: str = ""
     subject: Subject | None = None
+
+    def __post_init__(self) -> None:
+        bounded = tuple(bound_picture(part) if isinstance(part, bytes) else part for part in self.parts)
+        object.__setattr__(self, "parts", bounded)  # the dataclass is frozen
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 
 from rightreasons.errors import ConfigError, LVLMUnavailable
 from rightreasons.lvlm.chat import chat_message
-from rightreasons.lvlm.composite import join_pictures
+from rightreasons.lvlm.composite import SHAPES
 from rightreasons.lvlm.pictures import hash_pictures
 from rightreasons.lvlm.protocol import Answer, Request
 
@@ -32,8 +32,8 @@ class Replay:
     concurrency = (1, 1)
     address = None
 
-    def __init__(self, file: str) -> None:
-        self.name, self._file = f"replay:{file}", Path(file)
+    def __init__(self, file: str, root: Path = Path()) -> None:
+        self.name, self._file = f"replay:{file}", root / file
         try:
             with self._file.open("rb") as opened:
                 is_ledger = opened.read(15) == b"SQLite format 3"
@@ -54,7 +54,8 @@ class Replay:
         """The recorded answer, with the backend that gave it. Raises LVLMUnavailable where there is none."""
         assert request is not None  # nothing here goes through a courier
         # A model that could not take several pictures was asked with one that shows them all.
-        for shaped in (request, join_pictures(request)):
+        for shape in SHAPES:
+            shaped = shape(request)
             parts = tuple(part if isinstance(part, str) else hashlib.sha256(part).hexdigest() for part in shaped.parts)
             for asked in ((parts, request.vote, request.permutation), (parts, None, None)):
                 if asked in self._answers:

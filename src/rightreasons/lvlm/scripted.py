@@ -14,7 +14,7 @@ from rightreasons.lvlm.protocol import Answer, Request
 class Scripted:
     """Answers with ``reply(request)``; ``history`` has every request that was really sent."""
 
-    simulated = True
+    simulated = False
     concurrency = (1, 1)
     address = None
 
@@ -23,13 +23,13 @@ class Scripted:
         self.history: list[Request] = []
 
     @classmethod
-    def from_file(cls, path: str) -> Scripted:
+    def from_file(cls, path: str, root: Path = Path()) -> Scripted:
         """A JSON file ``{"critic": [...], "judge": [...]}``, or ``{"fused": [...]}``: the answers for each role, in order, the last one repeated.
 
         A control is given the critic's last one, and uses none up.
         """
         try:
-            script = json.loads(Path(path).read_text(encoding="utf-8"))
+            script = json.loads((root / path).read_text(encoding="utf-8"))
             answers = {role: list(script[role]) for role in (("fused",) if "fused" in script else ("critic", "judge"))}
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise ConfigError(
