@@ -19,7 +19,7 @@ from rightreasons.data.loading import Batch, count_images, read_all, read_batche
 from rightreasons.errors import DataError
 from rightreasons.lettering import has_lettering
 from rightreasons.lvlm import LVLM
-from rightreasons.models import model_device
+from rightreasons.models import as_classifier, model_device
 from rightreasons.progress import Advance, Reporter
 from rightreasons.records import Attribution, Pictures, Segmentation, Selection, Subject
 from rightreasons.render import STYLE, render_pictures, to_bytes
@@ -155,7 +155,7 @@ def _select(
     with reporter.stage("validate") as advance:
         held_out = count_answers(model, validation, classes, advance)
     tried = some_images(train, TRIED_IMAGES, seeded(config.run.seed, "other inputs"))
-    problems = judge_answers(model, answers, held_out, names, tried, order_is_stated=False)
+    problems = judge_answers(model, answers, held_out, names, tried, order_is_stated=as_classifier(model).order is not None)
     folder.save_answers({"train": answers.counts, "validation": held_out.counts}, problems)
     folder.save_selection(selection)
     return selection

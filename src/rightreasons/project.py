@@ -26,7 +26,7 @@ from rightreasons.progress import Reporter
 from rightreasons.records import ClassDescription
 from rightreasons.runs import RunFolder, write_atomically
 from rightreasons.seeds import seeded
-from rightreasons.sources import build_model, find_checkpoint, read_preset
+from rightreasons.sources import find_checkpoint, open_model, read_preset
 from rightreasons.training import Recipe, train_plainly
 
 Role = Literal["critic", "judge"]
@@ -34,13 +34,17 @@ Role = Literal["critic", "judge"]
 
 @dataclass(frozen=True)
 class Project:
-    """A checked configuration: ``model`` fits the data and has its checkpoint's weights, or its first ones where it is still to be trained."""
+    """A checked configuration: ``model`` fits the data and has its checkpoint's weights, or its first ones where it is still to be trained.
+
+    ``notes`` tell what was taken of a checkpoint, and by which names its outputs were put into the data's order.
+    """
 
     config: Config
     root: Path
     task: Task
     descriptions: tuple[ClassDescription, ...]
     model: nn.Module
+    notes: tuple[str, ...] = ()
 
     @property
     def manifest(self) -> str:
@@ -62,11 +66,10 @@ def open_project(tables: dict[str, Any], *, source: str, root: Path) -> Project:
     task = open_data(config.data, root=root, seed=config.run.seed)
     config = _with(config, "model", checkpoint=find_checkpoint(config.model, classes=len(task.classes), root=root))
     descriptions = config.descriptions(task.classes)
-    model = build_model(config.model, classes=len(task.classes), root=root, generator_seed=config.run.seed)
-    if config.model.checkpoint:
-        load_checkpoint(model, root / config.model.checkpoint)
+    notes: list[str] = []
+    model = open_model(config.model, classes=task.classes, root=root, generator_seed=config.run.seed, note=notes.append, synonyms=config.data.names)
     check_classifier(model, task.splits["train"], task.classes, config)
-    return Project(config, root, task, descriptions, model)
+    return Project(config, root, task, descriptions, model, tuple(notes))
 
 
 def read_project(path: Path) -> Project:
@@ -120,7 +123,7 @@ def prepare(project: Project, folder: RunFolder, reporter: Reporter) -> nn.Modul
     read_examples(project.root / examples if examples else None, seeded(project.config.run.seed, "few-shot"))
     for note in check_descriptions(project.descriptions):
         reporter.note(note)
-    for problem in project.task.problems:
+    for problem in (*project.task.problems, *project.notes):
         reporter.note(problem)
     folder.start(project.config, manifest=project.manifest, root=project.root)
     record_manifest(folder, project.task.splits, reporter)
