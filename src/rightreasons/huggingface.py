@@ -22,6 +22,9 @@ PROBE_SIDES = (384, 512)
 FITTED = ((0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255))
 CHECKED = ((255, 255, 255), (51, 102, 204), (128, 128, 128))
 
+# Up to this share of the range from black to white the edge of a picture counts as seen: it was averaged with its neighbours.
+WHOLE = 0.02
+
 
 @dataclass(frozen=True)
 class ProcessorInput:
@@ -154,15 +157,18 @@ def _probe(processor: Any, name: str, channels: int) -> ProcessorInput:  # noqa:
     quarters = [(slice(side // 4, side // 2), slice(middle, middle + 1)) for middle in (side // 4, 3 * side // 4)]
     if not all(same(flat(colour, side)) for colour in CHECKED) or not all(same(halves, where) for where in quarters):
         raise _not_understood(name, "what it does to a pixel's value depends on more than that value")
-    noise = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
-    remark = f"the processor of {name} shows its network the middle of a picture or a resized one; here it is the whole picture, resized to {side} px"
+    # The product resizes a whole picture to a square: does the left edge of a wide one, dark to bright, stay dark?
+    wide = np.broadcast_to(np.linspace(0, 255, 4 * side).astype(np.uint8)[None, :, None], (2 * side, 4 * side, 3))
+    edge = (process(np.ascontiguousarray(wide))[:, side // 2, 0] - offset) / scale
+    whole = free or bool(edge.abs().max() < WHOLE)
+    remark = f"the image processor of {name} shows its network the middle of a picture; here it is given the whole, resized to {side} px"
     preset = Preset(
         None if free else side,
         _rounded(-offset / scale),
         _rounded(1 / scale),
         () if order.tolist() == list(range(channels)) else tuple(order.tolist()),
     )
-    return ProcessorInput(preset, None if same(noise) else remark)
+    return ProcessorInput(preset, None if whole else remark)
 
 
 def _rounded(values: Tensor) -> tuple[float, ...]:

@@ -1,0 +1,104 @@
+"""Which output stands for which class: by the names that a checkpoint or a folder gives, or that the configuration states."""
+
+import pytest
+import torch
+from torch import nn
+
+from rightreasons.class_order import match_classes, read_order, stated_order
+from rightreasons.config import ModelConfig
+from rightreasons.errors import ConfigError, ModelError
+from rightreasons.models import Classifier, unwrap
+from rightreasons.sources import open_model
+
+CLASSES = ("benign", "malignant")
+
+
+@pytest.mark.parametrize(
+    ("outputs", "classes", "order"),
+    [
+        (("benign", "malignant"), CLASSES, (0, 1)),
+        (("malignant", "benign"), CLASSES, (1, 0)),
+        (("Malignant", "BENIGN "), CLASSES, (1, 0)),
+        (("b_c", "C-d", "a"), ("a", "b c", "c d"), (2, 0, 1)),
+        (("b", "A", "a"), ("a", "A", "b"), (2, 1, 0)),  # two classes that differ in case alone are told apart by it
+        (("B", "A", "a"), ("a", "A", "b"), None),  # and there case may not differ
+        (("cat", "dog"), CLASSES, None),
+        (("benign", "benign"), CLASSES, None),
+        (("benign", "malignant", "other"), CLASSES, None),
+        (("malignant",), CLASSES, (0, 1)),  # a single output is the positive class's
+        (("benign",), CLASSES, (1, 0)),
+    ],
+)
+def test_names_give_the_output_of_each_class(outputs, classes, order):
+    assert match_classes(outputs, classes) == order
+
+
+def test_labels_that_were_given_names_are_known_by_either():
+    assert match_classes(("1_m", "0_b"), CLASSES, {"0_b": "benign", "1_m": "malignant"}) == (1, 0)
+
+
+def test_another_order_is_told_and_other_names_are_refused():
+    notes = []
+    assert read_order(("malignant", "benign"), CLASSES, source="model.pt", note=notes.append) == (1, 0)
+    assert len(notes) == 1 and "malignant, benign" in notes[0] and "model.pt" in notes[0]
+    assert read_order(CLASSES, CLASSES, source="model.pt", note=notes.append) == (0, 1) and len(notes) == 1
+    with pytest.raises(ModelError, match=r"model.pt names its outputs cat, dog, .*\[model\] classes"):
+        read_order(("cat", "dog"), CLASSES, source="model.pt", note=notes.append)
+
+
+@pytest.mark.parametrize("outputs", [None, ("LABEL_0", "LABEL_1"), ("0", "1"), ("class 1", "class 2")])
+def test_placeholders_say_nothing(outputs):
+    assert read_order(outputs, CLASSES, source="model.pt", note=lambda _: None) is None
+
+
+def test_numbers_are_names_where_the_classes_are_numbers():
+    assert read_order(("1", "0"), ("0", "1"), source="model.pt", note=lambda _: None) == (1, 0)
+
+
+@pytest.mark.parametrize("stated", [("benign",), ("benign", "cat"), ("benign", "benign"), ("a", "b", "c")])
+def test_a_stated_order_names_each_class_once(stated):
+    assert stated_order(("malignant", "benign"), CLASSES) == (1, 0)
+    with pytest.raises(ConfigError, match=r"\[model\] classes .* benign, malignant"):
+        stated_order(stated, CLASSES)
+
+
+def test_a_moved_classifier_keeps_its_network_as_it_is():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+    images = torch.rand(4, 3, 2, 2)
+    moved = Classifier(network, order=(2, 0, 1))
+    assert torch.equal(moved(images), network(images)[:, [2, 0, 1]])
+    assert moved.state_dict().keys() == Classifier(network).state_dict().keys()
+    assert unwrap(moved) is moved and unwrap(Classifier(network, order=(0, 1, 2))) is network
+    single = nn.Sequential(nn.Flatten(), nn.Linear(12, 1))
+    assert torch.equal(Classifier(single, order=(1, 0))(images), Classifier(single)(images).flip(1))
+
+
+SOURCE = "from torch import nn\ndef build(classes):\n    return nn.Sequential(nn.Flatten(), nn.Linear(12, classes))\n"
+
+
+@pytest.mark.parametrize(
+    ("beside", "stated", "order", "told"),
+    [
+        ({}, None, None, 0),
+        ({"classes": ["benign", "malignant"]}, None, (0, 1), 0),
+        ({"class_to_idx": {"malignant": 0, "benign": 1}}, None, (1, 0), 1),
+        ({}, ("malignant", "benign"), (1, 0), 0),
+        ({"classes": ["cat", "dog"]}, ("malignant", "benign"), (1, 0), 0),
+        ({"classes": ["benign", "malignant"]}, ("malignant", "benign"), (1, 0), 1),  # the statement is followed, and the disagreement told
+    ],
+)
+def test_a_checkpoint_and_the_configuration_say_the_order(beside, stated, order, told, tmp_path):
+    (tmp_path / "ordered_net.py").write_text(SOURCE)
+    torch.save({"state_dict": nn.Sequential(nn.Flatten(), nn.Linear(12, 2)).state_dict(), **beside}, tmp_path / "model.pt")
+    config = ModelConfig(source="python:ordered_net:build", checkpoint="model.pt", classes=stated)
+    notes = []
+    assert open_model(config, classes=CLASSES, root=tmp_path, generator_seed=0, note=notes.append).order == order
+    assert len(notes) == told
+
+
+def test_a_checkpoint_of_other_classes_is_refused(tmp_path):
+    (tmp_path / "ordered_net.py").write_text(SOURCE)
+    torch.save({"state_dict": nn.Sequential(nn.Flatten(), nn.Linear(12, 2)).state_dict(), "classes": ["cat", "dog"]}, tmp_path / "model.pt")
+    with pytest.raises(ModelError, match="cat, dog"):
+        config = ModelConfig(source="python:ordered_net:build", checkpoint="model.pt")
+        open_model(config, classes=CLASSES, root=tmp_path, generator_seed=0, note=lambda _: None)
