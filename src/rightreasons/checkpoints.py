@@ -7,8 +7,8 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,14 @@ Note = Callable[[str], None]
 # Where training programs keep the weights. The averaged ones come first, as in timm's own loading: they are what was evaluated.
 AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
 CONTAINERS = (*AVERAGED, "state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights")
-# Names that torch.compile, FSDP and activation checkpointing put between the names of modules.
-WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+# How deep such keys lie within one another at most.
+DEPTH = 3
+# Names that torch.compile, DataParallel, FSDP and activation checkpointing put between the names of modules.
+WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 # The auxiliary heads of torchvision's Inception v3 and GoogLeNet: training alone uses them.
 AUXILIARY = ("AuxLogits", "aux1", "aux2")
+# Records of settings and results that may lie beside the weights; opening them runs nothing.
+PLAIN = (argparse.Namespace, pathlib.PosixPath, pathlib.PurePosixPath)
 # A part of a tensor's name that takes no part in the logits, though it may stand beside a network in one module.
 BESIDE = re.compile(r"(\w+_)?(loss|criterion|metrics?|accuracy)(_\w+)?|n_averaged|total_ops|total_params")
 # Keys under which programs keep the names of the classes, in the order of the outputs; and the tables that hold such keys.
@@ -39,39 +43,76 @@ TABLES = ("hyper_parameters", "hparams", "datamodule_hyper_parameters", "args", 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The tensors of a file, without the wrappers' names; ``taken`` is the key that they lay under, ``names`` the classes that the file names."""
+    """The tensors of a file, without wrappers' names in theirs; ``taken`` is the key that they lay under, ``names`` the file's classes.
+
+    ``others`` are the keys of further state dicts, which are not taken. ``parallel`` says that DataParallel's name was among the wrappers.
+    """
 
     path: Path
     tensors: Mapping[str, Tensor]
     taken: str | None = None
     names: tuple[str, ...] | None = None
+    others: tuple[str, ...] = ()
+    parallel: bool = False
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """A safetensors file, a state dict saved by torch, or a training program's checkpoint. Nothing in the file is run.
+    """A safetensors file, a state dict saved by torch, or a training program's checkpoint, whatever its suffix. Nothing in the file is run.
 
     Raises ModelError where the file cannot be read, or where it is not clear which tensors are the network's.
     """
-    if path.suffix == ".safetensors":
+    stored: object
+    if _is_safetensors(path):
         try:
             with safe_open(path, "pt") as file:
-                stored = {key: _from_json(value) for key, value in (file.metadata() or {}).items()}
-            return Checkpoint(path, _unwrapped(safetensors.torch.load_file(path)), None, _find_names(stored, path))
+                words = {key: _from_json(value) for key, value in (file.metadata() or {}).items()}
+            return _take(Checkpoint(path, safetensors.torch.load_file(path), None, _find_names(words, path)))
         except (OSError, SafetensorError) as error:
             raise ModelError(f"cannot read the checkpoint {path}: {error}") from error
     stored = _load(path)
     if not isinstance(stored, Mapping):
         raise ModelError(f"the checkpoint {path} holds a {type(stored).__name__}, and a state dict of tensors was expected: save model.state_dict()")
-    if _is_state(stored):
-        return Checkpoint(path, _unwrapped(stored))
-    states = {key: value for key, value in stored.items() if isinstance(value, Mapping) and _is_state(value)}
-    key = next((name for name in CONTAINERS if name in states), None)
-    if key is None and len(states) == 1:
-        (key,) = states
+    states = dict(_find_states(stored))
+    ranked = [key for name in CONTAINERS for key in states if name in key.split(".")]
+    key = "" if "" in states else next(iter([*ranked, *states] if ranked or len(states) == 1 else []), None)
     if key is None:
         there = f"several state dicts ({_some(states)})" if states else f"no state dict among its entries ({_some(stored)})"
         raise ModelError(f"the checkpoint {path} has {there}: save the state dict of the network alone, model.state_dict()")
-    return Checkpoint(path, _unwrapped(states[key]), key, _find_names({name: value for name, value in stored.items() if name not in states}, path))
+    names = _find_names({name: value for name, value in stored.items() if not isinstance(value, Tensor)}, path)
+    others = tuple(other for other in states if other != key)
+    return _take(Checkpoint(path, states[key], key or None, names, others))
+
+
+def _find_states(stored: Mapping[Any, Any], key: str = "", depth: int = 0) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """The state dicts in a file, by the keys that lead to them; numbers and settings may stand beside the tensors of each."""
+    tensors = {name: value for name, value in stored.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    if len(tensors) * 2 > len(stored):
+        yield key, tensors
+    elif depth < DEPTH:
+        for name, value in stored.items():
+            if isinstance(name, str) and isinstance(value, Mapping):
+                yield from _find_states(value, f"{key}.{name}" if key else name, depth + 1)
+
+
+def _is_safetensors(path: Path) -> bool:
+    """By content: eight bytes with the length of a JSON header, and its first brace. Raises ModelError for a file that cannot be read."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(9)
+    except OSError as error:
+        raise ModelError(f"cannot read the checkpoint {path}: {error.strerror or error}") from error
+    if start.startswith(b"version h"):
+        raise ModelError(f"the checkpoint {path} is a pointer that Git LFS left in place of the file: fetch it with `git lfs pull`")
+    return start[8:] == b"{"
+
+
+def _take(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint with its tensors' names as they were before wrappers; as they are where two would become one."""
+    names = {name: _clean(name) for name in checkpoint.tensors}
+    if len(set(names.values())) < len(names):
+        return checkpoint
+    parallel = any("module" in name.split(".") for name in names)
+    return replace(checkpoint, tensors={names[name]: value for name, value in checkpoint.tensors.items()}, parallel=parallel)
 
 
 def load_weights(network: nn.Module, checkpoint: Checkpoint, *, note: Note, heads: Collection[str] = (), start: bool = False) -> None:
@@ -104,11 +145,13 @@ def load_weights(network: nn.Module, checkpoint: Checkpoint, *, note: Note, head
             setattr(network, name, None)
             vars(network)["aux_logits"] = False
     network.load_state_dict(found, strict=False)
-    if checkpoint.taken not in (None, "state_dict") or names.prefix or left:
+    if checkpoint.taken not in (None, "state_dict") or names.prefix or left or checkpoint.others or checkpoint.parallel:
         place = f" under {checkpoint.taken!r}" if checkpoint.taken else ""
-        prefix = f", whose names begin with {names.prefix!r}" if names.prefix else ""
+        prefix = f", whose names begin with {names.prefix!r}," if names.prefix else ""
+        wrappers = " without 'module.' in their names" if checkpoint.parallel else ""
+        others = f"; weights under {_some([repr(key) for key in checkpoint.others])} are not" if checkpoint.others else ""
         rest = f"; left out: {_some(left)}" if left else ""
-        note(f"of the checkpoint {checkpoint.path.name} the {len(found)} tensors{place}{prefix} are taken{rest}")
+        note(f"of the checkpoint {checkpoint.path.name} the {len(found)} tensors{place}{prefix} are taken{wrappers}{others}{rest}")
 
 
 @dataclass(frozen=True)
@@ -131,9 +174,11 @@ def _match_names(
     fitting = [_Names({name: prefix + _clean(name) for name in names}, prefix) for prefix in prefixes if count[prefix] == len(required)]
     shared = os.path.commonprefix([_clean(name) for name in names])
     for end in [place + 1 for place, letter in enumerate(shared) if letter == "."] if not fitting else []:
-        inner = _Names({name: _clean(name)[end:] for name in names}, "")
-        if all(inner.place[name] in tensors for name in required):
-            fitting.append(inner)
+        bare = _clean(required[0])[end:]
+        for prefix in [key.removesuffix(bare) for key in tensors if key == bare or key.endswith(f".{bare}")]:
+            inner = _Names({name: prefix + _clean(name)[end:] for name in names}, prefix)
+            if all(inner.place[name] in tensors for name in required):
+                fitting.append(inner)
     same = [one for one in fitting if all(name in heads or _same_shape(own[name], tensors[one.place[name]]) for name in required)] or fitting
     if not same:
         best = max(prefixes, key=lambda prefix: count[prefix])
@@ -157,8 +202,9 @@ def _load(path: Path) -> object:
     calls = (np.float64(0).__reduce__()[0], np.zeros(1).__reduce__()[0])
     rebuild: list[Any] = [(call, f"numpy.{core}.multiarray.{call.__name__}") for core in ("core", "_core") for call in calls]
     try:
-        with torch.serialization.safe_globals([argparse.Namespace, pathlib.PosixPath, pathlib.PurePosixPath, *numbers, *rebuild]):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        # The open file in place of its name: by the suffix .safetensors torch would choose another reader.
+        with torch.serialization.safe_globals([*PLAIN, *numbers, *rebuild]), path.open("rb") as file:
+            return torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
         raise ModelError(f"cannot read the checkpoint {path}: {error}") from error
     except Exception as error:  # torch.load has no exception of its own for what weights_only refuses
@@ -167,8 +213,8 @@ def _load(path: Path) -> object:
             raise ModelError(f"the checkpoint {path} is a TorchScript program, and a state dict was expected: {_SAVE}") from error
         if foreign := re.search(r"GLOBAL ([\w.]+)", words):
             raise ModelError(
-                f"the checkpoint {path} holds a pickled object, {foreign[1]}, as torch.save(model) writes it; to open it would run its code. "
-                f"A state dict was expected: {_SAVE}"
+                f"the checkpoint {path} holds a pickled object, {foreign[1]}: it is a whole network, as torch.save(model) writes it, or lies "
+                f"beside the weights. To open it would run its code. A state dict was expected: {_SAVE}"
             ) from error
         raise ModelError(f"the checkpoint {path} is not a file that torch or safetensors saved, or is damaged: {_SAVE}") from error
 
@@ -183,14 +229,6 @@ def _misfit(checkpoint: Checkpoint, what: str, *, start: bool) -> ModelError:
         f"the checkpoint {checkpoint.path} does not fit the network: {what}. Name the network that it was trained with in [model] source; "
         "weights to start from, with another head, go into [model] pretrained"
     )
-
-
-def _is_state(value: Mapping[Any, Any]) -> bool:
-    return bool(value) and all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in value.items())
-
-
-def _unwrapped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {_clean(name): value for name, value in state.items()}
 
 
 def _clean(name: str) -> str:
