@@ -1,15 +1,19 @@
 """Where in a file the weights lie is found by content: neither the suffix nor a fixed list of keys decides."""
 
+import argparse
 import collections
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
 from torch import nn
 
 from rightreasons.checkpoints import read_checkpoint
+from rightreasons.config import ModelConfig
 from rightreasons.errors import ModelError
 from rightreasons.models import load_checkpoint
+from rightreasons.sources import build_model, open_model
 
 
 class Net(nn.Module):
@@ -116,3 +120,31 @@ def test_names_that_would_become_one_are_left_as_they_are(tmp_path):
     torch.save({**OTHER, **{f"module.{name}": value for name, value in OWNERS.items()}}, tmp_path / "model.pt")
     with pytest.raises(ModelError, match="several"):
         load(tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"config": {"data": {"classes": ["b", "a"]}}},
+        {"dls": {"vocab": ("b", "a")}},
+        {"extra": {"idx2label": {0: "b", 1: "a"}}},
+        {"class_to_index": {"a": 1, "b": 0}},
+        {"class_to_idx": {"a": 2, "b": 1}},
+        {"CLASS_NAMES": np.array(["b", "a"])},
+        {"args": argparse.Namespace(dataset={"label2id": {"a": 1, "b": 0}})},
+    ],
+)
+def test_names_of_classes_lie_anywhere_beside_the_weights(beside, tmp_path):
+    torch.save({"state_dict": OWNERS, "optimizer": {"state": {0: {"step": torch.tensor(1.0)}}}, **beside}, tmp_path / "model.pt")
+    assert read_checkpoint(tmp_path / "model.pt").names == ("b", "a")
+
+
+def test_a_stated_order_settles_two_in_one_file(tmp_path):
+    """Otherwise the advice in the error would lead nowhere."""
+    network = build_model(ModelConfig(source="torchvision:squeezenet1_1"), classes=2, root=tmp_path, generator_seed=0).network
+    torch.save({"state_dict": network.state_dict(), "classes": ["a", "b"], "vocab": ["b", "a"]}, tmp_path / "model.pt")
+    config = ModelConfig(source="torchvision:squeezenet1_1", checkpoint="model.pt")
+    with pytest.raises(ModelError, match=r"several ways.*\[model\] classes"):
+        open_model(config, classes=("a", "b"), root=tmp_path, generator_seed=0, note=print)
+    stated = config.model_copy(update={"classes": ("b", "a")})
+    assert open_model(stated, classes=("a", "b"), root=tmp_path, generator_seed=0, note=print).order == (1, 0)

@@ -8,7 +8,7 @@ import os
 import pathlib
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,24 +36,34 @@ AUXILIARY = ("AuxLogits", "aux1", "aux2")
 PLAIN = (argparse.Namespace, pathlib.PosixPath, pathlib.PurePosixPath)
 # A part of a tensor's name that takes no part in the logits, though it may stand beside a network in one module.
 BESIDE = re.compile(r"(\w+_)?(loss|criterion|metrics?|accuracy)(_\w+)?|n_averaged|total_ops|total_params")
-# Keys under which programs keep the names of the classes, in the order of the outputs; and the tables that hold such keys.
-NAMES = ("class_to_idx", "idx_to_class", "label2id", "id2label", "classes", "class_names", "names", "vocab", "labels")
-TABLES = ("hyper_parameters", "hparams", "datamodule_hyper_parameters", "args", "config", "meta", "dataset_meta")
+# Keys under which programs keep the names of the classes, without what separates words; lists of names are in the order of the outputs.
+NAMES = re.compile(
+    r"(class|label)(2|to)(id|idx|index)|(id|idx|index)(2|to)(class|label|name)s?|class(es|names?|list|map)|names|vocab|labels|labelnames"
+)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The tensors of a file, without wrappers' names in theirs; ``taken`` is the key that they lay under, ``names`` the file's classes.
+    """The tensors of a file, without wrappers' names in theirs; ``taken`` is the key that they lay under.
 
-    ``others`` are the keys of further state dicts, which are not taken. ``parallel`` says that DataParallel's name was among the wrappers.
+    ``listed`` has each list of class names, with its key; ``others`` are the keys of further state dicts, which are not taken.
+    ``parallel`` says that DataParallel's name was among the wrappers.
     """
 
     path: Path
     tensors: Mapping[str, Tensor]
     taken: str | None = None
-    names: tuple[str, ...] | None = None
+    listed: Mapping[tuple[str, ...], str] = field(default_factory=dict)
     others: tuple[str, ...] = ()
     parallel: bool = False
+
+    @property
+    def names(self) -> tuple[str, ...] | None:
+        """The classes in the order of the outputs; None where the file has no names. Raises ModelError where it has them in several orders."""
+        if len(self.listed) > 1:
+            orders = "; ".join(f"{key}: {', '.join(names[:6])}" for names, key in self.listed.items())
+            raise ModelError(f"the checkpoint {self.path} names its classes in several ways ({orders}): state their order in [model] classes")
+        return next(iter(self.listed), None)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -66,7 +76,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         try:
             with safe_open(path, "pt") as file:
                 words = {key: _from_json(value) for key, value in (file.metadata() or {}).items()}
-            return _take(Checkpoint(path, safetensors.torch.load_file(path), None, _find_names(words, path)))
+            return _take(Checkpoint(path, safetensors.torch.load_file(path), None, dict(_find_names(words))))
         except (OSError, SafetensorError) as error:
             raise ModelError(f"cannot read the checkpoint {path}: {error}") from error
     stored = _load(path)
@@ -78,9 +88,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if key is None:
         there = f"several state dicts ({_some(states)})" if states else f"no state dict among its entries ({_some(stored)})"
         raise ModelError(f"the checkpoint {path} has {there}: save the state dict of the network alone, model.state_dict()")
-    names = _find_names({name: value for name, value in stored.items() if not isinstance(value, Tensor)}, path)
     others = tuple(other for other in states if other != key)
-    return _take(Checkpoint(path, states[key], key or None, names, others))
+    return _take(Checkpoint(path, states[key], key or None, dict(_find_names(stored)), others))
 
 
 def _find_states(stored: Mapping[Any, Any], key: str = "", depth: int = 0) -> Iterator[tuple[str, dict[str, Tensor]]]:
@@ -197,9 +206,9 @@ def _match_names(
 
 def _load(path: Path) -> object:
     """What torch saved, with plain records of settings and numbers beside the tensors, and no other objects."""
-    numbers = [np.dtype, np.ndarray, *{type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "?", "u1")}]
+    numbers = [np.dtype, np.ndarray, *{type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "?", "u1", "U1")}]
     # What pickles of NumPy's scalars and arrays call, by the names of NumPy 1 and 2.
-    calls = (np.float64(0).__reduce__()[0], np.zeros(1).__reduce__()[0])
+    calls: list[Any] = [np.float64(0).__reduce__()[0], np.zeros(1).__reduce__()[0]]
     rebuild: list[Any] = [(call, f"numpy.{core}.multiarray.{call.__name__}") for core in ("core", "_core") for call in calls]
     try:
         # The open file in place of its name: by the suffix .safetensors torch would choose another reader.
@@ -254,27 +263,30 @@ def _tied(own: Mapping[str, Tensor]) -> dict[str, list[str]]:
     return {name: group for group in groups.values() if len(group) > 1 for name in group}
 
 
-def _find_names(stored: Mapping[str, object], path: Path) -> tuple[str, ...] | None:
-    """The names of the classes in the order of the outputs; None where there are none. Raises ModelError where there are two orders."""
-    tables = [stored]
-    for key in TABLES:
-        inner = stored.get(key)
-        tables += [vars(inner)] if isinstance(inner, argparse.Namespace) else [inner] if isinstance(inner, Mapping) else []
-    found = {names: str(key) for table in tables for key, value in table.items() if str(key).lower() in NAMES and (names := as_names(value))}
-    if len(found) > 1:
-        orders = "; ".join(f"{key}: {', '.join(names[:6])}" for names, key in found.items())
-        raise ModelError(f"the checkpoint {path} names its classes in several ways ({orders}): state their order in [model] classes")
-    return next(iter(found), None)
+def _find_names(stored: Mapping[Any, object], path: str = "", depth: int = 0) -> Iterator[tuple[tuple[str, ...], str]]:
+    """The lists of class names in a file's tables of settings, in the order of the outputs, each with the keys that lead to it."""
+    for key, value in stored.items():
+        place = f"{path}.{key}" if path else str(key)
+        if NAMES.fullmatch(re.sub(r"[\W_]", "", str(key).lower())) and (names := as_names(value)):
+            yield names, place
+            continue
+        inner = vars(value) if isinstance(value, argparse.Namespace) else value
+        if isinstance(inner, Mapping) and depth < DEPTH:
+            yield from _find_names(inner, place, depth + 1)
 
 
 def as_names(value: object) -> tuple[str, ...] | None:
-    """Class names by output, from a list, from numbers by name, or from names by number; None for anything else."""
+    """Class names by output, from a list, from numbers by name, or from names by number, counted from 0 or 1; None for anything else."""
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
     if isinstance(value, Mapping):
         pairs = [(index, name) if isinstance(name, str) else (name, index) for index, name in value.items()]
         if not all(isinstance(name, str) and str(index).isdecimal() for index, name in pairs):
             return None
         by_index = {int(index): name for index, name in pairs}
-        value = [by_index[index] for index in sorted(by_index)] if sorted(by_index) == list(range(len(pairs))) else None
+        first = min(by_index, default=0)
+        in_order = first < 2 and sorted(by_index) == list(range(first, first + len(pairs)))
+        value = [by_index[index] for index in sorted(by_index)] if in_order else None
     if not isinstance(value, list | tuple) or not value or not all(isinstance(name, str) for name in value) or len(set(value)) < len(value):
         return None
     return tuple(value)

@@ -43,6 +43,7 @@ def read_order(
         return None
     order = match_classes(outputs, classes, synonyms)
     if order is None and all(PLACEHOLDER.fullmatch(name.strip()) for name in outputs):
+        note(f"{source} does not say which class each output stands for ({_list(outputs)}): they are taken in the data's order, {_list(classes)}")
         return None
     if order is None:
         raise ModelError(

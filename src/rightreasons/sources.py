@@ -134,6 +134,8 @@ def _find_order(
 ) -> tuple[int, ...] | None:
     """The output of each class as it is stated, or as the checkpoint or its folder names them; None where neither does."""
     kind, name = _split_source(config.source)
+    if stored and config.classes is not None and len(stored.listed) > 1:
+        return stated_order(config.classes, classes, synonyms)
     names = stored.names if stored else None
     source = f"the checkpoint {config.checkpoint}"
     if names is None and kind == "hf" and config.checkpoint:
