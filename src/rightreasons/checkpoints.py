@@ -154,7 +154,7 @@ def _load(path: Path) -> object:
     """What torch saved, with plain records of settings and numbers beside the tensors, and no other objects."""
     numbers = [np.dtype, np.ndarray, *{type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "?", "u1")}]
     # What pickles of NumPy's scalars and arrays call, by the names of NumPy 1 and 2.
-    calls = (np.float64(0).__reduce__()[0], np.zeros(1).__reduce__()[0])
+    calls: list[Any] = [np.float64(0).__reduce__()[0], np.zeros(1).__reduce__()[0]]
     rebuild: list[Any] = [(call, f"numpy.{core}.multiarray.{call.__name__}") for core in ("core", "_core") for call in calls]
     try:
         with torch.serialization.safe_globals([argparse.Namespace, pathlib.PosixPath, pathlib.PurePosixPath, *numbers, *rebuild]):
