@@ -1,14 +1,20 @@
 """Which output stands for which class: by the names that a checkpoint or a folder gives, or that the configuration states."""
 
+import json
+from types import SimpleNamespace
+
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
 
-from rightreasons.class_order import match_classes, read_order, stated_order
+from rightreasons.class_order import match_classes, order_outputs, read_order, stated_order
 from rightreasons.config import ModelConfig
 from rightreasons.errors import ConfigError, ModelError
 from rightreasons.models import Classifier, unwrap
 from rightreasons.sources import open_model
+
+from .helpers import invoke, the_error, trained_weights, write_scripted
 
 CLASSES = ("benign", "malignant")
 
@@ -102,3 +108,51 @@ def test_a_checkpoint_of_other_classes_is_refused(tmp_path):
     with pytest.raises(ModelError, match="cat, dog"):
         config = ModelConfig(source="python:ordered_net:build", checkpoint="model.pt")
         open_model(config, classes=CLASSES, root=tmp_path, generator_seed=0, note=lambda _: None)
+
+
+def exchanged():
+    """The weights of the trained network with its outputs the other way round, as a program that sorted its classes otherwise has them."""
+    return {name: value.flip(0) if name.startswith("3.") else value for name, value in trained_weights().items()}
+
+
+def write_exchanged(root, *, stated="", **beside):
+    root.mkdir()
+    config = write_scripted(root, changes={'"model.safetensors"': f'"model.pt"{stated}'})
+    torch.save({"state_dict": exchanged(), **beside}, root / "model.pt")
+    return config
+
+
+def test_find_and_fix_follow_the_names_that_a_checkpoint_carries(tmp_path):
+    """Accuracy, verdicts and the repaired weights are those of the classes meant; and the weights are the plain network's own."""
+    said = {}
+    for name, stated, beside in (("named", "", {"class_to_idx": {"nut": 0, "bolt": 1}}), ("stated", '\nclasses = ["nut", "bolt"]', {})):
+        config = write_exchanged(tmp_path / name, stated=stated, **beside)
+        out = tmp_path / name / "run"
+        told = invoke("find", config, "--out", out)
+        assert told.exit_code == 0, told.output
+        assert ("names its outputs nut, bolt" in " ".join(told.stderr.split())) == (name == "named")
+        assert invoke("fix", out).exit_code == 0
+        assert invoke("score", out).exit_code == 0
+        said[name] = json.loads((out / "metrics.json").read_text())
+        assert said[name]["classifier"]["train"]["accuracy"] > 0.8
+        plain = nn.Sequential(nn.Flatten(), nn.Linear(768, 16), nn.ReLU(), nn.Linear(16, 2))
+        if (out / "aligned.safetensors").exists():
+            plain.load_state_dict(safetensors.torch.load_file(out / "aligned.safetensors"))
+    assert said["named"]["classifier"] == said["stated"]["classifier"]
+
+
+def test_a_checkpoint_of_other_classes_stops_find_at_once(tmp_path):
+    config = write_exchanged(tmp_path / "other", classes=["cat", "dog"])
+    said = " ".join(the_error(invoke("find", config, "--out", tmp_path / "run")).split())
+    assert "names its outputs cat, dog, and the classes of the data are bolt, nut" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_callers_own_model_is_guarded_too():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
+    network.config = SimpleNamespace(id2label={0: "malignant", 1: "benign"})
+    with pytest.raises(ModelError, match=r"malignant, benign .*config\.id2label.*benign, malignant"):
+        order_outputs(Classifier(network), CLASSES, None)
+    assert order_outputs(Classifier(network), CLASSES, ("malignant", "benign")).order == (1, 0)
+    assert order_outputs(Classifier(network), ("malignant", "benign"), None).order is None
+    assert order_outputs(Classifier(network), ("cat", "dog"), None).order is None

@@ -182,7 +182,7 @@ def judge_answers(model: nn.Module, train: Answers, validation: Answers, names: 
     if chance is not None and better is not None:
         raise ModelError(f"{chance}; {better}. Set that in the configuration, or use the checkpoint that was trained on this input")
     if order is not None:
-        words.append(f"{order}; [model] classes says otherwise, and is followed")
+        words.append(f"{order}; [model] classes or the checkpoint's own names say otherwise, and are followed")
     if chance is not None:
         words.append(f"{chance}. Check the checkpoint, the order of the classes, the input size and the normalisation before you trust what follows")
     if better is not None:

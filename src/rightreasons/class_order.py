@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from rightreasons.checkpoints import Note
+from rightreasons.checkpoints import Note, as_names
 from rightreasons.errors import ConfigError, ModelError
+from rightreasons.models import Classifier
 
 # What programs call an output that nobody named.
 PLACEHOLDER = re.compile(r"(label|class|target|output)?[\s_-]*\d+", re.IGNORECASE)
@@ -61,6 +62,24 @@ def stated_order(outputs: Sequence[str], classes: Sequence[str], synonyms: Mappi
     if order is None:
         raise ConfigError(f"[model] classes = {list(outputs)}: each class of the data once was expected, and they are {_list(classes)}")
     return order
+
+
+def order_outputs(model: Classifier, classes: Sequence[str], stated: Sequence[str] | None) -> Classifier:
+    """A caller's own model, with its outputs in the order that is ``stated``.
+
+    Raises ModelError where nothing is stated and a Hugging Face model's id2label has the classes in another order.
+    """
+    if stated is not None:
+        return Classifier(model.network, model.preset, stated_order(stated, classes))
+    names = as_names(getattr(getattr(model.network, "config", None), "id2label", None))
+    order = match_classes(names, classes) if names else None
+    if model.order is None and names and order not in (None, tuple(range(len(classes)))):
+        raise ModelError(
+            f"the model names its outputs {_list(names)} (config.id2label), and the descriptions are in the order {_list(classes)}, which is that "
+            f'of the labels: pass settings={{"model": {{"source": "...", "classes": {list(names)}}}}} to have the outputs moved, or the descriptions '
+            "in the outputs' order where the labels are in it too"
+        )
+    return model
 
 
 def _plain(name: str) -> str:

@@ -25,6 +25,7 @@ from rightreasons import evaluate
 from rightreasons.align import AlignmentSet, align_model
 from rightreasons.answers import describe_input
 from rightreasons.attribute import check_attribution
+from rightreasons.class_order import order_outputs
 from rightreasons.config import Config, match_descriptions, parse_config
 from rightreasons.consult import AskLVLM, Case, Panel, consult_case
 from rightreasons.controls import consult_control, control_rows, read_controls
@@ -165,7 +166,7 @@ def find_shortcuts(
     ordered = match_descriptions(words, tuple(words))
     if validation_set is None:
         train_set, validation_set = _hold_out(train_set, config.run.seed)
-    model = as_classifier(model)
+    model = order_outputs(as_classifier(model), tuple(words), config.model.classes)
     check_classifier(model, train_set, tuple(words), config)
     lvlm.check()
     for note in check_descriptions(ordered):
