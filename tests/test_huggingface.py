@@ -11,6 +11,7 @@ from PIL import Image
 from rightreasons.attribute import attribute_images
 from rightreasons.config import ModelConfig
 from rightreasons.errors import ModelError
+from rightreasons.huggingface import read_input
 from rightreasons.models import Classifier
 from rightreasons.sources import find_checkpoint, open_model, read_preset
 
@@ -77,7 +78,38 @@ def test_names_of_other_classes_are_refused_and_can_be_overruled(tmp_path):
 
 def test_placeholders_leave_the_order_open(tmp_path):
     save(tmp_path / "net")
-    assert opened(tmp_path)[0].order is None
+    model, notes = opened(tmp_path)
+    assert model.order is None
+    assert any("does not say which class each output stands for" in note and "LABEL_0" in note for note in notes)
+
+
+def test_opening_a_folder_writes_nothing_to_the_terminal(tmp_path, capfd):
+    """transformers 5 prints a bar, and a report with escape codes for a head of another size."""
+    save(tmp_path / "net", num_labels=5)
+    before = transformers.utils.logging.get_verbosity()
+    capfd.readouterr()
+    opened(tmp_path)
+    assert "".join(capfd.readouterr()) == ""
+    assert transformers.utils.logging.get_verbosity() == before and transformers.utils.logging.is_progress_bar_enabled()
+
+
+@pytest.mark.parametrize("side", [16, 28, 224])
+def test_a_processor_that_shows_the_whole_picture_has_no_remark(side, tmp_path):
+    """In a small output the edge of a ramp is the mean of many of its pixels."""
+    save(tmp_path / "net")
+    transformers.ViTImageProcessor(size={"height": side, "width": side}).save_pretrained(tmp_path / "net")
+    assert read_input("net", tmp_path).remark is None
+    crop = {"height": side * 7 // 8, "width": side * 7 // 8}
+    transformers.CLIPImageProcessor(size={"shortest_edge": side}, crop_size=crop).save_pretrained(tmp_path / "net")
+    assert "middle" in str(read_input("net", tmp_path).remark)
+
+
+def test_a_wrapped_timm_network_without_its_preprocessing_is_told(tmp_path):
+    """config.json has pretrained_cfg where the network came from the hub, and not where it was made here."""
+    config = transformers.TimmWrapperConfig(architecture="regnetx_002", label_names=list(CLASSES), num_classes=2)
+    transformers.TimmWrapperForImageClassification(config).save_pretrained(tmp_path / "net")
+    model, notes = opened(tmp_path)
+    assert model.order == (0, 1) and any("has no image processor" in note for note in notes)
 
 
 def test_a_folder_without_a_head_is_no_checkpoint(tmp_path):
@@ -173,4 +205,4 @@ def test_a_folder_without_a_processor_is_told(tmp_path):
     transformers.ConvNextImageProcessor(size={"shortest_edge": 64}, crop_pct=0.875).save_pretrained(tmp_path / "net")
     assert any("the middle of a picture" in note for note in opened(tmp_path)[1])
     transformers.ViTImageProcessor(size=SIDE).save_pretrained(tmp_path / "net")
-    assert opened(tmp_path)[1] == []
+    assert not any("processor" in note for note in opened(tmp_path)[1])

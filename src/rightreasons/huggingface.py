@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,10 +40,11 @@ def build_network(name: str, outputs: int, root: Path, *, trained: bool) -> nn.M
     """The folder's network with its weights; a head of another size is drawn anew, unless it is ``trained``: then every weight must be there."""
     folder = find_folder(name, root)
     try:
-        network, loaded = import_transformers().AutoModelForImageClassification.from_pretrained(
-            folder, num_labels=outputs, ignore_mismatched_sizes=True, local_files_only=True, use_safetensors=True, trust_remote_code=False,
-            output_loading_info=True,
-        )  # fmt: skip
+        with _quiet():
+            network, loaded = import_transformers().AutoModelForImageClassification.from_pretrained(
+                folder, num_labels=outputs, ignore_mismatched_sizes=True, local_files_only=True, use_safetensors=True, trust_remote_code=False,
+                output_loading_info=True,
+            )  # fmt: skip
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(f"[model] source = 'hf:{name}': {str(error).splitlines()[0]}") from error
     new = sorted([*loaded["missing_keys"], *(key[0] for key in loaded["mismatched_keys"])])
@@ -78,8 +81,9 @@ def read_input(name: str, root: Path) -> ProcessorInput:
     for a processor that does anything else, or that gives sides which differ.
     """
     folder, settings = find_folder(name, root), read_settings(name, root)
-    wrapper = settings.model_type == "timm_wrapper"
-    if not wrapper and not any((folder / file).is_file() for file in ("preprocessor_config.json", "processor_config.json")):
+    # The hub's timm networks have no file of the processor's own.
+    inside = getattr(settings, "pretrained_cfg", None) is not None
+    if not inside and not any((folder / file).is_file() for file in ("preprocessor_config.json", "processor_config.json")):
         return ProcessorInput(
             Preset(),
             f"the folder {name} has no image processor: its network is given pixels in 0 to 1, unless [model] mean and std say otherwise",
@@ -108,6 +112,21 @@ def import_transformers() -> Any:  # noqa: ANN401 -- a module
     except ImportError as error:
         raise MissingExtra("transformers", "models") from error
     return transformers
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the library's own bars and reports on the terminal: what they say is read from its records."""
+    logging = import_transformers().utils.logging
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _probe(processor: Any, name: str, channels: int) -> ProcessorInput:  # noqa: ANN401 -- a processor of any class
@@ -160,7 +179,7 @@ def _probe(processor: Any, name: str, channels: int) -> ProcessorInput:  # noqa:
     # The product resizes a whole picture to a square: does the left edge of a wide one, dark to bright, stay dark?
     wide = np.broadcast_to(np.linspace(0, 255, 4 * side).astype(np.uint8)[None, :, None], (2 * side, 4 * side, 3))
     edge = (process(np.ascontiguousarray(wide))[:, side // 2, 0] - offset) / scale
-    whole = free or bool(edge.abs().max() < WHOLE)
+    whole = free or bool(edge.abs().max() < max(WHOLE, 1 / side))  # half a pixel of the output, doubled
     remark = f"the image processor of {name} shows its network the middle of a picture; here it is given the whole, resized to {side} px"
     preset = Preset(
         None if free else side,
