@@ -11,7 +11,7 @@ from torch import nn
 from rightreasons.class_order import match_classes, order_outputs, read_order, stated_order
 from rightreasons.config import ModelConfig
 from rightreasons.errors import ConfigError, ModelError
-from rightreasons.models import Classifier, unwrap
+from rightreasons.models import Classifier, hash_weights, unwrap
 from rightreasons.sources import open_model
 
 from .helpers import invoke, the_error, trained_weights, write_scripted
@@ -75,6 +75,8 @@ def test_a_moved_classifier_keeps_its_network_as_it_is():
     assert torch.equal(moved(images), network(images)[:, [2, 0, 1]])
     assert moved.state_dict().keys() == Classifier(network).state_dict().keys()
     assert unwrap(moved) is moved and unwrap(Classifier(network, order=(0, 1, 2))) is network
+    # A run folder made in one order is none of another.
+    assert len({hash_weights(Classifier(network, order=order)) for order in (None, (0, 1, 2), (2, 0, 1), (1, 0, 2))}) == 3
     single = nn.Sequential(nn.Flatten(), nn.Linear(12, 1))
     assert torch.equal(Classifier(single, order=(1, 0))(images), Classifier(single)(images).flip(1))
 

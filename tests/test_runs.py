@@ -29,7 +29,7 @@ CONFIG = parse_config(TABLES, source="test")
 @pytest.fixture
 def folder(tmp_path):
     made = RunFolder(tmp_path / "deep" / "run")
-    made.start(CONFIG, manifest="abc", root=tmp_path)
+    made.start(CONFIG, manifest="abc", root=tmp_path, splits={})
     return made
 
 
@@ -81,26 +81,26 @@ def test_start_writes_down_what_the_run_is_made_of(folder, tmp_path):
 
 
 def test_start_again_goes_on_only_with_the_same_configuration_and_data(folder, tmp_path):
-    folder.start(CONFIG, manifest="abc", root=tmp_path)
+    folder.start(CONFIG, manifest="abc", root=tmp_path, splits={})
     with pytest.raises(ConfigError, match=r"run\.seed was 0 and is now 1"):
-        folder.start(parse_config({**TABLES, "run": {"seed": 1}}, source="test"), manifest="abc", root=tmp_path)
-    with pytest.raises(ConfigError, match="other data"):
-        folder.start(CONFIG, manifest="abd", root=tmp_path)
+        folder.start(parse_config({**TABLES, "run": {"seed": 1}}, source="test"), manifest="abc", root=tmp_path, splits={})
+    with pytest.raises(ConfigError, match="the images are not those that"):
+        folder.start(CONFIG, manifest="abd", root=tmp_path, splits={})
 
 
 def test_start_leaves_a_foreign_folder_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("mine")
     with pytest.raises(ConfigError, match="not empty and not a run folder"):
-        RunFolder(tmp_path).start(CONFIG, manifest="abc", root=tmp_path)
+        RunFolder(tmp_path).start(CONFIG, manifest="abc", root=tmp_path, splits={})
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
     with pytest.raises(ConfigError, match="cannot make the run folder"):
-        RunFolder(tmp_path / "thesis.tex").start(CONFIG, manifest="abc", root=tmp_path)
+        RunFolder(tmp_path / "thesis.tex").start(CONFIG, manifest="abc", root=tmp_path, splits={})
 
 
 def test_start_goes_on_after_a_kill_while_the_folder_was_made(tmp_path):
     (tmp_path / "environment.json").write_text("{}")
     (tmp_path / ".config.toml.123.part").write_text("[da")
-    RunFolder(tmp_path).start(CONFIG, manifest="abc", root=tmp_path)
+    RunFolder(tmp_path).start(CONFIG, manifest="abc", root=tmp_path, splits={})
     assert RunFolder(tmp_path).config() == CONFIG
 
 
@@ -150,7 +150,7 @@ def test_a_persons_verdicts_outlive_a_second_find(folder):
 
 
 def test_an_alignment_belongs_to_its_job(folder):
-    folder.save_alignment("job", {"outcome": "aligned"})
+    folder.save_alignment("job", {"outcome": "aligned"}, {"epochs": 5})
     assert folder.load_alignment("job") == {"outcome": "aligned"} and folder.load_alignment("another") is None
 
 

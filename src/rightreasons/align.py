@@ -209,6 +209,15 @@ def swapped_accuracy(model: nn.Module, hosts: Batch, alignment: AlignmentSet, ge
     return (answers == hosts.labels).double().mean().item()
 
 
+def neutral_images(hosts: Batch, alignment: AlignmentSet, generator: torch.Generator) -> list[Float[Tensor, "image channel height width"]]:
+    """Held-out images on which the shortcut tells nothing: with random spurious segments pasted in; nothing where there are none."""
+    pieces = Pieces(alignment)
+    if not len(pieces):
+        return []
+    free = torch.zeros(len(hosts), *hosts.images.shape[2:], dtype=torch.bool)
+    return [paste_segments(hosts.images, free, pieces, generator)]
+
+
 class Pieces:
     """The spurious segments of the inspected images, to draw from."""
 

@@ -76,7 +76,7 @@ def order_outputs(model: Classifier, classes: Sequence[str], stated: Sequence[st
     if model.order is None and names and order not in (None, tuple(range(len(classes)))):
         raise ModelError(
             f"the model names its outputs {_list(names)} (config.id2label), and the descriptions are in the order {_list(classes)}, which is that "
-            f'of the labels: pass settings={{"model": {{"source": "...", "classes": {list(names)}}}}} to have the outputs moved, or the descriptions '
+            f'of the labels: pass settings={{"model": {{"classes": {list(names)}}}}} to have the outputs moved, or the descriptions '
             "in the outputs' order where the labels are in it too"
         )
     return model

@@ -57,6 +57,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print metrics.json on stan
 RetryUnknown = Annotated[bool, typer.Option("--retry-unknown", help="Ask again what a crash left unanswered. It may have been paid for.")]
 MaxUsd = Annotated[float | None, typer.Option("--max-usd", min=0, help="Stop, resumably, before the next request could pass this many US dollars.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Do all but ask: show one request as it would be sent, pictures as files. Sends nothing.")]
+Change = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="TABLE.KEY=VALUE", help="A setting that find has not used, such as align.epochs=12; or data.path, for moved data."),
+]
 Target = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or the configuration it was made from.")]
 
 
@@ -132,22 +136,29 @@ def find(
 
 
 @register(app, "rightreasons fix runs/parts")
-def fix(run_folder: Target, out: Out = None, as_json: AsJson = False, device: Device = None) -> None:
+def fix(
+    run_folder: Target,
+    out: Out = None,
+    as_json: AsJson = False,
+    change: Change = None,
+    accept: Annotated[bool, typer.Option("--accept", help="Take the repair although the harm guard rejects it.")] = False,
+    device: Device = None,
+) -> None:
     """Fine-tune the model with the verdicts, human ones first; writes aligned.safetensors and the scores after."""
     from rightreasons.pipeline import fix as align
 
     reporter = _reporter()
-    project, run, target = _load(run_folder, out)
-    alignment = align(run, reporter=reporter, out=target.path)
+    project, run, target = _load(run_folder, out, change)
+    alignment = align(run, reporter=reporter, out=target.path, accept=accept)
     metrics = _finish(project, run, reporter, alignment=alignment, folder=target)
     _show(metrics, target, as_json)
 
 
 @register(app, "rightreasons score runs/parts --json")
-def score(run_folder: Target, out: Out = None, as_json: AsJson = False, device: Device = None) -> None:
+def score(run_folder: Target, out: Out = None, as_json: AsJson = False, change: Change = None, device: Device = None) -> None:
     """Score the model before and after on the test split."""
     reporter = _reporter()
-    project, run, target = _load(run_folder, out)
+    project, run, target = _load(run_folder, out, change)
     metrics = _finish(project, run, reporter, folder=target, again=True)
     _show(metrics, target, as_json)
 
@@ -181,17 +192,22 @@ def _reporter() -> Reporter:
     return Terminal()
 
 
-def _load(target: Path, out: Path | None) -> tuple[Project, Run, Any]:
+def _load(target: Path, out: Path | None, change: list[str] | None) -> tuple[Project, Run, Any]:
     """The run that a folder or a configuration names, and the folder that results go to."""
+    from rightreasons.config import read_assignments
     from rightreasons.project import load_run
     from rightreasons.runs import RunFolder
 
+    changes = read_assignments(change or [])
+    for table, key in (("data", "path"), ("model", "checkpoint")):
+        if key in changes.get(table, {}):  # said here and now, so it starts from here
+            changes[table][key] = str(Path(changes[table][key]).absolute())
     if target.suffix == ".toml":
         source = RunFolder(out or default_folder(target))
-        project, run = load_run(source)
+        project, run = load_run(source, file=target, changes=changes)
         return project, run, source
     source = RunFolder(target)
-    project, run = load_run(source)
+    project, run = load_run(source, changes=changes)
     return project, run, RunFolder(out) if out else source
 
 
@@ -208,22 +224,30 @@ def _finish(
     """Scores, metrics.json and report.html. What an earlier command has scored is taken over, unless ``again``."""
     from rightreasons.data.loading import read_all
     from rightreasons.inspection import explain_images
-    from rightreasons.measure import build_metrics, read_scores, score_run
-    from rightreasons.pipeline import Alignment
+    from rightreasons.measure import build_metrics, read_scores, score_key, score_once, stored_scores
+    from rightreasons.pipeline import Alignment, alignment_job
     from rightreasons.report import write_report
 
     folder = folder or run.folder
+    folder.path.mkdir(parents=True, exist_ok=True, mode=0o700)
     earlier = folder.load_metrics() or run.folder.load_metrics() or {}
+    task, reference_key = project.task, score_key(run, project.task, "reference")
     with reporter.stage("score"):
-        before = score_run(run.model, project.task, run) if again or not earlier else read_scores(earlier["before"])
-        after = score_run(run.aligned, project.task, run) if run.aligned is not None else None
-    if alignment is None and earlier.get("alignment") and run.aligned is not None:
-        alignment = Alignment(**earlier["alignment"])
-    reference = reference or {name: read_scores(scores) for name, scores in earlier.get("reference", {}).items()}
+        before, after, rejected = (
+            None if model is None else score_once(model, task, run, folder, again=again) for model in (run.model, run.aligned, run.rejected)
+        )
+    assert before is not None  # a run has a model
+    if alignment is None and run.aligned is not None and (stored := folder.load_alignment()) is not None:
+        alignment = Alignment(**stored)
+        if folder.load_alignment(alignment_job(run)) is None:
+            reporter.note("aligned.safetensors was made with other verdicts or settings than those of now: run `rightreasons fix` again")
+    if reference is None:
+        reference = {name: read_scores(scores) for name, scores in (folder.load_scores(reference_key) or {}).items()}
+    else:
+        folder.save_scores(reference_key, {name: stored_scores(scores) for name, scores in reference.items()})
     seconds = {**earlier.get("seconds", {}), **reporter.seconds}
     _recall_unreadable(project, run, folder)
-    metrics = build_metrics(run, project.task, before=before, after=after, alignment=alignment, reference=reference, seconds=seconds)
-    folder.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    metrics = build_metrics(run, task, before=before, after=after, rejected=rejected, alignment=alignment, reference=reference, seconds=seconds)
     after_heatmaps = None
     if run.aligned is not None:
         after_heatmaps = explain_images(run.aligned, read_all(run.train, run.selection.indices).images, run.train, run.config).heatmaps
@@ -251,7 +275,7 @@ def _show(metrics: dict[str, Any], folder: Any, as_json: bool) -> None:  # noqa:
     if as_json:
         typer.echo(json.dumps(metrics, indent=2))
         return
-    columns = {"before": metrics["before"], **({"after": metrics["after"]} if metrics["after"] else {}), **metrics["reference"]}
+    columns = {name: metrics[name] for name in ("before", "after", "rejected") if metrics[name]} | metrics["reference"]
     title = f"{metrics['task']}: {metrics['outcome']}" + (" (simulated critic)" if metrics["critic"]["simulated"] else "")
     rows = []
     for key in ("accuracy", "worst_group_accuracy", "average_group_accuracy", "mu_align", "spurious_share", "swap_flip_rate"):

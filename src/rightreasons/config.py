@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -249,11 +250,29 @@ def merge_tables(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]
     return merged
 
 
-def describe_difference(old: Config, new: Config) -> str | None:
-    """The first key on which two configurations differ, in words; None where they are equal."""
+def read_assignments(assignments: Sequence[str]) -> dict[str, Any]:
+    """``["align.epochs=12"]`` as tables. A value is TOML, or a word that needs no quotation marks. Raises ConfigError for anything else."""
+    tables: dict[str, Any] = {}
+    for text in assignments:
+        key, equals, value = text.partition("=")
+        parts = [part.strip() for part in key.split(".")]
+        if not equals or len(parts) < 2 or not all(parts):
+            raise ConfigError(f"--set {text!r}: TABLE.KEY=VALUE was expected, such as --set align.epochs=12")
+        try:
+            parsed: Any = tomllib.loads(f"value = {value.strip()}")["value"]
+        except tomllib.TOMLDecodeError:
+            parsed = value.strip()
+        for part in reversed(parts):
+            parsed = {part: parsed}
+        tables = merge_tables(tables, parsed)
+    return tables
+
+
+def describe_difference(old: Config, new: Config, *, changeable: tuple[str, ...] = ()) -> str | None:
+    """The first key on which two configurations differ, in words; None where they are equal but for keys that start as one of ``changeable``."""
     before, after = (_flatten(config.model_dump(by_alias=True)) for config in (old, new))
     for key in sorted(before.keys() | after.keys()):
-        if before.get(key) != after.get(key):
+        if before.get(key) != after.get(key) and not key.startswith(changeable):
             return f"{key} was {before.get(key)!r} and is now {after.get(key)!r}"
     return None
 

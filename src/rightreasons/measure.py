@@ -5,6 +5,7 @@ The one module above the studies that may see groups and ground-truth masks; wha
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from dataclasses import asdict
 from typing import Any
@@ -19,10 +20,11 @@ from rightreasons.data.loading import count_images, read_all, read_batches
 from rightreasons.data.manifest import find_leaks, hash_manifest
 from rightreasons.data.task import Task
 from rightreasons.inspection import explain_images, segment_settings, shown_effect
-from rightreasons.models import as_classifier
+from rightreasons.models import as_classifier, hash_weights
 from rightreasons.outcome import decide_outcome, explain_outcome
 from rightreasons.pipeline import Alignment, Run
 from rightreasons.records import GroundTruth, GroupScore, Scores
+from rightreasons.runs import RunFolder
 from rightreasons.seeds import seeded
 from rightreasons.segment import smooth_heatmaps
 from rightreasons.votes import settle_verdicts
@@ -59,6 +61,22 @@ def score(
 def score_run(model: nn.Module, task: Task, run: Run) -> Scores:
     """``score`` on a task's test split, with whatever truth the task has."""
     return score(model, task.splits["test"], truth=task.truth.get("test"), train_truth=task.truth.get("train"), run=run)
+
+
+def score_once(model: nn.Module, task: Task, run: Run, folder: RunFolder, *, again: bool = False) -> Scores:
+    """``score_run``, or what it gave before for the same weights, data and verdicts, unless ``again``."""
+    key = score_key(run, task, hash_weights(model))
+    stored = None if again else folder.load_scores(key)
+    if stored is not None:
+        return read_scores(stored)
+    scores = score_run(model, task, run)
+    folder.save_scores(key, stored_scores(scores))
+    return scores
+
+
+def score_key(run: Run, task: Task, what: str) -> str:
+    """What scores depend on, as a hash: ``what`` is scored, the data, and the verdicts."""
+    return hashlib.sha256(f"{what} {task.manifest}".encode() + run.masks.numpy().tobytes()).hexdigest()
 
 
 def read_scores(stored: dict[str, Any]) -> Scores:
@@ -170,6 +188,7 @@ def build_metrics(
     before: Scores,
     after: Scores | None = None,
     alignment: Alignment | None = None,
+    rejected: Scores | None = None,
     reference: dict[str, Scores] | None = None,
     seconds: dict[str, float],
 ) -> dict[str, Any]:
@@ -191,15 +210,16 @@ def build_metrics(
         "completeness_error": run.attribution.completeness_error.nanmedian().item(),
         "data": data_facts(run, task),
         "skipped_images": len(task.skipped),
-        "before": _stored(before),
-        "after": _stored(after) if after is not None else None,
+        "before": stored_scores(before),
+        "after": stored_scores(after) if after is not None else None,
+        "rejected": stored_scores(rejected) if rejected is not None else None,
         "alignment": asdict(alignment) if alignment is not None else None,
-        "reference": {name: _stored(scores) for name, scores in (reference or {}).items()},
+        "reference": {name: stored_scores(scores) for name, scores in (reference or {}).items()},
         "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
     }
 
 
-def _stored(scores: Scores) -> dict[str, Any]:
+def stored_scores(scores: Scores) -> dict[str, Any]:
     """Scores for metrics.json; intervals where there are any."""
     return {key: value for key, value in asdict(scores).items() if key != "intervals" or value}
 

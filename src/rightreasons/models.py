@@ -154,8 +154,8 @@ def place_model(model: nn.Module, images: Tensor) -> nn.Module:
 
 
 def hash_weights(model: nn.Module) -> str:
-    """SHA-256 over names and values of a model's weights and buffers."""
-    digest = hashlib.sha256()
+    """SHA-256 over names and values of a model's weights and buffers, and over the order of its outputs where that is not the classes'."""
+    digest = hashlib.sha256(repr(model.order).encode() if isinstance(model, Classifier) and model.moves_outputs else b"")
     for name, value in model.state_dict().items():
         digest.update(name.encode())
         digest.update(value.detach().cpu().flatten().contiguous().view(torch.uint8).numpy().tobytes())

@@ -26,22 +26,24 @@ from rightreasons.align import AlignmentSet, align_model
 from rightreasons.answers import describe_input
 from rightreasons.attribute import check_attribution
 from rightreasons.class_order import order_outputs
-from rightreasons.config import Config, match_descriptions, parse_config
+from rightreasons.config import Config, merge_tables, parse_config
 from rightreasons.consult import AskLVLM, Case, Panel, consult_case
 from rightreasons.controls import consult_control, control_rows, read_controls
 from rightreasons.data.loading import count_images, read_all, read_batches, some_images
 from rightreasons.data.manifest import describe_leaks, find_leaks, list_hashes
 from rightreasons.descriptions import check_descriptions
 from rightreasons.dispatch import count_workers, map_in_order
+from rightreasons.errors import ConfigError
+from rightreasons.guard import find_harm, measure_held_out
 from rightreasons.inspection import Inspection, inspect_images, render_inspected, warn_of_lettering
 from rightreasons.judge import read_examples
-from rightreasons.lvlm import LVLM
+from rightreasons.lvlm import LVLM, open_lvlm
 from rightreasons.lvlm.ledger import Ledger
-from rightreasons.lvlm.prices import Price
+from rightreasons.lvlm.prices import Price, required_price
 from rightreasons.mask import build_masks
 from rightreasons.models import as_classifier, check_model, hash_weights, load_checkpoint, model_device, place_model, save_checkpoint, unwrap
 from rightreasons.outcome import Coverage, RunOutcome, count_coverage, decide_outcome, explain_outcome
-from rightreasons.progress import Reporter, Silent
+from rightreasons.progress import Logged, Reporter
 from rightreasons.records import Attribution, ClassDescription, Control, Critique, Segmentation, Selection, Verdict
 from rightreasons.runs import RunFolder, write_atomically
 from rightreasons.seeds import seeded
@@ -74,6 +76,8 @@ class Run:
     controls: list[Control] = field(default_factory=list)
     prompts: Mapping[str, str] = field(default_factory=dict)
     aligned: nn.Module | None = None
+    rejected: nn.Module | None = None
+    alignment: Alignment | None = None
     calls: int = 0
     cached: int = 0
     cost_usd: float | None = None
@@ -120,11 +124,17 @@ class Run:
 
 @dataclass(frozen=True)
 class Alignment:
-    """What ``fix_shortcuts`` did: "aligned", "nothing to change" or "original kept", and validation accuracy before and after."""
+    """What ``fix_shortcuts`` did: "aligned", "nothing to change", "original kept", or "accepted" by a person although it was rejected.
+
+    With accuracy on the validation split before and after, as it is and with the shortcut made useless, and the ``reason`` for a rejection.
+    """
 
     outcome: str
     validation_before: float
     validation_after: float
+    neutral_before: float | None = None
+    neutral_after: float | None = None
+    reason: str | None = None
 
 
 def find_shortcuts(
@@ -134,6 +144,7 @@ def find_shortcuts(
     *,
     lvlm: LVLM,
     out: str | Path,
+    judge: LVLM | None = None,
     validation_set: Dataset | None = None,
     settings: Mapping[str, object] | None = None,
     retry_unknown: bool = False,
@@ -146,15 +157,17 @@ def find_shortcuts(
         train_set: any map-style dataset of (image, label); labels count from 0.
         descriptions: an expert's words for each class, in the order of the labels.
         lvlm: the critic and judge, from ``open_lvlm``.
+        judge: another model for the judge; default: the one that the settings name, or ``lvlm``.
         out: the run folder; the same call on it continues where it stopped.
         validation_set: held-out images for the harm guard; by default a tenth of ``train_set`` is kept back from fine-tuning.
-        settings: tables of the configuration, such as ``{"sample": {"size": 50}}``.
+        settings: tables of the configuration, such as ``{"sample": {"size": 50}, "critic": {"max_usd": 5}}``; paths start from the current folder.
         retry_unknown: ask again what a crash left unanswered; it may have been paid for.
-        reporter: told of progress; silent by default.
+        reporter: told of progress; by default notes are warnings of the logger "rightreasons".
 
     Raises RightReasonsError before any long work where an input cannot be used.
 
     """
+    reporter = reporter or Logged()
     words = {name: text if isinstance(text, ClassDescription) else ClassDescription(name, text) for name, text in descriptions.items()}
     tables = {
         "data": {"path": type(train_set).__name__},
@@ -162,20 +175,50 @@ def find_shortcuts(
         "classes": {name: {"description": item.description, "irrelevant": item.irrelevant} for name, item in words.items()},
         "critic": {"lvlm": lvlm.name},
     }
-    config = parse_config({**tables, **(settings or {})}, source="settings")
-    ordered = match_descriptions(words, tuple(words))
+    config = parse_config(merge_tables(tables, dict(settings or {})), source="settings")
+    if config.critic.lvlm != lvlm.name:
+        raise ConfigError(f"settings: critic.lvlm = {config.critic.lvlm!r}, and lvlm is {lvlm.name!r}: give the one that is to be asked as lvlm")
+    ordered = tuple(words.values())
+    judge = judge or _open_judge(config, lvlm)
+    own = Path(config.critic.prices) if config.critic.prices else None
+    prices = {model.name: required_price(model, own) for model in (lvlm, judge)}
+    examples = Path(config.critic.examples) if config.critic.examples else None
+    read_examples(examples, seeded(config.run.seed, "few-shot"))
     if validation_set is None:
         train_set, validation_set = _hold_out(train_set, config.run.seed)
     model = order_outputs(as_classifier(model), tuple(words), config.model.classes)
     check_classifier(model, train_set, tuple(words), config)
-    lvlm.check()
+    for asked in {id(backend): backend for backend in (lvlm, judge)}.values():
+        asked.check()
     for note in check_descriptions(ordered):
-        (reporter or Silent()).note(note)
-    folder = RunFolder(Path(out))
+        reporter.note(note)
+    folder, splits = RunFolder(Path(out)), {"train": train_set, "validation": validation_set}
     manifest = f"{type(train_set).__name__} of {count_images(train_set)}, model {hash_weights(model)}"
-    folder.start(config, manifest=manifest, root=Path.cwd())
-    record_manifest(folder, {"train": train_set, "validation": validation_set}, reporter or Silent())
-    return find(config, folder, model, train_set, validation_set, ordered, lvlm, retry_unknown=retry_unknown, reporter=reporter or Silent())
+    folder.start(config, manifest=manifest, root=Path.cwd(), splits=splits)
+    record_manifest(folder, splits, reporter)
+    return find(
+        config,
+        folder,
+        model,
+        train_set,
+        validation_set,
+        ordered,
+        lvlm,
+        judge=judge,
+        examples=examples,
+        retry_unknown=retry_unknown,
+        prices=prices,
+        max_usd=config.critic.max_usd,
+        reporter=reporter,
+    )
+
+
+def _open_judge(config: Config, lvlm: LVLM) -> LVLM:
+    """The judge that the settings name, which is the critic where they name none."""
+    if config.critic.judge is None:
+        return lvlm
+    spec, base_url = config.critic.server("judge")
+    return open_lvlm(spec, base_url=base_url, timeout=config.critic.timeout, seed=config.run.seed)
 
 
 def find(
@@ -224,6 +267,17 @@ def find(
         critiques = [critique for part, _ in results for critique in part]
         folder.save_controls(controls)
         folder.save_critiques(critiques)
+        folder.save_criticism(
+            {
+                "lvlm": lvlm.name,
+                "simulated": lvlm.simulated,
+                "prompts": panel.prompts,
+                "calls": calls,
+                "cached": cached,
+                "cost_usd": cost,
+                "weights": hash_weights(model),
+            }
+        )
         folder.save_verdicts([verdict for _, part in results for verdict in part])
         verdicts = folder.load_verdicts() or []
     run = Run(
@@ -270,49 +324,94 @@ def case_of(found: Inspection, row: int, descriptions: Sequence[ClassDescription
 def fix_shortcuts(run: Run, *, reporter: Reporter | None = None) -> nn.Module:
     """A copy of the run's model, fine-tuned until it no longer uses what was judged spurious.
 
-    The original comes back where nothing was judged spurious, or where validation accuracy would fall by more than
-    ``align.max_accuracy_drop``; ``fix`` says which.
+    The original comes back where no shortcut was found, or where the repair would do harm (``guard``): ``run.alignment`` says which and why, a
+    warning is logged, and ``run.rejected`` has what was rejected.
     """
-    fix(run, reporter=reporter or Silent())
+    fix(run, reporter=reporter or Logged())
     assert run.aligned is not None  # fix sets it
     return unwrap(run.aligned)
 
 
-def fix(run: Run, *, reporter: Reporter, out: Path | None = None) -> Alignment:
+def fix(run: Run, *, reporter: Reporter, out: Path | None = None, accept: bool = False) -> Alignment:
     """Fine-tunes into ``run.aligned``, and saves it as aligned.safetensors with the outcome in alignment.json.
 
-    The same verdicts and settings are not worked on twice; other ones start afresh.
+    A repair that does harm is kept as rejected.safetensors, and the original is the result; ``accept`` takes it all the same.
+    The same verdicts and settings are not worked on twice; other ones start afresh. Raises ConfigError where the model's weights are not the
+    ones that ``find`` explained.
     """
+    _check_weights(run)
     folder = RunFolder(out or run.folder.path)
     folder.path.mkdir(parents=True, exist_ok=True, mode=0o700)
-    config, seed = run.config.align, run.config.run.seed
-    described = f"{config!r} {seed} {hash_weights(run.model)} {count_images(run.train)}".encode()
-    job = hashlib.sha256(described + run.masks.numpy().tobytes()).hexdigest()[:16]
+    config, job = run.config.align, alignment_job(run)
     aligned = copy.deepcopy(run.model)
     with folder.locked():
         finished = folder.load_alignment(job)
-        if finished is not None:
-            load_checkpoint(aligned, folder.path / "aligned.safetensors")
-            run.aligned = aligned
-            return Alignment(**finished)
-        folder.save_masks(run.masks)
-        before = _accuracy(run.model, run.validation)
-        result = Alignment("nothing to change", before, before)
-        checkpoint = folder.path / f"aligning-{job}.pt"
-        if run.outcome == "shortcut found":
-            align(aligned, run, judged_alignment(run, reporter), checkpoint=checkpoint, reporter=reporter)
-            result = Alignment("aligned", before, _accuracy(aligned, run.validation))
-            if before - result.validation_after > config.max_accuracy_drop:
-                aligned, result = copy.deepcopy(run.model), replace(result, outcome="original kept")
-                reporter.note(
-                    f"the original model is kept: validation accuracy would fall from {before:.3f} to {result.validation_after:.3f}, more than "
-                    f"[align] max_accuracy_drop = {config.max_accuracy_drop}. Look at the verdicts in report.html"
-                )
-        write_atomically(folder.path / "aligned.safetensors", lambda part: save_checkpoint(aligned, part))
-        folder.save_alignment(job, vars(result))
-        checkpoint.unlink(missing_ok=True)
-    run.aligned = aligned
+        if finished is None:
+            folder.save_masks(run.masks)
+            checkpoint = folder.path / f"aligning-{job}.pt"
+            result = _repair(run, aligned, checkpoint, reporter)
+            name = "rejected" if result.outcome == "original kept" else "aligned"
+            (folder.path / "rejected.safetensors").unlink(missing_ok=True)
+            _save_weights(folder, name, aligned)
+        else:
+            result, checkpoint = Alignment(**finished), None
+        rejected = folder.path / "rejected.safetensors"
+        run.rejected = None
+        if result.outcome == "original kept":
+            repaired = copy.deepcopy(run.model)
+            load_checkpoint(repaired, rejected)
+            _save_weights(folder, "aligned", repaired if accept else run.model)
+            result, run.rejected = (replace(result, outcome="accepted"), None) if accept else (result, repaired)
+        folder.save_alignment(job, vars(result), config.model_dump(by_alias=True))
+        if checkpoint is not None:
+            checkpoint.unlink(missing_ok=True)
+        if result.outcome == "accepted":
+            rejected.unlink(missing_ok=True)
+        load_checkpoint(aligned, folder.path / "aligned.safetensors")
+    run.aligned, run.alignment = aligned, result
+    if result.outcome == "original kept":
+        reporter.note(
+            f"the original model is kept: {result.reason}, beyond [align] max_accuracy_drop = {config.max_accuracy_drop}. Look at the verdicts in "
+            f"report.html. What was rejected is in rejected.safetensors, and its scores in the column rejected; "
+            f"`rightreasons fix {folder.path} --accept` takes it"
+        )
     return result
+
+
+def alignment_job(run: Run) -> str:
+    """What fine-tuning depends on, as a hash: settings, seed, weights, verdicts."""
+    described = f"{run.config.align!r} {run.config.run.seed} {hash_weights(run.model)} {count_images(run.train)}".encode()
+    return hashlib.sha256(described + run.masks.numpy().tobytes()).hexdigest()[:16]
+
+
+def _repair(run: Run, model: nn.Module, checkpoint: Path, reporter: Reporter) -> Alignment:
+    """Fine-tunes ``model`` in place where a shortcut was found, and holds it against the original."""
+    plain = _predict(run.model, run.validation)
+    accuracy = plain.correct.double().mean().item()
+    if run.outcome != "shortcut found":
+        return Alignment("nothing to change", accuracy, accuracy)
+    alignment, seed = judged_alignment(run, reporter), run.config.run.seed
+    hosts = some_images(run.validation, EPOCH_HOSTS, seeded(seed, "guard hosts"))
+    before = measure_held_out(run.model, plain, hosts, alignment, seed)
+    align(model, run, alignment, checkpoint=checkpoint, reporter=reporter)
+    after = measure_held_out(model, _predict(model, run.validation), hosts, alignment, seed)
+    harm = find_harm(before, after, run.config.align.max_accuracy_drop)
+    outcome = "aligned" if harm is None else "original kept"
+    return Alignment(outcome, before.accuracy, after.accuracy, before.neutral, after.neutral, harm)
+
+
+def _save_weights(folder: RunFolder, name: str, model: nn.Module) -> None:
+    write_atomically(folder.path / f"{name}.safetensors", lambda part: save_checkpoint(model, part))
+
+
+def _check_weights(run: Run) -> None:
+    """Raises ConfigError where the model is not the one that was explained."""
+    explained = (run.folder.load_criticism() or {}).get("weights")
+    if explained not in (None, hash_weights(run.model)):
+        raise ConfigError(
+            f"the model's weights are not those that {run.folder.path} explains: its verdicts say nothing of them. Put the old weights back, or "
+            "run find with another --out"
+        )
 
 
 def align(model: nn.Module, run: Run, alignment: AlignmentSet, *, checkpoint: Path | None = None, reporter: Reporter) -> None:
@@ -371,8 +470,8 @@ def _report_controls(controls: Sequence[Control], critic: LVLM, reporter: Report
             reporter.note(f"{critic.name} fails the control {control.name!r}: it says {control.said}. Do not trust its verdicts unseen")
 
 
-def _accuracy(model: nn.Module, dataset: Dataset) -> float:
-    return evaluate.predict_labels(model, read_batches(dataset)).correct.double().mean().item()
+def _predict(model: nn.Module, dataset: Dataset) -> evaluate.Predictions:
+    return evaluate.predict_labels(model, read_batches(dataset))
 
 
 def _hold_out(dataset: Dataset, seed: int) -> tuple[Dataset, Dataset]:

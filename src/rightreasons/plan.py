@@ -29,9 +29,9 @@ from rightreasons.lvlm.prices import provider_hosts
 from rightreasons.lvlm.protocol import Answer, Request
 from rightreasons.pipeline import consult
 from rightreasons.progress import Reporter, Silent
-from rightreasons.project import Project, Role, open_project, open_role, prepare
+from rightreasons.project import Project, Role, go_on, open_role, prepare, project_of_run
 from rightreasons.records import Attribution, Segmentation, Selection, Subject
-from rightreasons.runs import RunFolder
+from rightreasons.runs import NEVER_USED, RunFolder
 from rightreasons.seeds import seeded
 from rightreasons.segment import AUTO_COMPONENTS
 
@@ -122,8 +122,9 @@ def inspect_project(project: Project, folder: RunFolder, reporter: Reporter) -> 
 
 def carried_backends(project: Project, folder: RunFolder) -> tuple[LVLM, LVLM] | None:
     """Critic and judge of a run whose every question has its answer, which therefore needs no server, leave or price; None for any other run."""
-    if not _is_inspected(folder) or describe_difference(folder.config(), project.config) is not None:
+    if not _is_inspected(folder) or describe_difference(folder.config(), project.config, changeable=NEVER_USED) is not None:
         return None
+    go_on(project, folder)
     with folder.locked():
         plan = plan_project(project, _read_inspection(project, folder))
         ledger = Ledger(folder.ledger)
@@ -136,9 +137,7 @@ def carried_backends(project: Project, folder: RunFolder) -> tuple[LVLM, LVLM] |
 @contextmanager
 def plan_of_folder(folder: RunFolder) -> Iterator[Plan]:
     """The plan of a run folder, locked meanwhile. Raises ConfigError where the stages before the critic have not finished."""
-    config = folder.config()
-    tables = config.model_dump(by_alias=True, exclude_none=True)
-    project = open_project(tables, source=str(folder.path / "config.toml"), root=Path(folder.environment()["root"]))
+    project = project_of_run(folder)
     if not _is_inspected(folder):
         raise ConfigError(
             f"{folder.path} has no segments yet: run `rightreasons find CONFIG --dry-run --out {folder.path}`, which sends nothing, first"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -42,6 +43,15 @@ class Silent:
     def note(self, text: str) -> None:
         """Keeps the note."""
         self.notes.append(text)
+
+
+class Logged(Silent):
+    """What the Python functions report to by default: each note is a warning of the logger "rightreasons"."""
+
+    def note(self, text: str) -> None:
+        """Logs the note."""
+        super().note(text)
+        logging.getLogger("rightreasons").warning(text)
 
 
 class Terminal(Silent):

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import nn
 
-from rightreasons.config import Config, parse_config, read_toml
+from rightreasons.config import Config, merge_tables, parse_config, read_toml
 from rightreasons.data import open_data, task_defaults
 from rightreasons.data.loading import read_batches
 from rightreasons.data.task import Task
 from rightreasons.descriptions import check_descriptions
-from rightreasons.errors import ConfigError
+from rightreasons.errors import ConfigError, DataError
 from rightreasons.judge import read_examples
 from rightreasons.lvlm import LVLM, open_lvlm
 from rightreasons.lvlm.hosts import read_host
@@ -125,7 +126,7 @@ def prepare(project: Project, folder: RunFolder, reporter: Reporter) -> nn.Modul
         reporter.note(note)
     for problem in (*project.task.problems, *project.notes):
         reporter.note(problem)
-    folder.start(project.config, manifest=project.manifest, root=project.root)
+    go_on(project, folder)
     record_manifest(folder, project.task.splits, reporter)
     return trained_model(project, folder, reporter)
 
@@ -149,33 +150,68 @@ def price_file(project: Project) -> Path | None:
     return project.root / prices if prices else None
 
 
-def load_run(folder: RunFolder) -> tuple[Project, Run]:
-    """A run that ``find`` has finished. Raises ConfigError where it has not."""
-    config = folder.config()
-    project = open_project(
-        config.model_dump(by_alias=True, exclude_none=True), source=str(folder.path / "config.toml"), root=Path(folder.environment()["root"])
-    )
+def project_of_run(folder: RunFolder, *, file: Path | None = None, changes: Mapping[str, Any] | None = None) -> Project:
+    """The project of a run, with the settings of its folder, or of a configuration ``file``, and ``changes`` laid over them.
+
+    Raises ConfigError where data, weights or settings are not those that the run was made with.
+    """
+    stored = folder.config()
+    if file is None:
+        tables, source, root = stored.model_dump(by_alias=True, exclude_none=True), str(folder.path / "config.toml"), folder.root()
+    else:
+        tables, source, root = read_toml(file), str(file), file.parent
+    try:
+        project = open_project(merge_tables(tables, dict(changes or {})), source=source, root=root)
+    except DataError as error:
+        raise DataError(
+            f"{error}. The run was made in {folder.environment()['root']}; if the images are elsewhere now: --set data.path=FOLDER"
+        ) from error
+    go_on(project, folder)
+    return project
+
+
+def go_on(project: Project, folder: RunFolder) -> None:
+    """Makes the run folder, or goes on in it where it is of this project."""
+    folder.start(project.config, manifest=project.manifest, root=project.root, splits=project.task.splits)
+
+
+def load_run(folder: RunFolder, *, file: Path | None = None, changes: Mapping[str, Any] | None = None) -> tuple[Project, Run]:
+    """A run that ``find`` has finished, and its project. Raises ConfigError where it has not finished."""
+    project = project_of_run(folder, file=file, changes=changes)
     selection, attribution, segmentation = folder.load_selection(), folder.load_attribution(), folder.load_segmentation()
     critiques, verdicts = folder.load_critiques(), folder.load_verdicts()
     if selection is None or attribution is None or segmentation is None or critiques is None or verdicts is None:
         raise ConfigError(f"{folder.path} is not finished: run `rightreasons find` with the same --out again, and it goes on where it stopped")
-    model = fresh_model(project)
+    config, model = project.config, fresh_model(project)
     if not config.model.checkpoint:
         load_checkpoint(model, folder.path / "model.safetensors")
-    critic = (folder.load_metrics() or {}).get("critic", {})
+    critic = folder.load_criticism() or _read_old_criticism(folder)
     run = Run(
         folder, config, model, project.descriptions, project.task.splits["train"], project.task.splits["validation"],
-        lvlm_name=f"{critic['backend']}:{critic['model']}" if critic else config.critic.lvlm,
-        simulated=critic.get("simulated", config.critic.lvlm.startswith("simulated:")),
+        lvlm_name=critic["lvlm"], simulated=critic["simulated"],
         selection=selection, attribution=attribution, segmentation=segmentation, critiques=critiques, verdicts=verdicts,
         controls=folder.load_controls(), prompts=critic.get("prompts", {}),
-        calls=critic.get("calls", 0), cached=critic.get("cached", 0), cost_usd=critic.get("cost_usd"),
+        calls=critic["calls"], cached=critic["cached"], cost_usd=critic["cost_usd"],
     )  # fmt: skip
-    aligned = folder.path / "aligned.safetensors"
-    if aligned.exists():
-        run.aligned = copy.deepcopy(run.model)
-        load_checkpoint(run.aligned, aligned)
+    run.aligned, run.rejected = (_read_weights(run.model, folder.path / f"{name}.safetensors") for name in ("aligned", "rejected"))
     return project, run
+
+
+def _read_weights(model: nn.Module, path: Path) -> nn.Module | None:
+    """A copy of the model with the weights of a file, where it is there."""
+    if not path.exists():
+        return None
+    other = copy.deepcopy(model)
+    load_checkpoint(other, path)
+    return other
+
+
+def _read_old_criticism(folder: RunFolder) -> dict[str, Any]:
+    """Who judged in a run from before criticism.json: what metrics.json says, or the configuration where there is none."""
+    spec = folder.config().critic.lvlm
+    critic = (folder.load_metrics() or {}).get("critic") or {"simulated": spec.startswith("simulated:")}
+    name = f"{critic['backend']}:{critic['model']}" if "backend" in critic else spec
+    return {"lvlm": name, "prompts": {}, "calls": 0, "cached": 0, "cost_usd": None} | critic
 
 
 def fresh_model(project: Project) -> nn.Module:

@@ -93,11 +93,11 @@ def write_report(run: Run, metrics: dict[str, Any], after: Float[Tensor, "image 
 
 
 def _models(metrics: dict[str, Any]) -> list[str]:
-    return ["before", *(["after"] if metrics["after"] else []), *metrics["reference"]]
+    return [*(name for name in ("before", "after", "rejected") if metrics[name]), *metrics["reference"]]
 
 
 def _scores(metrics: dict[str, Any], name: str) -> dict[str, Any]:
-    return metrics[name] if name in ("before", "after") else metrics["reference"][name]
+    return metrics[name] if name in ("before", "after", "rejected") else metrics["reference"][name]
 
 
 def _most_telling(run: Run) -> list[int]:

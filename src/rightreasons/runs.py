@@ -16,12 +16,18 @@ from typing import Any
 import safetensors.torch
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from rightreasons.config import Config, describe_difference, read_config
-from rightreasons.data.manifest import Listed
+from rightreasons.data.manifest import Listed, compare_manifests, find_changed, list_hashes
 from rightreasons.errors import ConfigError
 from rightreasons.models import best_device
 from rightreasons.records import Attribution, Control, Critique, Outcome, Segmentation, Selection, Verdict
+
+# Settings that no stage up to the verdicts uses, or that change no answer; and those that only the critic's stage uses. The paths of data and
+# checkpoint may change, since what lies there is compared.
+NEVER_USED = ("align.", "critic.timeout", "critic.max_usd", "critic.prices", "data.path", "model.checkpoint")
+USED_BY_CRITIC = ("critic.", "classes.")
 
 _OUTCOMES: tuple[Outcome, ...] = ("segmented", "no-positive-effect", "constant", "not-finite")
 
@@ -81,10 +87,11 @@ class RunFolder:
                 raise ConfigError(f"another process is working on {self.path}: wait for it, or choose another --out") from error
             yield
 
-    def start(self, config: Config, *, manifest: str, root: Path) -> None:
-        """Make the folder, or go on in one that was made with an equal configuration. ``manifest`` identifies data and model.
+    def start(self, config: Config, *, manifest: str, root: Path, splits: Mapping[str, Dataset]) -> None:
+        """Make the folder, or go on in one that was made for the same thing. ``manifest`` identifies data and model.
 
-        Raises ConfigError where it was made with another configuration, or from other data, or is somebody else's folder.
+        What no finished stage has used may differ in ``config``, and is written down. Raises ConfigError where anything else does, where
+        images or weights are others, by number, or where it is somebody else's folder.
         """
         if not (self.path / "config.toml").exists():
             # A kill while the folder was being made leaves these behind, and nothing else.
@@ -103,18 +110,54 @@ class RunFolder:
                 "device": str(best_device()),
                 "seed": config.run.seed,
                 "data": manifest,
-                "root": str(root.resolve()),
+                **self._place(root),
             }
             write_text(self.path / "environment.json", json.dumps(environment, indent=2) + "\n")
             write_text(self.path / "config.toml", config.to_toml())
             return
-        difference = describe_difference(self.config(), config)
+        stored = self.config()
+        changeable = NEVER_USED + (() if (self.path / "verdicts.jsonl").exists() else USED_BY_CRITIC)
+        difference = describe_difference(stored, config, changeable=changeable)
         if difference:
-            raise ConfigError(f"{self.path} was made with another configuration: {difference}. Choose another --out, or delete that folder")
-        if self.environment()["data"] != manifest:
             raise ConfigError(
-                f"{self.path} was made from other data or another checkpoint: files changed since. Choose another --out, or delete that folder"
+                f"{self.path} was made with another configuration: {difference}, and find has used that. Choose another --out, or delete that folder"
             )
+        self._check_same(manifest, splits)
+        environment = self.environment()
+        if environment != (now := environment | {"data": manifest, **self._place(root)}):
+            write_text(self.path / "environment.json", json.dumps(now, indent=2) + "\n")
+        if stored != config:
+            write_text(self.path / "config.toml", config.to_toml())
+
+    def _place(self, root: Path) -> dict[str, str]:
+        """The folder that paths in the configuration start from, and the way to it from here, for a run that is moved together with it."""
+        return {"root": str(root.resolve()), "root_from_here": os.path.relpath(root.resolve(), self.path.resolve())}
+
+    def root(self) -> Path:
+        """The folder that paths in the configuration start from, here or where it has been moved to together with the run."""
+        environment = self.environment()
+        moved = self.path / environment.get("root_from_here", "")
+        return Path(environment["root"]) if Path(environment["root"]).exists() or not moved.exists() else moved.resolve()
+
+    def _check_same(self, manifest: str, splits: Mapping[str, Dataset]) -> None:
+        """Raises ConfigError where the data or the checkpoint are not those that the folder was made from."""
+        (data, _, weights), (data_now, _, weights_now) = (text.partition(", model ") for text in (self.environment()["data"], manifest))
+        again = "Put the old ones back, or choose another --out for a new run"
+        if weights != weights_now:
+            raise ConfigError(f"the checkpoint has other weights than the ones that {self.path} was made from. {again}")
+        listed, selection = self.load_manifest(), self.load_selection()
+        if data != data_now:
+            # A copy elsewhere may be the same images.
+            changed = "it has no list of them" if listed is None else compare_manifests(listed, list_hashes(splits, lambda done, total: None))
+            if changed:
+                raise ConfigError(f"the images are not those that {self.path} was made from ({changed}). {again}")
+        if listed is not None and selection is not None:
+            changed = find_changed(splits["train"], "train", listed, selection.indices.tolist())
+            if changed:
+                shown = ", ".join(map(str, changed[:5])) + (", ..." if len(changed) > 5 else "")
+                raise ConfigError(
+                    f"{len(changed)} of the inspected images have changed since {self.path} was made (training images {shown}). {again}"
+                )
 
     def environment(self) -> dict[str, Any]:
         """environment.json: versions, device, seed, what data, and the folder that paths in the configuration start from."""
@@ -232,18 +275,34 @@ class RunFolder:
         lines = self._read_lines("verdicts.jsonl")
         return None if lines is None else [Verdict(**line) for line in lines]
 
+    def save_criticism(self, criticism: Mapping[str, Any]) -> None:
+        """criticism.json: who judged, what it cost, and the weights that were explained."""
+        write_text(self.path / "criticism.json", json.dumps(criticism, indent=2, allow_nan=False) + "\n")
+
+    def load_criticism(self) -> dict[str, Any] | None:
+        """criticism.json, read back."""
+        return self._read_json("criticism.json")
+
+    def save_scores(self, key: str, scores: Mapping[str, Any]) -> None:
+        """scores.json: scores by what they depend on."""
+        write_text(self.path / "scores.json", json.dumps((self._read_json("scores.json") or {}) | {key: scores}, allow_nan=False) + "\n")
+
+    def load_scores(self, key: str) -> dict[str, Any] | None:
+        """Scores of the same weights, data and verdicts; None where they were not scored."""
+        return (self._read_json("scores.json") or {}).get(key)
+
     def save_masks(self, masks: Tensor) -> None:
         """masks.safetensors."""
         self._save_tensors("masks", {"masks": masks})
 
-    def save_alignment(self, job: str, result: dict[str, Any]) -> None:
+    def save_alignment(self, job: str, result: dict[str, Any], settings: dict[str, Any]) -> None:
         """alignment.json: what fine-tuning came to, and for which verdicts and settings."""
-        write_text(self.path / "alignment.json", json.dumps({"job": job, "result": result}, indent=2) + "\n")
+        write_text(self.path / "alignment.json", json.dumps({"job": job, "result": result, "settings": settings}, indent=2) + "\n")
 
-    def load_alignment(self, job: str) -> dict[str, Any] | None:
-        """alignment.json, read back where it is of this ``job``."""
+    def load_alignment(self, job: str | None = None) -> dict[str, Any] | None:
+        """alignment.json's result, read back; where a ``job`` is given, only that one's."""
         stored = self._read_json("alignment.json")
-        return stored["result"] if stored is not None and stored["job"] == job else None
+        return stored["result"] if stored is not None and job in (None, stored["job"]) else None
 
     def load_metrics(self) -> dict[str, Any] | None:
         """metrics.json, read back."""

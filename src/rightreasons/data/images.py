@@ -89,8 +89,8 @@ class ImageFiles(Dataset):
         """The images that could not be read so far."""
         return [row for row, entry in enumerate(self.entries) if entry.name in self.skipped]
 
-    def fingerprints(self) -> Iterator[Fingerprint]:
-        """Index, label, length and SHA-256 of every file, in order."""
+    def fingerprints(self, indices: Sequence[int]) -> Iterator[Fingerprint]:
+        """Index, label, length and SHA-256 of these images' files."""
 
         def hash_one(row: int) -> Fingerprint:
             entry = self.entries[row]
@@ -103,8 +103,8 @@ class ImageFiles(Dataset):
 
         with ThreadPoolExecutor(THREADS) as pool:
             # A thousand at a time: all of them at once would be a queue of as many tasks.
-            for start in range(0, len(self.entries), 1000):
-                yield from pool.map(hash_one, range(start, min(start + 1000, len(self.entries))))
+            for start in range(0, len(indices), 1000):
+                yield from pool.map(hash_one, indices[start : start + 1000])
 
     def _try(self, row: int) -> UInt8[Tensor, "channel height width"] | None:
         if self.entries[row].name in self.skipped:

@@ -6,6 +6,7 @@ It goes into the run folder, and has no names: a file's name can be a patient's.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -43,12 +44,30 @@ def list_hashes(splits: Mapping[str, Dataset], advance: Advance) -> list[Listed]
     total = sum(count_images(dataset) for dataset in splits.values())
     listed: list[Listed] = []
     for split, dataset in splits.items():
-        prints: Iterable[Fingerprint] = dataset.fingerprints() if hasattr(dataset, "fingerprints") else _hash_items(dataset)  # pyright: ignore[reportAttributeAccessIssue]
-        for item in prints:
+        for item in _fingerprints(dataset, range(count_images(dataset))):
             listed.append(Listed(split, item.index, item.label, item.bytes, item.sha256))
             if len(listed) % 100 == 0 or len(listed) == total:
                 advance(len(listed), total)
     return listed
+
+
+def compare_manifests(before: Sequence[Listed], now: Sequence[Listed]) -> str | None:
+    """What changed between two listings, in words; None where every image is where it was."""
+    said = []
+    for split in dict.fromkeys(line.split for line in (*before, *now)):
+        old, new = ([line for line in lines if line.split == split] for lines in (before, now))
+        if old == new:
+            continue
+        known, found = Counter(line.sha256 for line in old), Counter(line.sha256 for line in new)
+        parts = [f"{(more - less).total()} {what}" for what, more, less in (("gone", known, found), ("new", found, known)) if more - less]
+        said.append(f"{split}: {' and '.join(parts) if parts else 'the same images in another order or with other labels'}")
+    return "; ".join(said) or None
+
+
+def find_changed(dataset: Dataset, split: str, listed: Sequence[Listed], indices: Sequence[int]) -> list[int]:
+    """Which of these images of a split are no longer the ones that were listed."""
+    known = {line.index: line.sha256 for line in listed if line.split == split}
+    return [item.index for item in _fingerprints(dataset, indices) if known.get(item.index) != item.sha256]
 
 
 def find_leaks(listed: Iterable[Listed]) -> list[Leak]:
@@ -85,7 +104,11 @@ def hash_manifest(listed: Iterable[Listed]) -> str:
     return digest.hexdigest()
 
 
-def _hash_items(dataset: Dataset) -> Iterator[Fingerprint]:
-    for batch in read_batches(dataset):
+def _fingerprints(dataset: Dataset, indices: Sequence[int]) -> Iterable[Fingerprint]:
+    return dataset.fingerprints(indices) if hasattr(dataset, "fingerprints") else _hash_items(dataset, indices)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _hash_items(dataset: Dataset, indices: Sequence[int]) -> Iterator[Fingerprint]:
+    for batch in read_batches(dataset, indices=indices):
         for index, image, label in zip(batch.indices.tolist(), batch.images, batch.labels.tolist(), strict=True):
             yield Fingerprint(index, label, image.nbytes, hash_tensors(image))

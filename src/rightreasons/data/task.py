@@ -63,10 +63,10 @@ class TensorImages(Dataset):
         """Many at once: one slice rather than one item at a time."""
         return Batch(indices, self.images[indices].float() / 255, self.labels[indices])
 
-    def fingerprints(self) -> Iterator[Fingerprint]:
-        """Index, label, length and SHA-256 of every image's pixels, in order."""
-        for number, (image, label) in enumerate(zip(self.images, self.labels.tolist(), strict=True)):
-            yield Fingerprint(number, label, image.nbytes, hash_tensors(image))
+    def fingerprints(self, indices: Sequence[int]) -> Iterator[Fingerprint]:
+        """Index, label, length and SHA-256 of these images' pixels."""
+        for index in indices:
+            yield Fingerprint(index, int(self.labels[index]), self.images[index].nbytes, hash_tensors(self.images[index]))
 
 
 def hash_tensors(*tensors: Tensor) -> str:
