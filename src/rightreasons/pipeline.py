@@ -23,6 +23,7 @@ from torch.utils.data import Dataset, Subset
 from rightreasons import evaluate
 from rightreasons.align import AlignmentSet, align_model
 from rightreasons.answers import describe_input
+from rightreasons.class_order import order_outputs
 from rightreasons.config import Config, merge_tables, parse_config
 from rightreasons.consult import AskLVLM, Case, Panel, consult_case
 from rightreasons.controls import consult_control, control_rows, read_controls
@@ -184,7 +185,7 @@ def find_shortcuts(
     read_examples(examples, seeded(config.run.seed, "few-shot"))
     if validation_set is None:
         train_set, validation_set = _hold_out(train_set, config.run.seed)
-    model = as_classifier(model)
+    model = order_outputs(as_classifier(model), tuple(words), config.model.classes)
     rehearse(model, {"train": train_set, "validation": validation_set}, tuple(words), config)
     for asked in {id(backend): backend for backend in (lvlm, judge)}.values():
         asked.check()
