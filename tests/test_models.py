@@ -4,7 +4,9 @@ import json
 
 import pytest
 import safetensors.torch
+import timm
 import torch
+import torchvision
 from torch import nn
 
 from rightreasons.config import ModelConfig
@@ -163,6 +165,54 @@ def test_pretrained_weights_of_a_file_may_have_another_head(tmp_path):
     stored = torch.load(tmp_path / "ten.pt", weights_only=True)
     assert torch.equal(model.network.state_dict()["conv1.weight"], stored["conv1.weight"])
     assert model.network.fc.weight.shape == (2, 512)
+
+
+def test_inception_is_built_as_torchvision_builds_it_for_its_weights(tmp_path):
+    """torchvision 0.29.1 sets transform_input for weights, and no state dict has it. GoogLeNet fine-tuned from weights has no auxiliary heads."""
+    options = {"num_classes": 2, "transform_input": True, "init_weights": False}
+    pictures = images(side=96)
+    for name, given in (("googlenet", {"aux_logits": False}), ("googlenet", {"aux_logits": True}), ("inception_v3", {"aux_logits": True})):
+        torch.manual_seed(0)
+        owners = torchvision.models.get_model(name, **options, **given).eval()
+        torch.save(owners.state_dict(), tmp_path / "model.pt")
+        notes = []
+        config = ModelConfig(source=f"torchvision:{name}", checkpoint="model.pt")
+        model = build_model(config, classes=2, root=tmp_path, generator_seed=1, note=notes.append).eval()
+        with torch.no_grad():
+            torch.testing.assert_close(model(pictures), owners((pictures - model.mean) / model.std))
+        assert any("transform_input" in note for note in notes)
+        # What is saved goes back into its owner's network.
+        save_checkpoint(model, tmp_path / "back.safetensors")
+        owners.load_state_dict(safetensors.torch.load_file(tmp_path / "back.safetensors"))
+    assert build("torchvision:googlenet", tmp_path).network.transform_input is False
+
+
+@pytest.mark.parametrize("name", ["inception_v3", "googlenet"])
+@pytest.mark.parametrize("own", [True, False])
+def test_pretrained_inception_takes_all_but_its_heads(name, own, tmp_path, monkeypatch):
+    """Its auxiliary heads have as many outputs as it has classes, and stand before the last layer."""
+    torch.manual_seed(0)
+    stored = torchvision.models.get_model(name, num_classes=10, aux_logits=True, init_weights=False).state_dict()
+    if own:  # as if they came from torchvision's server
+        monkeypatch.setattr(torchvision.models.WeightsEnum, "get_state_dict", lambda *_, **__: stored)
+    else:
+        torch.save(stored, tmp_path / "weights.pt")
+    model = build(f"torchvision:{name}", tmp_path, pretrained=True if own else "weights.pt").eval()
+    kept = model.network.state_dict()
+    heads = {"inception_v3": ("fc.", "AuxLogits.fc."), "googlenet": ("fc.", "aux1.fc2.", "aux2.fc2.")}[name]
+    assert {key for key in kept if not torch.equal(kept[key], stored[key])} <= {key for key in kept if key.startswith(heads)}
+    assert model.network.transform_input and model.network.aux_logits is (name == "inception_v3" or not own)
+    assert model(images(side=96)).shape == (2, 2)
+
+
+@pytest.mark.parametrize("name", ["levit_128s", "efficientformer_l1"])
+def test_pretrained_weights_fit_a_network_with_two_heads(name, tmp_path):
+    stored = timm.create_model(name, num_classes=10).state_dict()
+    torch.save({"state_dict": stored}, tmp_path / "weights.pt")
+    kept = build(f"timm:{name}", tmp_path, pretrained="weights.pt").network.state_dict()
+    new = {key.split(".")[0] for key in kept if kept[key].shape != stored[key].shape}
+    assert new == {"head", "head_dist"}
+    assert all(torch.equal(kept[key], stored[key]) for key in kept if key.split(".")[0] not in new)
 
 
 def test_pretrained_weights_of_another_network_are_refused(tmp_path):

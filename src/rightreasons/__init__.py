@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from rightreasons.errors import RightReasonsError
     from rightreasons.lvlm import open_lvlm
     from rightreasons.measure import score
-    from rightreasons.models import Preset
     from rightreasons.pipeline import Run, find_shortcuts, fix_shortcuts
+    from rightreasons.presets import Preset
     from rightreasons.records import ClassDescription, GroundTruth, Scores, Verdict
 
 # Imported when asked for: the command line starts without torch, and can set what torch reads as it loads.
 _HOMES = {
     "ClassDescription": "records",
     "GroundTruth": "records",
-    "Preset": "models",
+    "Preset": "presets",
     "RightReasonsError": "errors",
     "Run": "pipeline",
     "Scores": "records",

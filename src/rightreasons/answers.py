@@ -110,8 +110,9 @@ def describe_answers(split: str, answers: Answers, names: Sequence[str], worst: 
 def describe_input(model: nn.Module, images: Float[Tensor, "image channel height width"]) -> str:
     """What the network is fed, in words."""
     preset, (channels, height, width) = as_classifier(model).preset, images.shape[1:]
+    order = ", taken in the order " + ", ".join(("red", "green", "blue")[channel] for channel in preset.channels) if preset.channels else ""
     scaled = f"normalised by mean {_numbers(preset.mean)} and deviation {_numbers(preset.std)}" if preset.mean else "in 0 to 1, not normalised"
-    return f"the network sees {width} x {height} pixels in {channels} channel{'s' if channels > 1 else ''}, {scaled}"
+    return f"the network sees {width} x {height} pixels in {channels} channel{'s' if channels > 1 else ''}{order}, {scaled}"
 
 
 def check_order(train: Answers, validation: Answers, names: Sequence[str]) -> str | None:
@@ -157,7 +158,7 @@ def find_better_input(model: nn.Module, batch: Batch) -> str | None:
         return None
     best, words = own.double().mean().item(), None
     for preset, images, said in _other_inputs(classifier, batch.images):
-        right = _right(Classifier(classifier.network, preset).to(model_device(model)), images, batch.labels)
+        right = _right(Classifier(classifier.network, preset, classifier.order).to(model_device(model)), images, batch.labels)
         if right is None or right.double().mean().item() <= best:
             continue
         gain = _balanced(right, batch.labels) - _balanced(own, batch.labels)
@@ -184,7 +185,7 @@ def judge_answers(model: nn.Module, train: Answers, validation: Answers, names: 
     if chance is not None and better is not None:
         raise ModelError(f"{chance}; {better}. Set that in the configuration, or use the checkpoint that was trained on this input")
     if order is not None:
-        words.append(f"{order}; [model] classes says otherwise, and is followed")
+        words.append(f"{order}; [model] classes or the checkpoint's own names say otherwise, and are followed")
     if chance is not None:
         words.append(f"{chance}. Check the checkpoint, the order of the classes, the input size and the normalisation before you trust what follows")
     if better is not None:

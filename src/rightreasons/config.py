@@ -65,6 +65,7 @@ class ModelConfig(_Table):
 
     source: str
     checkpoint: str | None = Field(default=None, description="the weights of a classifier of these classes, trained already")
+    classes: tuple[str, ...] | None = Field(default=None, description="the order of the network's outputs; default: as the checkpoint or data say")
     pretrained: bool | str = Field(default=False, description="weights to start from: the source's own (true), or a file; the last layer may differ")
     mean: tuple[float, ...] | None = Field(default=None, description="of the input, by channel, in 0 to 1; default: the source's preset")
     std: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(default=None, description="of the input, by channel")

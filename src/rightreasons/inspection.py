@@ -20,7 +20,7 @@ from rightreasons.controls import control_rows
 from rightreasons.data.loading import Batch, StoredImages, check_labels, count_images, own_pixels, read_batches, some_images
 from rightreasons.lettering import has_lettering
 from rightreasons.lvlm import LVLM
-from rightreasons.models import check_finite, model_device
+from rightreasons.models import as_classifier, check_finite, model_device
 from rightreasons.progress import Advance, Reporter, describe_seconds
 from rightreasons.records import Attribution, Pictures, Segmentation, Selection, Subject
 from rightreasons.render import FIRST_STYLE, LONGEST, STYLE, render_pictures, to_bytes
@@ -233,7 +233,7 @@ def _select(
     with reporter.stage("validate") as advance:
         held_out = count_answers(model, validation, classes, advance)
     tried = some_images(train, TRIED_IMAGES, seeded(config.run.seed, "other inputs"))
-    problems = judge_answers(model, answers, held_out, names, tried, order_is_stated=False)
+    problems = judge_answers(model, answers, held_out, names, tried, order_is_stated=as_classifier(model).order is not None)
     folder.save_answers({"train": answers.counts, "validation": held_out.counts}, problems)
     folder.save_selection(selection)
     return selection

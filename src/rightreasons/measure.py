@@ -47,11 +47,13 @@ def score(
 ) -> Scores:
     """Accuracy and entropy of ``model`` on ``test_set``; group metrics with ``truth``; the label-free proofs, and mu_align, with a ``run``.
 
-    A network of one's own gets the normalisation of the ``run``.
+    A network of one's own gets the normalisation and the order of classes of the ``run``.
     ``train_truth`` gives the group sizes for the weighted average. What is not given makes its metrics None.
     """
-    normalisation = run.model.preset if run is not None and isinstance(run.model, Classifier) else None
-    model = model if isinstance(model, Classifier) else Classifier(model, normalisation)
+    if run is not None and not isinstance(model, Classifier):
+        own = as_classifier(run.model)
+        model = Classifier(model, own.preset, own.order)
+    model = as_classifier(model)
     predictions = evaluate.predict_labels(model, read_batches(test_set))
     counts = dict(Counter(train_truth.groups)) if train_truth is not None else None
     scores = evaluate.score_predictions(predictions, truth, counts)

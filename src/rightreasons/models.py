@@ -8,17 +8,17 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import safetensors.torch
 import torch
 from jaxtyping import Float, Int
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from rightreasons.checkpoints import Note, load_weights, read_checkpoint
 from rightreasons.errors import ConfigError, ModelError
 from rightreasons.graph import find_frozen_part, last_function, look_like_probabilities
+from rightreasons.presets import Preset
 
 # The environment variable that names the device to work on; the commands' --device sets it.
 DEVICE = "RIGHTREASONS_DEVICE"
@@ -26,34 +26,21 @@ DEVICE = "RIGHTREASONS_DEVICE"
 ALONE_ERROR = 1e-2
 
 
-@dataclass(frozen=True)
-class Preset:
-    """What a network was made for: the side of its images in pixels, and the mean and deviation that its input is normalised with."""
-
-    size: int | None = None
-    mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
-
-    def __post_init__(self) -> None:
-        """Raises ModelError unless there is one positive deviation for each mean."""
-        if len(self.mean) != len(self.std) or not all(value > 0 for value in self.std):
-            raise ModelError(f"a preset needs as many positive deviations as means, one a channel, and got mean={self.mean}, std={self.std}")
-
-
 class Classifier(nn.Module):
     """A network with its input and output made uniform; ``network`` is the user's own, and checkpoints hold its weights alone.
 
     Images are normalised as the preset says, and grey ones are repeated where it has three channels. Logits are taken out of an output
     record, a dict under "logits" or the first place of a tuple, and a single logit z of a binary classifier becomes (-z/2, z/2), which has
-    the same probabilities. A network that was compiled as a whole is taken as it was before, so that its weights keep their names.
+    the same probabilities. A network that was compiled as a whole is taken as it was before, so that its weights keep their names. ``order``
+    has the network's output for each class, where that is known; it is no part of the weights.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, network: nn.Module, preset: Preset | None = None) -> None:
+    def __init__(self, network: nn.Module, preset: Preset | None = None, order: tuple[int, ...] | None = None) -> None:
         super().__init__()
-        self.network, self.preset = getattr(network, "_orig_mod", network), preset or Preset()
+        self.network, self.preset, self.order = getattr(network, "_orig_mod", network), preset or Preset(), order
         for name in ("mean", "std"):
             values = torch.tensor(getattr(self.preset, name), dtype=torch.float32)
             self.register_buffer(name, values.view(-1, 1, 1), persistent=False)
@@ -63,7 +50,9 @@ class Classifier(nn.Module):
         outputs = self.outputs(images)
         if outputs.shape[1:] == (1,):
             half = outputs / 2
-            return torch.cat([-half, half], 1)
+            outputs = torch.cat([-half, half], 1)
+        if self.order is not None and self.moves_outputs and outputs.shape[1:] == (len(self.order),):
+            outputs = outputs[:, list(self.order)]
         return outputs
 
     def outputs(self, images: Tensor) -> Tensor:
@@ -71,6 +60,8 @@ class Classifier(nn.Module):
         if self.preset.mean:
             if images.shape[1] == 1 and len(self.preset.mean) > 1:
                 images = images.expand(-1, len(self.preset.mean), -1, -1)
+            if self.preset.channels:
+                images = images[:, list(self.preset.channels)]
             images = (images - self.mean) / self.std
         given = self.network(images)
         outputs = getattr(given, "logits", given)
@@ -86,6 +77,11 @@ class Classifier(nn.Module):
             outputs = outputs.reshape(len(images), -1)
         return outputs
 
+    @property
+    def moves_outputs(self) -> bool:
+        """Whether the network's outputs are in another order than the classes."""
+        return self.order is not None and self.order != tuple(range(len(self.order)))
+
 
 def as_classifier(model: nn.Module) -> Classifier:
     """The model itself where it is one, else wrapped into one with no normalisation."""
@@ -94,7 +90,7 @@ def as_classifier(model: nn.Module) -> Classifier:
 
 def unwrap(model: nn.Module) -> nn.Module:
     """What ``as_classifier`` was given; a classifier with a normalisation of its own stays whole."""
-    return model.network if isinstance(model, Classifier) and model.preset == Preset() else model
+    return model.network if isinstance(model, Classifier) and model.preset == Preset() and not model.moves_outputs else model
 
 
 def small_mlp(classes: int = 10) -> nn.Module:
@@ -102,20 +98,12 @@ def small_mlp(classes: int = 10) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(784, 50), nn.ReLU(), nn.Linear(50, 30), nn.ReLU(), nn.Linear(30, classes))
 
 
-def load_checkpoint(model: nn.Module, path: Path) -> None:
-    """Weights from a safetensors file, or from a state dict saved by torch; nothing in the file is run.
+def load_checkpoint(model: nn.Module, path: Path, *, note: Note = lambda _: None) -> None:
+    """Weights from a safetensors file, a state dict saved by torch or a training checkpoint; ``note`` is told what of it was taken.
 
-    Raises ModelError where the file cannot be read, or does not fit the network.
+    Nothing in the file is run. Raises ModelError where the file cannot be read, or does not fit the network.
     """
-    state = read_state(path)
-    network = as_classifier(model).network
-    try:
-        network.load_state_dict(state)
-    except RuntimeError as error:
-        raise ModelError(
-            f"the checkpoint {path} does not fit the network: {' '.join(str(error).split())[:500]}. Weights to start from, with another head, "
-            "go into [model] pretrained"
-        ) from error
+    load_weights(as_classifier(model).network, read_checkpoint(path), note=note)
 
 
 def save_checkpoint(model: nn.Module, path: Path) -> None:
@@ -282,25 +270,9 @@ def place_model(model: nn.Module, images: Tensor) -> nn.Module:
 
 
 def hash_weights(model: nn.Module) -> str:
-    """SHA-256 over names and values of a model's weights and buffers."""
-    digest = hashlib.sha256()
+    """SHA-256 over names and values of a model's weights and buffers, and over the order of its outputs where that is not the classes'."""
+    digest = hashlib.sha256(repr(model.order).encode() if isinstance(model, Classifier) and model.moves_outputs else b"")
     for name, value in model.state_dict().items():
         digest.update(name.encode())
         digest.update(value.detach().cpu().flatten().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def read_state(path: Path) -> Mapping[str, Tensor]:
-    """The tensors in a safetensors file, or in a state dict saved by torch. Raises ModelError for anything else."""
-    try:
-        state = safetensors.torch.load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"cannot read the checkpoint {path}: {error}") from error
-    except Exception as error:  # torch.load has no exception of its own for what weights_only refuses
-        raise ModelError(
-            f"the checkpoint {path} is not a plain state dict ({str(error).splitlines()[0]}): save model.state_dict(), or use safetensors"
-        ) from error
-    state = state.get("state_dict", state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ModelError(f"the checkpoint {path} holds a {type(state).__name__}, and a state dict of tensors was expected: save model.state_dict()")
-    return state

