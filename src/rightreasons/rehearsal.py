@@ -78,7 +78,7 @@ def _read_twice(dataset: Dataset, split: str, classes: int, seed: int) -> Batch:
     """Some images of a split, with finite pixels and known labels, which are the same at a second reading."""
     chosen = torch.randperm(count_images(dataset), generator=seeded(seed, "rehearsal", split))[:READ]
     chosen = fit_images(dataset, chosen, KEPT_IMAGE_BYTES)
-    first, second = (read_all(dataset, chosen) for _ in range(2))
+    first, second = (read_all(dataset, chosen, batch_size=READ) for _ in range(2))
     check_labels(first.labels, first.indices, classes, split)
     bad = (~first.images.flatten(1).isfinite()).any(1).nonzero()[:, 0]
     if len(bad):
