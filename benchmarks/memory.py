@@ -90,7 +90,7 @@ def measure_find(config: Path, out: Path) -> tuple[float, float]:
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise RuntimeError(said[-2000:])
+        raise RuntimeError(f"exit code {process.returncode}: {said[-2000:]}")
     print(said, file=sys.stderr)
     return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 2**30, time.perf_counter() - start
 

@@ -27,8 +27,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # mallopt's M_TRIM_THRESHOLD and M_MMAP_THRESHOLD, in bytes: glibc keeps what torch frees. Every step of training asks for the same blocks again,
 # and having them mapped anew took a quarter of its time (docs/log.md).
 if platform.libc_ver()[0] == "glibc":
-    for parameter in (-1, -3):
-        ctypes.CDLL(None).mallopt(parameter, 2**30)
+    for parameter, threshold in ((-1, 2**30), (-3, 2**27)):  # larger blocks go back at once: kept, they would be a share of memory without a bound
+        ctypes.CDLL(None).mallopt(parameter, threshold)
 
 app = typer.Typer(
     help="Find the shortcuts that an image classifier uses, have a vision-language model judge them, and remove them.",

@@ -84,6 +84,7 @@ def inspect_images(
     config: Config, folder: RunFolder, model: nn.Module, train: Dataset, validation: Dataset, classes: Sequence[str], reporter: Reporter
 ) -> Inspection:
     """The stages that ask nobody, up to the segments. In a folder in which they have finished they are read; ``folder`` is locked by the caller."""
+    release_memory()
     selection = folder.load_selection() or _select(model, train, validation, classes, config, folder, reporter)
     _report_answers(folder, classes, reporter)
     images = StoredImages(train, selection.indices)

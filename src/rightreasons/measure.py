@@ -82,7 +82,9 @@ def score_once(model: nn.Module, task: Task, run: Run, folder: RunFolder, *, aga
 
 def score_key(run: Run, task: Task, what: str) -> str:
     """What scores depend on, as a hash: ``what`` is scored, the data, and the verdicts."""
-    return hashlib.sha256(f"{what} {task.manifest}".encode() + run.masks.numpy().tobytes()).hexdigest()
+    digest = hashlib.sha256(f"{what} {task.manifest}".encode())
+    digest.update(run.masks.numpy())
+    return digest.hexdigest()
 
 
 def read_scores(stored: dict[str, Any]) -> Scores:

@@ -124,12 +124,14 @@ class Run:
         marked = masks.flatten(1).any(1)
         if not marked.any():
             return None
-        key = hashlib.sha256(hash_weights(model).encode() + masks.numpy().tobytes()).hexdigest()
+        digest = hashlib.sha256(hash_weights(model).encode())
+        digest.update(masks.numpy())
+        key, masks = digest.hexdigest(), masks[marked]
         if key not in self._flip_rates:
             donors, labels, seed = StoredImages(self.train, self.selection.indices[marked]), self.selection.labels[marked], self.config.run.seed
             drawn, generator = torch.randperm(count_images(self.validation), generator=seeded(seed, "swap hosts")), seeded(seed, "swap donors")
             hosts = read_batches(self.validation, indices=drawn[:SWAP_HOSTS])
-            counts = [evaluate.count_flips(model, batch, donors, labels, masks[marked], generator) for batch in hosts]
+            counts = [evaluate.count_flips(model, batch, donors, labels, masks, generator) for batch in hosts]
             self._flip_rates[key] = evaluate.flip_rate(counts)
         return self._flip_rates[key]
 
@@ -421,7 +423,10 @@ def alignment_job(run: Run) -> str:
     """What fine-tuning depends on, as a hash: settings but the guard's bound, seed, weights, and what was judged spurious and relevant."""
     settings = run.config.align.model_dump(exclude={"max_accuracy_drop"})
     described = f"{settings} {run.config.data.flips} {run.config.run.seed} {hash_weights(run.model)} {count_images(run.train)}".encode()
-    return hashlib.sha256(described + run.masks.numpy().tobytes() + _relevant(run).numpy().tobytes()).hexdigest()[:16]
+    digest = hashlib.sha256(described)
+    digest.update(run.masks.numpy())
+    digest.update(_relevant(run).numpy())
+    return digest.hexdigest()[:16]
 
 
 def _judge_again(result: Alignment, held_out: tuple[HeldOut, HeldOut] | None, max_drop: float) -> Alignment:

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from rightreasons.align import AlignmentSet, align_model
 from rightreasons.answers import describe_input
 from rightreasons.attribute import check_attribution
-from rightreasons.budget import KEPT_IMAGE_BYTES
+from rightreasons.budget import BATCH_BYTES
 from rightreasons.config import Config
 from rightreasons.data.loading import Batch, check_labels, count_images, fit_images, read_all
 from rightreasons.errors import DataError, ModelError, RightReasonsError
@@ -77,7 +77,7 @@ class _Few(Dataset):
 def _read_twice(dataset: Dataset, split: str, classes: int, seed: int) -> Batch:
     """Some images of a split, with finite pixels and known labels, which are the same at a second reading."""
     chosen = torch.randperm(count_images(dataset), generator=seeded(seed, "rehearsal", split))[:READ]
-    chosen = fit_images(dataset, chosen, KEPT_IMAGE_BYTES)
+    chosen = chosen[: max(TRAINED, len(fit_images(dataset, chosen, BATCH_BYTES)))]  # fewer, if they are large
     first, second = (read_all(dataset, chosen, batch_size=READ) for _ in range(2))
     check_labels(first.labels, first.indices, classes, split)
     bad = (~first.images.flatten(1).isfinite()).any(1).nonzero()[:, 0]
