@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from rightreasons.answers import TRIED_IMAGES, Answers, count_answers, describe_answers, judge_answers
 from rightreasons.attribute import attribute_images, part_size
-from rightreasons.budget import release_memory
+from rightreasons.budget import KEPT_IMAGE_BYTES, release_memory
 from rightreasons.config import Config, SegmentConfig
 from rightreasons.controls import control_rows
 from rightreasons.data.loading import Batch, StoredImages, check_labels, count_images, own_pixels, read_batches, some_images
@@ -233,7 +233,7 @@ def _select(
         )
     with reporter.stage("validate") as advance:
         held_out = count_answers(model, validation, classes, advance)
-    tried = some_images(train, TRIED_IMAGES, seeded(config.run.seed, "other inputs"))
+    tried = some_images(train, TRIED_IMAGES, seeded(config.run.seed, "other inputs"), KEPT_IMAGE_BYTES)
     problems = judge_answers(model, answers, held_out, names, tried, order_is_stated=as_classifier(model).order is not None)
     folder.save_answers({"train": answers.counts, "validation": held_out.counts}, problems)
     folder.save_selection(selection)
@@ -245,6 +245,7 @@ def _attribute(model: nn.Module, train: Dataset, images: StoredImages, config: C
         first = sum(len(part.targets) for part in folder.load_attribution_parts())
         advance(first, len(images))
         baselines = read_baselines(model, train, config)
+        release_memory()
         if first < len(images):
             _tell_long_work(model, images[first : first + 1], baselines, config, len(images) - first, reporter)
         for part in explain_parts(model, images, baselines, config, first=first, progress=advance):

@@ -107,10 +107,10 @@ def read_all(dataset: Dataset, indices: Sequence[int] | Tensor, batch_size: int 
     return Batch(found, images[:row], labels)
 
 
-def some_images(dataset: Dataset, count: int, generator: torch.Generator) -> Batch:
-    """``count`` random images as one batch, or all where there are fewer, or as many as ``DRAWN_IMAGE_BYTES`` hold."""
+def some_images(dataset: Dataset, count: int, generator: torch.Generator, budget: int = DRAWN_IMAGE_BYTES) -> Batch:
+    """``count`` random images as one batch, or all where there are fewer, or as many as ``budget`` bytes hold."""
     order = torch.randperm(count_images(dataset), generator=generator)[:count]
-    return read_all(dataset, fit_images(dataset, order, DRAWN_IMAGE_BYTES))
+    return read_all(dataset, fit_images(dataset, order, budget))
 
 
 def fit_images(dataset: Dataset, indices: Tensor, budget: int) -> Tensor:
