@@ -18,12 +18,14 @@ if TYPE_CHECKING:
     from rightreasons.lvlm import open_lvlm
     from rightreasons.measure import score
     from rightreasons.pipeline import Run, find_shortcuts, fix_shortcuts
+    from rightreasons.presets import Preset
     from rightreasons.records import ClassDescription, GroundTruth, Scores, Verdict
 
 # Imported when asked for: the command line starts without torch, and can set what torch reads as it loads.
 _HOMES = {
     "ClassDescription": "records",
     "GroundTruth": "records",
+    "Preset": "presets",
     "RightReasonsError": "errors",
     "Run": "pipeline",
     "Scores": "records",
@@ -37,6 +39,7 @@ _HOMES = {
 __all__ = [
     "ClassDescription",
     "GroundTruth",
+    "Preset",
     "RightReasonsError",
     "Run",
     "Scores",

@@ -25,6 +25,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from rightreasons.budget import BATCH_BYTES, LARGEST_BATCH, how_many
 from rightreasons.config import AlignConfig, Flips
 from rightreasons.data.loading import Batch, count_images, read_batches
 from rightreasons.gradient_penalty import GRADIENT_PENALTIES
@@ -201,14 +202,14 @@ def swapped_accuracy(model: nn.Module, hosts: Batch, alignment: AlignmentSet, ge
 
     It needs no label but the hosts' own, and so may choose among epochs.
     """
-    pieces = Pieces(alignment)
-    images = hosts.images
-    if len(pieces):
-        images = paste_segments(images, torch.zeros(len(images), *images.shape[2:], dtype=torch.bool), pieces, generator)
+    pieces, answers = Pieces(alignment), []
     model.eval()
     with torch.no_grad():
-        answers = torch.cat([model(part.to(model_device(model))).argmax(1).cpu() for part in images.split(256)])
-    return (answers == hosts.labels).double().mean().item()
+        for images in hosts.images.split(how_many(hosts.images[0].nbytes, BATCH_BYTES, LARGEST_BATCH)):
+            if len(pieces):
+                images = paste_segments(images, torch.zeros(len(images), *images.shape[2:], dtype=torch.bool), pieces, generator)
+            answers.append(model(images.to(model_device(model))).argmax(1).cpu())
+    return (torch.cat(answers) == hosts.labels).double().mean().item()
 
 
 def neutral_images(hosts: Batch, alignment: AlignmentSet, generator: torch.Generator) -> Float[Tensor, "image channel height width"] | None:

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from rightreasons.budget import BATCH_BYTES, how_many
 from rightreasons.data.loading import Batch, check_labels, count_images, read_batches
 from rightreasons.errors import ModelError
 from rightreasons.models import Classifier, Preset, as_classifier, check_finite, model_device
@@ -216,9 +217,10 @@ def _other_inputs(classifier: Classifier, images: Tensor) -> list[tuple[Preset, 
 def _right(classifier: Classifier, images: Tensor, labels: Tensor) -> Bool[Tensor, " image"] | None:
     """Which images are classified right; None where the network does not take this input."""
     classifier.eval()
+    size = how_many(images[0].nbytes, BATCH_BYTES, 32)
     try:
         with torch.no_grad():
-            answers = torch.cat([classifier(part.to(model_device(classifier))).argmax(1).cpu() for part in images.split(32)])
+            answers = torch.cat([classifier(part.to(model_device(classifier))).argmax(1).cpu() for part in images.split(size)])
     except Exception:  # whatever somebody's own network raises on another input size: it cannot have been trained on that
         return None
     return answers == labels

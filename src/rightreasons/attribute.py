@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from rightreasons.budget import how_many
 from rightreasons.errors import ModelError, RightReasonsError, UnsupportedLayer
 from rightreasons.graph import CHECKPOINTED, find_hidden_part
 from rightreasons.models import as_classifier, check_finite, frozen, model_device
@@ -28,9 +29,13 @@ __all__ = ["Attribution", "AttributionMethod", "UnsupportedLayer", "attribute_im
 
 AttributionMethod = Literal["deeplift-shap", "integrated-gradients"]
 
-# Bytes of activations held at once: of a group of baselines, and again of a chunk of images.
-KEPT_BYTES = 2**30
+# Bytes of activations held at once: of a group of baselines, and again of a chunk of images. On a GPU they are in its own memory.
+KEPT_BYTES, KEPT_BYTES_ON_GPU = 2**28, 2**30
 LARGEST_CHUNK = 256
+# Arrays of an image's or a baseline's own size that there are while it is explained, beside the activations.
+PIXEL_ARRAYS = 6
+# Chunks between two savings of heatmaps. Integrated Gradients take many passes for an image, so that a stop may lose fewer of them.
+CHUNKS_BETWEEN_SAVINGS = {"deeplift-shap": 4, "integrated-gradients": 1 / 8}
 # Points on the way from a baseline to an image at which Integrated Gradients take the gradient.
 STEPS = 32
 # How far a heatmap's sum may be from the difference of the logits, as a share of the sum of |heatmap|. With every network that was tried rounding
@@ -76,6 +81,13 @@ def attribute_images(
         limit = QUADRATURE if method == "integrated-gradients" else _rounding(images)
         _refuse_incomplete(missing.nanmedian().item(), limit, method, model, images)
     return attribution
+
+
+def part_size(model: nn.Module, image: Float[Tensor, "1 channel height width"], method: AttributionMethod) -> int:
+    """After how many images it is worth while to save their heatmaps. It follows from the network's activations and from no clock."""
+    with frozen(model):
+        saved = weigh(model, image)[1]
+    return _how_many(int((saved + PIXEL_ARRAYS * image.nbytes) / CHUNKS_BETWEEN_SAVINGS[method]), image.device)
 
 
 def check_attribution(model: nn.Module, images: Float[Tensor, "image channel height width"], method: AttributionMethod = "deeplift-shap") -> float:
@@ -147,10 +159,11 @@ def _deeplift(
 ) -> _Explained:
     """One tape for each group of baselines, replayed on every chunk of images."""
     trial, _ = record(model, torch.cat([baselines[:1]] * 2))
-    size = chunk or _how_many(trial.saved_bytes // 2)
+    pixels = PIXEL_ARRAYS * baselines[0].nbytes
+    size = chunk or _how_many(trial.saved_bytes // 2 + pixels, images.device)
     parts = images.split(size)
     wanted = [None] * len(parts) if targets is None else targets.split(size)
-    groups = baselines.split(_how_many(trial.kept_bytes // 2))
+    groups = baselines.split(_how_many(trial.kept_bytes // 2 + pixels, images.device))
     effects: list[Tensor] = [torch.zeros_like(part[:, 0]) for part in parts]
     logits: list[Tensor] = [torch.empty(0)] * len(parts)
     references = []
@@ -195,7 +208,7 @@ def _integrate(
     steps: int = STEPS,
 ) -> _Explained:
     """The mean over baselines of (x - b) times the mean gradient on the way from b to x, by Gauss-Legendre quadrature."""
-    size = chunk or _how_many(weigh(model, baselines[:1])[1])
+    size = chunk or _how_many(weigh(model, baselines[:1])[1] + PIXEL_ARRAYS * baselines[0].nbytes, images.device)
     nodes, weights = np.polynomial.legendre.leggauss(steps)  # on [-1, 1]
     with torch.no_grad():
         logits, references = (torch.cat([model(part.clone()) for part in whole.split(size)]) for whole in (images, baselines))
@@ -240,8 +253,8 @@ def _pick(logits: Float[Tensor, "image class_"], targets: Int[Tensor, " image"])
     return logits.gather(1, targets[:, None])[:, 0]
 
 
-def _how_many(bytes_each: int) -> int:
-    return max(1, min(LARGEST_CHUNK, KEPT_BYTES // max(bytes_each, 1)))
+def _how_many(bytes_each: int, device: torch.device) -> int:
+    return how_many(bytes_each, KEPT_BYTES if device.type == "cpu" else KEPT_BYTES_ON_GPU, LARGEST_CHUNK)
 
 
 _METHODS = {"deeplift-shap": _deeplift, "integrated-gradients": _integrate}

@@ -229,7 +229,7 @@ def _finish(
     again: bool = False,
 ) -> dict[str, Any]:
     """Scores, metrics.json and report.html. What an earlier command has scored is taken over, unless ``again``."""
-    from rightreasons.data.loading import read_all
+    from rightreasons.data.loading import StoredImages
     from rightreasons.inspection import explain_images
     from rightreasons.measure import build_metrics, read_scores, score_key, score_once, stored_scores
     from rightreasons.pipeline import Alignment, alignment_job
@@ -257,7 +257,7 @@ def _finish(
     metrics = build_metrics(run, task, before=before, after=after, rejected=rejected, alignment=alignment, reference=reference, seconds=seconds)
     after_heatmaps = None
     if run.aligned is not None:
-        after_heatmaps = explain_images(run.aligned, read_all(run.train, run.selection.indices), run.train, run.config).heatmaps
+        after_heatmaps = explain_images(run.aligned, StoredImages(run.train, run.selection.indices), run.train, run.config).heatmaps
     write_report(run, metrics, after_heatmaps, folder)
     folder.save_metrics(metrics)
     note_left_out(project.task.skipped, reporter, "`rightreasons inspect --decode --json` names them all")

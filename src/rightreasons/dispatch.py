@@ -20,6 +20,7 @@ def map_in_order(
 
     ``stop`` is told of it, so that what has started asks for nothing new; its last requests are waited for, but not by whoever pressed Ctrl-C.
     """
+    advance(0, len(rows))
     pool = ThreadPoolExecutor(workers)
     futures = [pool.submit(function, row) for row in rows]
     try:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from rightreasons.data.loading import Batch, check_labels
+from rightreasons.budget import BATCH_BYTES, LARGEST_BATCH, how_many
+from rightreasons.data.loading import Batch, StoredImages, check_labels
 from rightreasons.models import check_finite, model_device, output_entropy
 from rightreasons.records import GroundTruth, GroupScore, Scores, Value
 from rightreasons.seeds import seeded
@@ -150,19 +151,29 @@ def cluster_intervals(
 
 def mu_align(heatmaps: Float[Tensor, "image height width"], masks: Bool[Tensor, "image height width"]) -> tuple[float | None, int]:
     """Mean share of the attribution that lies outside the shortcut (eq. 9), and how many images are left out for want of mask or attribution."""
-    magnitude = heatmaps.double().abs()
-    total = magnitude.sum((1, 2))
-    usable = (total > 0) & masks.any(2).any(1)
-    inside = (magnitude * masks).sum((1, 2))[usable] / total[usable]
-    return (1 - inside.mean().item() if len(inside) else None), int((~usable).sum())
+    inside = _shares_inside(heatmaps, masks, torch.abs)
+    inside = inside[inside.isfinite() & masks.flatten(1).any(1)]
+    return (1 - inside.mean().item() if len(inside) else None), len(heatmaps) - len(inside)
 
 
 def spurious_share(heatmaps: Float[Tensor, "image height width"], masks: Bool[Tensor, "image height width"]) -> float | None:
     """The share of all inspected images' positive effect that lies in judged-spurious segments: no label needed but the verdicts."""
-    positive = heatmaps.double().clamp_min(0)
-    total = positive.sum((1, 2))
-    usable = total > 0
-    return ((positive * masks).sum((1, 2))[usable] / total[usable]).mean().item() if usable.any() else None
+    shares = _shares_inside(heatmaps, masks, torch.relu)
+    shares = shares[shares.isfinite()]
+    return shares.mean().item() if len(shares) else None
+
+
+def _shares_inside(
+    heatmaps: Float[Tensor, "image height width"], masks: Bool[Tensor, "image height width"], strength: Callable[[Tensor], Tensor]
+) -> Float[Tensor, " image"]:
+    """The share of each heatmap's strength that lies in its mask, NaN if it has none; image by image, so that one is held in double precision."""
+    shares = torch.full((len(heatmaps),), math.nan, dtype=torch.float64)
+    for row, (heatmap, mask) in enumerate(zip(heatmaps, masks, strict=True)):
+        effect = strength(heatmap.double())
+        total = effect.sum()
+        if total > 0:
+            shares[row] = (effect * mask).sum() / total
+    return shares
 
 
 def swap_flip_rate(
@@ -172,21 +183,41 @@ def swap_flip_rate(
 
     ``masks`` belong to ``donors``. Hosts without a donor of another class are left out; None where there are none at all.
     """
-    usable = masks.any(2).any(1)
+    return flip_rate([count_flips(model, hosts, donors.images, donors.labels, masks, generator)])
+
+
+def count_flips(
+    model: nn.Module,
+    hosts: Batch,
+    donors: Tensor | StoredImages,
+    labels: Int[Tensor, " donor"],
+    masks: Bool[Tensor, "donor height width"],
+    generator: torch.Generator,
+) -> tuple[int, int]:
+    """How many of one batch of hosts change their prediction, and how many were tried. ``donors`` are images with ``labels`` and ``masks``."""
+    usable = masks.flatten(1).any(1)
     pairs = []
     for row, label in enumerate(hosts.labels.tolist()):
-        others = (usable & (donors.labels != label)).nonzero()[:, 0]
+        others = (usable & (labels != label)).nonzero()[:, 0]
         if len(others):
             pairs.append((row, int(others[torch.randint(len(others), (), generator=generator)])))
-    if not pairs:
-        return None
-    rows, chosen = (torch.tensor(column) for column in zip(*pairs, strict=True))
-    swapped = torch.where(masks[chosen][:, None], donors.images[chosen], hosts.images[rows])
+    flips, device = 0, model_device(model)
     model.eval()
-    device = model_device(model)
-    with torch.no_grad():
-        before, after = (model(images.to(device)).argmax(1) for images in (hosts.images[rows], swapped))
-    return (before != after).double().mean().item()
+    size = how_many(hosts.images[0].nbytes, BATCH_BYTES, LARGEST_BATCH) if pairs else 1
+    for start in range(0, len(pairs), size):
+        rows, chosen = (torch.tensor(column) for column in zip(*pairs[start : start + size], strict=True))
+        clean = hosts.images[rows]
+        swapped = torch.where(masks[chosen][:, None], donors[chosen], clean)
+        with torch.no_grad():
+            before, after = (model(images.to(device)).argmax(1) for images in (clean, swapped))
+        flips += int((before != after).sum())
+    return flips, len(pairs)
+
+
+def flip_rate(counts: Iterable[tuple[int, int]]) -> float | None:
+    """What the counts of all batches come to; None where nothing was tried."""
+    flips, tried = (sum(column) for column in zip(*counts, strict=True))
+    return flips / tried if tried else None
 
 
 def truly_spurious(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -12,14 +13,15 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from rightreasons.answers import TRIED_IMAGES, Answers, check_chance, count_answers, describe_answers, judge_answers
-from rightreasons.attribute import attribute_images
+from rightreasons.attribute import attribute_images, part_size
+from rightreasons.budget import release_memory
 from rightreasons.config import Config, SegmentConfig
 from rightreasons.controls import control_rows
-from rightreasons.data.loading import Batch, check_labels, count_images, own_pixels, read_all, read_batches, some_images
+from rightreasons.data.loading import Batch, StoredImages, check_labels, count_images, own_pixels, read_batches, some_images
 from rightreasons.lettering import has_lettering
 from rightreasons.lvlm import LVLM
 from rightreasons.models import as_classifier, check_finite, model_device
-from rightreasons.progress import Advance, Reporter
+from rightreasons.progress import Advance, Reporter, describe_seconds
 from rightreasons.records import Attribution, Pictures, Segmentation, Selection, Subject
 from rightreasons.render import FIRST_STYLE, LONGEST, STYLE, render_pictures, to_bytes
 from rightreasons.runs import RunFolder, write_bytes, write_text
@@ -32,27 +34,38 @@ WORST_COMPLETENESS_ERROR = 1e-2
 # "auto": what won in docs/log.md. A network with convolutions has noisy heatmaps, and one without has none to smooth.
 AUTO_SMOOTH = 0.035
 AUTO_PEAK_SHARE = 0.15
+# Heatmaps that take longer than this are told of before the work starts.
+LONG_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What the critic is asked about: the stages before it, finished. ``judged`` has the rows of the images with segments."""
+    """What the critic is asked about: the stages before it, finished. ``smooth`` is the heatmaps' width as they were cut into segments."""
 
     folder: RunFolder
-    images: Batch
+    images: StoredImages
     selection: Selection
     attribution: Attribution
     segmentation: Segmentation
-    subjects: list[Subject]
-    judged: list[int]
+    smooth: float
     train: Dataset | None = None
+
+    @property
+    def judged(self) -> list[int]:
+        """The rows of the images with segments."""
+        return [row for row in range(len(self.selection)) if self.segmentation.count(row)]
+
+    def subject(self, row: int) -> Subject:
+        """One image as a simulated critic knows it."""
+        effect = shown_effect(self.attribution, self.segmentation, self.smooth, row)
+        return Subject(int(self.selection.indices[row]), self.segmentation.segments[row], effect)
 
     def image(self, row: int) -> Float[Tensor, "channel image_height image_width"]:
         """One image as it is shown to the critic: the file's own pixels, where the data set has files, or else the network's; one at a time."""
         if self.train is None or _picture_style(self.folder) == FIRST_STYLE:
-            return self.images.images[row]
+            return self.images[row]
         own = own_pixels(self.train, int(self.images.indices[row]), LONGEST)
-        return self.images.images[row] if own is None else own.float() / 255
+        return self.images[row] if own is None else own.float() / 255
 
     def shown(self, row: int) -> Int[Tensor, "height width"]:
         """Of each segment of one image the pixels that carry its effect, -1 elsewhere."""
@@ -73,35 +86,90 @@ def inspect_images(
     """The stages that ask nobody, up to the segments. In a folder in which they have finished they are read; ``folder`` is locked by the caller."""
     selection = folder.load_selection() or _select(model, train, validation, classes, config, folder, reporter)
     _report_answers(folder, classes, reporter)
-    images = read_all(train, selection.indices)
+    images = StoredImages(train, selection.indices)
     attribution = folder.load_attribution() or _attribute(model, train, images, config, folder, reporter)
+    folder.drop_attribution_parts()
+    release_memory()
     segmentation = folder.load_segmentation() or _segment(model, attribution, config, folder, reporter)
+    release_memory()
     _report_outcomes(segmentation, attribution, reporter)
-    effect = shown_effect(model, attribution, segmentation, config.segment)
-    subjects = [Subject(int(index), where, weight) for index, where, weight in zip(selection.indices, segmentation.segments, effect, strict=True)]
-    judged = [row for row in range(len(selection)) if segmentation.count(row)]
-    return Inspection(folder, images, selection, attribution, segmentation, subjects, judged, train)
+    return Inspection(folder, images, selection, attribution, segmentation, segment_settings(model, config.segment)[0], train)
 
 
 def explain_images(
+    model: nn.Module, images: StoredImages, train: Dataset, config: Config, *, progress: Advance = lambda done, total: None
+) -> Attribution:
+    """Heatmaps against the run's baselines. The result is on the CPU."""
+    return _join(list(explain_parts(model, images, read_baselines(model, train, config), config, progress=progress)))
+
+
+def read_baselines(model: nn.Module, train: Dataset, config: Config, most: int | None = None) -> Float[Tensor, "baseline channel height width"]:
+    """The run's baselines, which are seeded training images, or the first ``most`` of them, on the model's device."""
+    count = config.attribute.baselines if most is None else min(most, config.attribute.baselines)
+    return some_images(train, count, seeded(config.run.seed, "baselines")).images.to(model_device(model))
+
+
+def explain_parts(
     model: nn.Module,
-    images: Batch,
-    train: Dataset,
+    images: StoredImages,
+    baselines: Float[Tensor, "baseline channel height width"],
     config: Config,
     *,
-    most: int | None = None,
-    progress: Advance | None = None,
-) -> Attribution:
-    """Heatmaps against the run's baselines, which are seeded training images, or ``most`` of them. The result is on the CPU.
+    first: int = 0,
+    progress: Advance = lambda done, total: None,
+) -> Iterator[Attribution]:
+    """The heatmaps of a few images at a time, in order, from row ``first`` on: as many as are worth saving before the next are begun.
 
     Raises ModelError where one is not finite.
     """
-    device = model_device(model)
-    baselines = some_images(train, config.attribute.baselines, seeded(config.run.seed, "baselines")).images[:most]
     chunk = None if config.attribute.chunk == "auto" else config.attribute.chunk
-    found = attribute_images(model, images.images.to(device), baselines.to(device), method=config.attribute.method, chunk=chunk, progress=progress)
-    check_finite(found.heatmaps.cpu(), images.images, images.indices, "effects of the pixels (the heatmap)")
-    return Attribution(found.heatmaps.cpu(), found.targets.cpu(), found.completeness_error.cpu())
+    size = chunk or part_size(model, baselines[:1], config.attribute.method)
+    for start in range(first, len(images), size):
+        part = images[start : start + size]
+        found = attribute_images(
+            model,
+            part.to(baselines.device),
+            baselines,
+            method=config.attribute.method,
+            chunk=chunk,
+            progress=lambda done, _, start=start: progress(start + done, len(images)),
+        )
+        check_finite(found.heatmaps.cpu(), part, images.indices[start : start + size], "effects of the pixels (the heatmap)")
+        yield Attribution(found.heatmaps.cpu(), found.targets.cpu(), found.completeness_error.cpu())
+
+
+def _join(parts: list[Attribution]) -> Attribution:
+    """One attribution of all parts, which are let go of one by one."""
+    heatmaps = torch.empty(sum(len(part.targets) for part in parts), *parts[0].heatmaps.shape[1:])
+    targets, errors, row = [], [], 0
+    while parts:
+        part = parts.pop(0)
+        heatmaps[row : row + len(part.targets)] = part.heatmaps
+        targets.append(part.targets)
+        errors.append(part.completeness_error)
+        row += len(part.targets)
+    return Attribution(heatmaps, torch.cat(targets), torch.cat(errors))
+
+
+def _tell_long_work(model: nn.Module, image: Tensor, baselines: Tensor, config: Config, count: int, reporter: Reporter) -> None:
+    """A note of how long the heatmaps of ``count`` images will take, if it is long: one image is explained on one baseline, and on two."""
+
+    def seconds(some: Tensor) -> float:
+        start = time.perf_counter()
+        attribute_images(model, image.to(some.device), some, method=config.attribute.method)
+        return time.perf_counter() - start
+
+    one = seconds(baselines[:1])
+    if one * count * len(baselines) < LONG_SECONDS:
+        return
+    # What comes once for an image, and the first pass's own cost, cancel out.
+    each = max(seconds(torch.cat([baselines[:1]] * 2)) - seconds(baselines[:1]), one / 10)
+    whole = each * count * len(baselines)
+    if whole >= LONG_SECONDS:
+        reporter.note(
+            f"the heatmaps will take about {describe_seconds(whole)} on {baselines.device.type} ({count} images, {len(baselines)} baselines each): "
+            "fewer [attribute] baselines, a smaller [sample] size or a GPU make it shorter. What is done is saved as it goes: it can be stopped"
+        )
 
 
 def segment_settings(model: nn.Module, config: SegmentConfig) -> tuple[float, float]:
@@ -111,18 +179,16 @@ def segment_settings(model: nn.Module, config: SegmentConfig) -> tuple[float, fl
     return smooth, AUTO_PEAK_SHARE if config.peak_share == "auto" else config.peak_share
 
 
-def shown_effect(
-    model: nn.Module, attribution: Attribution, segmentation: Segmentation, config: SegmentConfig
-) -> Float[Tensor, "image height width"]:
-    """The positive effect that the segments were cut from, where the critic is shown it: what a verdict is about."""
-    smooth, _ = segment_settings(model, config)
-    return smooth_heatmaps(attribution.heatmaps, smooth).clamp_min(0) * segmentation.effect
+def shown_effect(attribution: Attribution, segmentation: Segmentation, smooth: float, row: int) -> Float[Tensor, "height width"]:
+    """The positive effect that one image's segments were cut from, where the critic is shown it: what a verdict is about."""
+    return smooth_heatmaps(attribution.heatmaps[row : row + 1], smooth)[0].clamp_min(0) * segmentation.effect[row]
 
 
 def warn_of_lettering(found: Inspection, reporter: Reporter) -> None:
     """A note where inspected images seem to carry printed text, which may name a patient, before any of them is sent."""
     with reporter.stage("lettering") as advance:
         marked = []
+        advance(0, len(found.judged))
         for done, row in enumerate(found.judged, start=1):
             if has_lettering(to_bytes(found.image(row))):
                 marked.append(int(found.images.indices[row]))
@@ -138,6 +204,7 @@ def warn_of_lettering(found: Inspection, reporter: Reporter) -> None:
 def render_inspected(found: Inspection, reporter: Reporter) -> None:
     """The pictures of each image that has segments, drawn where they have not been."""
     with reporter.stage("render") as advance:
+        advance(0, len(found.judged))
         for done, row in enumerate(found.judged, start=1):
             found.pictures(row)
             advance(done, len(found.judged))
@@ -176,9 +243,19 @@ def _select(
     return selection
 
 
-def _attribute(model: nn.Module, train: Dataset, images: Batch, config: Config, folder: RunFolder, reporter: Reporter) -> Attribution:
+def _attribute(model: nn.Module, train: Dataset, images: StoredImages, config: Config, folder: RunFolder, reporter: Reporter) -> Attribution:
     with reporter.stage("attribute") as advance:
-        attribution = explain_images(model, images, train, config, progress=advance)
+        first = sum(len(part.targets) for part in folder.load_attribution_parts())
+        advance(first, len(images))
+        baselines = read_baselines(model, train, config)
+        if first < len(images):
+            _tell_long_work(model, images[first : first + 1], baselines, config, len(images) - first, reporter)
+        for part in explain_parts(model, images, baselines, config, first=first, progress=advance):
+            folder.save_attribution_part(part, first)
+            first += len(part.targets)
+        del baselines
+        release_memory()
+        attribution = _join(folder.load_attribution_parts())
     folder.save_attribution(attribution)
     return attribution
 
@@ -186,6 +263,7 @@ def _attribute(model: nn.Module, train: Dataset, images: Batch, config: Config, 
 def _segment(model: nn.Module, attribution: Attribution, config: Config, folder: RunFolder, reporter: Reporter) -> Segmentation:
     smooth, peak_share = segment_settings(model, config.segment)
     with reporter.stage("segment") as advance:
+        advance(0, len(attribution.heatmaps))
         segmentation = segment_heatmaps(
             attribution.heatmaps,
             components=config.segment.components,
@@ -243,6 +321,7 @@ def _picture_style(folder: RunFolder) -> str:
 def _checked(batches: Iterable[Batch], count: int, classes: int, advance: Advance) -> Iterator[Batch]:
     """The batches, with word of progress. Raises DataError for a label that no class has."""
     done = 0
+    advance(0, count)
     for batch in batches:
         check_labels(batch.labels, batch.indices, classes)
         yield batch

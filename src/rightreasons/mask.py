@@ -29,6 +29,7 @@ def build_masks(
 
 def mask_segments(segmentation: Segmentation, chosen: Bool[Tensor, "image segment"], *, kind: str) -> Bool[Tensor, "image height width"]:
     """The pixels of the chosen segments of every image."""
-    rows = torch.arange(len(chosen))[:, None, None]
-    inside = chosen[rows, segmentation.segments.clamp_min(0)] & (segmentation.segments >= 0)
-    return inside & segmentation.effect if kind == "effect" else inside
+    masks = torch.zeros(segmentation.segments.shape, dtype=torch.bool)
+    for row, segment in chosen.nonzero().tolist():  # image by image, so that memory stays at one byte a pixel
+        masks[row] |= segmentation.segments[row] == segment
+    return masks.logical_and_(segmentation.effect) if kind == "effect" else masks

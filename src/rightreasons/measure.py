@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Container
 from dataclasses import asdict
 from typing import Any
 
@@ -16,11 +17,11 @@ from torch.utils.data import Dataset
 
 from rightreasons import evaluate
 from rightreasons.answers import Answers
-from rightreasons.data.loading import count_images, read_all, read_batches
+from rightreasons.data.loading import StoredImages, count_images, read_batches
 from rightreasons.data.manifest import find_leaks, hash_manifest
 from rightreasons.data.task import Task
-from rightreasons.inspection import explain_images, segment_settings, shown_effect
-from rightreasons.models import as_classifier, hash_weights
+from rightreasons.inspection import explain_parts, read_baselines, segment_settings, shown_effect
+from rightreasons.models import Classifier, as_classifier, hash_weights
 from rightreasons.outcome import decide_outcome, explain_outcome
 from rightreasons.pipeline import Alignment, Run
 from rightreasons.records import GroundTruth, GroupScore, Scores
@@ -46,8 +47,12 @@ def score(
 ) -> Scores:
     """Accuracy and entropy of ``model`` on ``test_set``; group metrics with ``truth``; the label-free proofs, and mu_align, with a ``run``.
 
+    A network of one's own gets the normalisation and the order of classes of the ``run``.
     ``train_truth`` gives the group sizes for the weighted average. What is not given makes its metrics None.
     """
+    if run is not None and not isinstance(model, Classifier):
+        own = as_classifier(run.model)
+        model = Classifier(model, own.preset, own.order)
     model = as_classifier(model)
     predictions = evaluate.predict_labels(model, read_batches(test_set))
     counts = dict(Counter(train_truth.groups)) if train_truth is not None else None
@@ -55,7 +60,8 @@ def score(
     if run is None:
         return scores
     proofs = _label_free_proofs(model, run)
-    return Scores(**{**vars(scores), **proofs, "mu_align": _mu_align(model, test_set, truth, run) if truth is not None else None})
+    aligned = _mu_align(model, test_set, truth, run, set(predictions.indices.tolist())) if truth is not None else None
+    return Scores(**{**vars(scores), **proofs, "mu_align": aligned})
 
 
 def score_run(model: nn.Module, task: Task, run: Run) -> Scores:
@@ -231,30 +237,38 @@ def stored_scores(scores: Scores) -> dict[str, Any]:
 
 def _truly_spurious(run: Run, truth: GroundTruth) -> list[Tensor]:
     """The truth of every verdict, a boolean per segment, for each inspected image."""
-    effect = shown_effect(run.model, run.attribution, run.segmentation, run.config.segment)
-    rows = zip(run.segmentation.segments, effect, run.selection.indices.tolist(), strict=True)
-    return [evaluate.truly_spurious(segments, shown, truth.mask(index)) for segments, shown, index in rows]
+    smooth, _ = segment_settings(run.model, run.config.segment)
+    return [
+        evaluate.truly_spurious(run.segmentation.segments[row], shown_effect(run.attribution, run.segmentation, smooth, row), truth.mask(index))
+        for row, index in enumerate(run.selection.indices.tolist())
+    ]
 
 
 def _label_free_proofs(model: nn.Module, run: Run) -> dict[str, float | None]:
     if not run.found:
         return {"spurious_share": 0.0, "swap_flip_rate": None}
     # The other inspected images have no spurious segment, so that their share is 0 whatever the heatmap.
-    marked = run.masks.flatten(1).any(1)
-    images, masks = read_all(run.train, run.selection.indices[marked]), run.masks[marked]
+    masks = run.masks
+    marked = masks.flatten(1).any(1)
+    images, masks = StoredImages(run.train, run.selection.indices[marked]), masks[marked]
     smooth, _ = segment_settings(run.model, run.config.segment)
-    heatmaps = smooth_heatmaps(explain_images(model, images, run.train, run.config, most=SCORED_BASELINES).heatmaps, smooth)
-    share = evaluate.spurious_share(heatmaps, masks)
-    return {"spurious_share": None if share is None else share * len(masks) / len(run.selection), "swap_flip_rate": run.flip_rate(model)}
+    known = []
+    for part in explain_parts(model, images, read_baselines(model, run.train, run.config, SCORED_BASELINES), run.config):
+        for heatmap in part.heatmaps:
+            row = len(known)
+            known.append(evaluate.spurious_share(smooth_heatmaps(heatmap[None], smooth), masks[row : row + 1]))
+    shares = [share for share in known if share is not None]
+    share = sum(shares) / len(shares) * len(masks) / len(run.selection) if shares else None
+    return {"spurious_share": share, "swap_flip_rate": run.flip_rate(model)}
 
 
-def _mu_align(model: nn.Module, test_set: Dataset, truth: GroundTruth, run: Run) -> float | None:
+def _mu_align(model: nn.Module, test_set: Dataset, truth: GroundTruth, run: Run, readable: Container[int]) -> float | None:
     masked = truth.masked if truth.masked is not None else [index for index in range(len(truth.groups)) if truth.mask(index) is not None]
     most = min(MU_ALIGN_IMAGES, MU_ALIGN_PIXELS // run.attribution.heatmaps[0].numel())
     chosen = torch.randperm(len(masked), generator=seeded(run.config.run.seed, "mu_align"))[:most].tolist()
-    masks = {masked[i]: mask for i in chosen if (mask := truth.mask(masked[i])) is not None}
+    masks = {masked[i]: mask for i in chosen if masked[i] in readable and (mask := truth.mask(masked[i])) is not None}
     if not masks:
         return None
-    batch = read_all(test_set, list(masks))
-    shown = torch.stack([masks[index] for index in batch.indices.tolist()])
-    return evaluate.mu_align(explain_images(model, batch, run.train, run.config, most=SCORED_BASELINES).heatmaps, shown)[0]
+    baselines = read_baselines(model, run.train, run.config, SCORED_BASELINES)
+    found = explain_parts(model, StoredImages(test_set, list(masks)), baselines, run.config)
+    return evaluate.mu_align(torch.cat([part.heatmaps for part in found]), torch.stack(list(masks.values())))[0]

@@ -23,11 +23,12 @@ from torch.utils.data import Dataset, Subset
 from rightreasons import evaluate
 from rightreasons.align import AlignmentSet, align_model
 from rightreasons.answers import describe_input
+from rightreasons.budget import release_memory
 from rightreasons.class_order import order_outputs
 from rightreasons.config import Config, merge_tables, parse_config
 from rightreasons.consult import AskLVLM, Case, Panel, consult_case
 from rightreasons.controls import consult_control, control_rows, read_controls
-from rightreasons.data.loading import check_labels, count_images, read_all, read_batches, some_images
+from rightreasons.data.loading import StoredImages, check_labels, count_images, read_all, read_batches, some_images
 from rightreasons.data.manifest import describe_leaks, find_leaks, list_hashes
 from rightreasons.descriptions import check_descriptions
 from rightreasons.dispatch import count_workers, map_in_order
@@ -39,8 +40,18 @@ from rightreasons.lvlm import LVLM, open_lvlm
 from rightreasons.lvlm.ledger import Ledger
 from rightreasons.lvlm.prices import Price, required_price
 from rightreasons.mask import build_masks
-from rightreasons.models import as_classifier, copy_model, hash_weights, load_checkpoint, place_model, save_checkpoint, unwrap
+from rightreasons.models import (
+    Classifier,
+    as_classifier,
+    copy_model,
+    hash_weights,
+    load_checkpoint,
+    place_model,
+    save_checkpoint,
+    unwrap,
+)
 from rightreasons.outcome import Coverage, RunOutcome, count_coverage, decide_outcome, explain_outcome
+from rightreasons.presets import Preset
 from rightreasons.progress import Logged, Reporter
 from rightreasons.records import Attribution, ClassDescription, Control, Critique, HeldOut, Segmentation, Selection, Verdict
 from rightreasons.rehearsal import rehearse
@@ -115,9 +126,11 @@ class Run:
             return None
         key = hashlib.sha256(hash_weights(model).encode() + masks.numpy().tobytes()).hexdigest()
         if key not in self._flip_rates:
-            donors, seed = read_all(self.train, self.selection.indices[marked]), self.config.run.seed
-            hosts = some_images(self.validation, SWAP_HOSTS, seeded(seed, "swap hosts"))
-            self._flip_rates[key] = evaluate.swap_flip_rate(model, hosts, donors, masks[marked], seeded(seed, "swap donors"))
+            donors, labels, seed = StoredImages(self.train, self.selection.indices[marked]), self.selection.labels[marked], self.config.run.seed
+            drawn, generator = torch.randperm(count_images(self.validation), generator=seeded(seed, "swap hosts")), seeded(seed, "swap donors")
+            hosts = read_batches(self.validation, indices=drawn[:SWAP_HOSTS])
+            counts = [evaluate.count_flips(model, batch, donors, labels, masks[marked], generator) for batch in hosts]
+            self._flip_rates[key] = evaluate.flip_rate(counts)
         return self._flip_rates[key]
 
 
@@ -145,6 +158,7 @@ def find_shortcuts(
     out: str | Path,
     judge: LVLM | None = None,
     validation_set: Dataset | None = None,
+    preset: Preset | None = None,
     settings: Mapping[str, object] | None = None,
     retry_unknown: bool = False,
     reporter: Reporter | None = None,
@@ -153,12 +167,13 @@ def find_shortcuts(
 
     Args:
         model: maps (batch, channel, height, width) to (batch, class) logits; it is moved to the best device, and not changed.
-        train_set: any map-style dataset of (image, label); labels count from 0.
+        train_set: any map-style dataset of (image, label): bytes of 0 to 255, floats in 0 to 1 or PIL pictures; labels count from 0.
         descriptions: an expert's words for each class, in the order of the labels.
         lvlm: the critic and judge, from ``open_lvlm``.
         judge: another model for the judge; default: the one that the settings name, or ``lvlm``.
         out: the run folder; the same call on it continues where it stopped.
         validation_set: held-out images for the harm guard; by default a tenth of ``train_set`` is kept back from fine-tuning.
+        preset: the mean and deviation that ``model`` wants its images normalised with, unless it does that itself; images are given in 0 to 1.
         settings: tables of the configuration, such as ``{"sample": {"size": 50}, "critic": {"max_usd": 5}}``; paths start from the current folder.
         retry_unknown: ask again what a crash left unanswered; it may have been paid for.
         reporter: told of progress; by default notes are warnings of the logger "rightreasons".
@@ -185,14 +200,15 @@ def find_shortcuts(
     read_examples(examples, seeded(config.run.seed, "few-shot"))
     if validation_set is None:
         train_set, validation_set = _hold_out(train_set, config.run.seed)
-    model = order_outputs(as_classifier(model), tuple(words), config.model.classes)
+    given = as_classifier(model) if preset is None else Classifier(as_classifier(model).network, preset, as_classifier(model).order)
+    model = order_outputs(given, tuple(words), config.model.classes)
     rehearse(model, {"train": train_set, "validation": validation_set}, tuple(words), config)
     for asked in {id(backend): backend for backend in (lvlm, judge)}.values():
         asked.check()
     for note in check_descriptions(ordered):
         reporter.note(note)
     folder, splits = RunFolder(Path(out)), {"train": train_set, "validation": validation_set}
-    manifest = f"{type(train_set).__name__} of {count_images(train_set)}, model {hash_weights(model)}"
+    manifest = f"{type(train_set).__name__} of {count_images(train_set)}, model {hash_weights(model)}" + (f", {preset}" if preset else "")
     folder.start(config, manifest=manifest, root=Path.cwd(), splits=splits)
     record_manifest(folder, splits, len(words), reporter)
     return find(
@@ -285,14 +301,18 @@ def find(
         )
         folder.save_verdicts([verdict for _, part in results for verdict in part])
         verdicts = folder.load_verdicts() or []
+        # Mapped anew: what was read of the file does not stay resident.
+        attribution, segmentation, selection = folder.load_attribution() or found.attribution, found.segmentation, found.selection
+        del found
+        release_memory()
     run = Run(
         folder, config, model, descriptions, train, validation, lvlm.name, lvlm.simulated,
-        found.selection, found.attribution, found.segmentation, critiques, verdicts, controls, panel.prompts,
+        selection, attribution, segmentation, critiques, verdicts, controls, panel.prompts,
         calls=calls, cached=cached, cost_usd=cost,
     )  # fmt: skip
     if run.queue:
         reporter.note(
-            f"{len(run.queue)} of {found.segmentation.shares.gt(0).sum()} segments wait for a person: report.html lists them, most worth a look first"
+            f"{len(run.queue)} of {segmentation.shares.gt(0).sum()} segments wait for a person: report.html lists them, most worth a look first"
         )
     reporter.note(f"{run.outcome}: {explain_outcome(run.coverage, run.flip_rate(model))}")
     return run
@@ -329,11 +349,11 @@ def case_of(found: Inspection, row: int, descriptions: Sequence[ClassDescription
     """One inspected image as it is put to the critic."""
     shares = found.segmentation.shares[row, : found.segmentation.count(row)].tolist()
     label = int(found.selection.labels[row])
-    return Case(found.image(row), found.shown(row), found.pictures(row), found.subjects[row], label, descriptions, shares)
+    return Case(found.image(row), found.shown(row), found.pictures(row), found.subject(row), label, descriptions, shares)
 
 
 def fix_shortcuts(run: Run, *, reporter: Reporter | None = None) -> nn.Module:
-    """A copy of the run's model, fine-tuned until it no longer uses what was judged spurious.
+    """A copy of the run's model, fine-tuned until it no longer uses what was judged spurious. With a preset it takes images in 0 to 1.
 
     The original comes back where no shortcut was found, or where the repair would do harm (``guard``): ``run.alignment`` says which and why, a
     warning is logged, and ``run.rejected`` has what was rejected.
@@ -447,6 +467,7 @@ def align(model: nn.Module, run: Run, alignment: AlignmentSet, *, checkpoint: Pa
     seed = run.config.run.seed
     hosts = some_images(run.validation, EPOCH_HOSTS, seeded(seed, "epoch hosts"))
     with reporter.stage("align") as advance:
+        advance(0, run.config.align.epochs)
         align_model(
             model,
             run.train,
@@ -477,8 +498,8 @@ def build_alignment(
     inspected, config = read_all(run.train, run.selection.indices), run.config.align
     spread = None
     if config.spread and (config.term == "auto" or "swap" in config.term):
-        with reporter.stage("spread"):
-            spread = spread_verdicts(run.model, run.train, inspected, masks, protected)
+        with reporter.stage("spread") as advance:
+            spread = spread_verdicts(run.model, run.train, inspected, masks, protected, progress=advance)
         if spread is None:
             reporter.note("the verdicts cannot be told from the model's features in other images: only the inspected images' masks are used")
         else:

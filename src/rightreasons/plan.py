@@ -10,17 +10,17 @@ import math
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import torch
 import torch.nn.functional as F
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, TensorDataset
 
 from rightreasons.config import describe_difference
 from rightreasons.consult import Panel
-from rightreasons.data.loading import count_images, read_batches
+from rightreasons.data.loading import StoredImages, count_images, read_batches
 from rightreasons.errors import ConfigError
 from rightreasons.inspection import Inspection, inspect_images, warn_of_lettering
 from rightreasons.judge import Example, read_examples
@@ -31,7 +31,7 @@ from rightreasons.lvlm.protocol import Answer, Request
 from rightreasons.pipeline import consult
 from rightreasons.progress import Reporter, Silent
 from rightreasons.project import Project, Role, go_on, open_role, prepare, project_of_run
-from rightreasons.records import Attribution, Segmentation, Selection, Subject
+from rightreasons.records import Attribution, Segmentation, Selection
 from rightreasons.render import fit_size
 from rightreasons.runs import NEVER_USED, RunFolder
 from rightreasons.seeds import seeded
@@ -186,22 +186,21 @@ def _inputs(project: Project) -> tuple[Dataset, Dataset, list[str]]:
 
 def _stand_in(project: Project, folder: RunFolder) -> Inspection:
     """The first training image, cut into as many segments as there can be, and with the longest words that a prompt can have for it."""
-    images = next(read_batches(project.task.splits["train"], indices=[0], batch_size=1))
-    height, width = images.images.shape[-2:]
-    images = replace(images, images=F.interpolate(images.images, _largest_picture(project, (height, width))))
+    first = next(read_batches(project.task.splits["train"], indices=[0], batch_size=1))
+    height, width = first.images.shape[-2:]
+    images = StoredImages(TensorDataset(F.interpolate(first.images, _largest_picture(project, (height, width))), first.labels), [0])
     wanted = project.config.segment.components
     corner = torch.arange(math.ceil(height / 3) * math.ceil(width / 3)).view(math.ceil(height / 3), -1)
     count = min(max(AUTO_COMPONENTS) if wanted == "auto" else wanted, corner.numel())
     # All of them at the bottom right, each with 100 %: nothing is longer to say.
-    segments = torch.full((1, height, width), -1)
+    segments = torch.full((1, height, width), -1, dtype=torch.int8)
     segments[0, -corner.shape[0] :, -corner.shape[1] :] = corner * count // corner.numel()
     label = max(range(len(project.descriptions)), key=lambda i: len(project.descriptions[i].name.encode()))
     labels, zero = torch.tensor([label]), torch.zeros(1)
     selection = Selection(project.config.sample.strategy, images.indices, labels, zero)
-    attribution = Attribution(torch.zeros(1, height, width), labels, zero)
+    attribution = Attribution(torch.ones(1, height, width), labels, zero)
     segmentation = Segmentation(segments, segments >= 0, torch.ones(1, count), ("segmented",))
-    subject = Subject(int(images.indices[0]), segments[0], (segments[0] >= 0).float())
-    return Inspection(folder, images, selection, attribution, segmentation, [subject], [0])
+    return Inspection(folder, images, selection, attribution, segmentation, 0.0)
 
 
 def _largest_picture(project: Project, size: tuple[int, int]) -> tuple[int, int]:

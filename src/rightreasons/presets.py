@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rightreasons.errors import ModelError
+
 
 @dataclass(frozen=True)
 class Preset:
@@ -16,3 +18,8 @@ class Preset:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     channels: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raises ModelError unless there is one positive deviation for each mean."""
+        if len(self.mean) != len(self.std) or not all(value > 0 for value in self.std):
+            raise ModelError(f"a preset needs as many positive deviations as means, one a channel, and got mean={self.mean}, std={self.std}")

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from datetime import timedelta
 from typing import Protocol, runtime_checkable
 
 Advance = Callable[[int, int], None]
@@ -24,6 +25,16 @@ class Reporter(Protocol):
     def note(self, text: str) -> None:
         """Something that a person should know."""
         ...
+
+
+def describe_seconds(seconds: float) -> str:
+    """A length of time in the unit that suits it: "22 h", "6 min", "12 s"."""
+    unit, size = next(((unit, size) for unit, size in (("h", 5400), ("min", 90)) if seconds >= size), ("s", 1))
+    return f"{seconds / {'h': 3600, 'min': 60, 's': 1}[unit]:.0f} {unit}"
+
+
+def _clock(seconds: int | float | None) -> str:
+    return str(timedelta(seconds=int(seconds or 0)))
 
 
 class Silent:
@@ -66,21 +77,21 @@ class Terminal(Silent):
     @contextmanager
     def stage(self, name: str) -> Iterator[Advance]:
         """Times a stage and shows how far it is."""
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 
-        columns = (
-            TextColumn("{task.description:<12}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-        )
+        class Times(ProgressColumn):
+            """How long it has taken, and will take once that can be told."""
+
+            def render(self, task: Task) -> str:
+                left = None if task.total is None else task.time_remaining
+                return f"{_clock(task.elapsed)} elapsed" + ("" if left is None else f", {_clock(left)} left")
+
+        columns = (TextColumn("{task.description:<12}"), BarColumn(), TextColumn("{task.fields[count]}"), Times())
         with Progress(*columns, console=self._console, transient=True, disable=not self._console.is_terminal) as bar:
-            task = bar.add_task(name, total=None)
+            task = bar.add_task(name, total=None, count="")
             earlier = self.seconds.get(name, 0.0)
             with super().stage(name):
-                yield lambda done, total: bar.update(task, completed=done, total=total)
+                yield lambda done, total: bar.update(task, completed=done, total=total, count=f"{done}/{total}")
         self._console.print(f"{name:<12} {self.seconds[name] - earlier:8.1f} s")
 
     def note(self, text: str) -> None:

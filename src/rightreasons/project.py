@@ -232,6 +232,7 @@ def trained_model(project: Project, folder: RunFolder, reporter: Reporter) -> nn
         return model
     partial = folder.path / "training.pt"
     with folder.locked(), reporter.stage("train") as advance:
+        advance(0, settings.epochs)
         train_plainly(
             model,
             project.task.splits["train"],

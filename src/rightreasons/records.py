@@ -74,7 +74,7 @@ class Segmentation:
     ``shares`` is each segment's part of the positive effect (0 where the image has fewer segments).
     """
 
-    segments: Int[Tensor, "image height width"]
+    segments: Int[Tensor, "image height width"]  # int8: one byte a pixel
     effect: Bool[Tensor, "image height width"]
     shares: Float[Tensor, "image segment"]
     outcomes: tuple[Outcome, ...]

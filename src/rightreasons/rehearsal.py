@@ -12,8 +12,9 @@ from torch.utils.data import Dataset
 from rightreasons.align import AlignmentSet, align_model
 from rightreasons.answers import describe_input
 from rightreasons.attribute import check_attribution
+from rightreasons.budget import KEPT_IMAGE_BYTES
 from rightreasons.config import Config
-from rightreasons.data.loading import Batch, check_labels, count_images, read_all
+from rightreasons.data.loading import Batch, check_labels, count_images, fit_images, read_all
 from rightreasons.errors import DataError, ModelError, RightReasonsError
 from rightreasons.models import check_finite, check_model, copy_model, model_device, place_model
 from rightreasons.seeds import seeded
@@ -76,6 +77,7 @@ class _Few(Dataset):
 def _read_twice(dataset: Dataset, split: str, classes: int, seed: int) -> Batch:
     """Some images of a split, with finite pixels and known labels, which are the same at a second reading."""
     chosen = torch.randperm(count_images(dataset), generator=seeded(seed, "rehearsal", split))[:READ]
+    chosen = fit_images(dataset, chosen, KEPT_IMAGE_BYTES)
     first, second = (read_all(dataset, chosen) for _ in range(2))
     check_labels(first.labels, first.indices, classes, split)
     bad = (~first.images.flatten(1).isfinite()).any(1).nonzero()[:, 0]

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -128,13 +127,22 @@ def _place_labels(segments: Int[Tensor, "height width"], factors: tuple[float, f
 
 
 def _depth(mask: Tensor) -> Float[Tensor, "height width"]:
-    """How often a mask can be eroded by one pixel before a pixel of it is gone."""
-    left = F.pad(mask.float(), (1, 1, 1, 1))[None, None]
-    depth = torch.zeros_like(left)
-    while left.any():
-        depth += left
-        left = -F.max_pool2d(-left, 3, 1, 1)
-    return depth[0, 0, 1:-1, 1:-1]
+    """How often a mask can be eroded by one pixel before a pixel of it is gone: its distance to the outside, diagonal steps counted as one.
+
+    Two passes over the rows (Rosenfeld and Pfaltz 1966), so that the time grows with the pixels and not with the mask's width as well.
+    """
+    height, width = mask.shape
+    distance = np.zeros((height + 2, width + 2), dtype=np.int32)
+    distance[1:-1, 1:-1] = np.where(mask.numpy(), height + width, 0)
+    columns = np.arange(width + 2, dtype=np.int32)
+    for rows in (range(1, height + 1), range(height, 0, -1)):
+        before = -1 if rows.step == 1 else 1
+        for row in rows:
+            near, line = distance[row + before], distance[row]
+            line[1:-1] = np.minimum(line[1:-1], np.minimum(np.minimum(near[:-2], near[2:]), near[1:-1]) + 1)
+            line[:] = np.minimum.accumulate(line - columns) + columns
+            line[:] = (np.minimum.accumulate((line + columns)[::-1])[::-1]) - columns
+    return torch.from_numpy(distance[1:-1, 1:-1].copy()).float()
 
 
 def _annotate(pixels: np.ndarray, tags: list[_Label]) -> Image.Image:

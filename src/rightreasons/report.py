@@ -20,7 +20,7 @@ from rightreasons.inspection import segment_settings
 from rightreasons.pipeline import Run
 from rightreasons.reading import read_paragraphs
 from rightreasons.records import Critique
-from rightreasons.runs import RunFolder, write_text
+from rightreasons.runs import RunFolder, write_atomically
 from rightreasons.segment import smooth_heatmaps
 from rightreasons.text import clean_text
 from rightreasons.votes import settle_verdicts
@@ -77,17 +77,20 @@ def write_report(run: Run, metrics: dict[str, Any], after: Float[Tensor, "image 
     Heatmaps are shown smoothed as they were for the segments: a person sees no more in single pixels than the segmentation does.
     """
     smooth, _ = segment_settings(run.model, run.config.segment)
-    before = smooth_heatmaps(run.attribution.heatmaps, smooth)
-    after = None if after is None else smooth_heatmaps(after, smooth)
+
+    def smoothed(heatmaps: Tensor, row: int) -> Tensor:
+        return smooth_heatmaps(heatmaps[row : row + 1], smooth)[0]
+
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("rightreasons", "."), autoescape=True, undefined=jinja2.StrictUndefined, finalize=_finalize
     )
-    cards = [_card(run, row, before[row], None if after is None else after[row]) for row in _most_telling(run)[:MOST_CARDS]]
-    page = environment.get_template("report.html.jinja").render(
+    rows = _most_telling(run)[:MOST_CARDS]
+    page = environment.get_template("report.html.jinja").stream(
         metrics=metrics,
         columns=[column for column in _COLUMNS if any(_scores(metrics, name).get(column[0]) is not None for name in _models(metrics))],
         models=[(name, _scores(metrics, name)) for name in _models(metrics)],
-        cards=cards,
+        cards=(_card(run, row, smoothed(run.attribution.heatmaps, row), None if after is None else smoothed(after, row)) for row in rows),
+        shown=len(rows),
         inspected=len(run.selection),
         descriptions=run.descriptions,
         queue=run.queue[:MOST_WAITING],
@@ -95,7 +98,8 @@ def write_report(run: Run, metrics: dict[str, Any], after: Float[Tensor, "image 
         meanings=MEANINGS,
         outcomes={outcome: run.segmentation.outcomes.count(outcome) for outcome in sorted(set(run.segmentation.outcomes))},
     )
-    write_text(folder.path / "report.html", page)
+    # Written as it is made, one card at a time: pictures of large images fill gigabytes.
+    write_atomically(folder.path / "report.html", lambda part: page.dump(str(part), encoding="utf-8"))
 
 
 def _models(metrics: dict[str, Any]) -> list[str]:
@@ -108,9 +112,10 @@ def _scores(metrics: dict[str, Any], name: str) -> dict[str, Any]:
 
 def _most_telling(run: Run) -> list[int]:
     """Rows with segments, those with the most spurious effect first."""
-    masks = run.masks
-    positive = run.attribution.heatmaps.clamp_min(0)
-    share = (positive * masks).sum((1, 2)) / positive.sum((1, 2)).clamp_min(1e-12)
+    share = torch.zeros(len(run.selection))
+    for row, (heatmap, mask) in enumerate(zip(run.attribution.heatmaps, run.masks, strict=True)):
+        positive = heatmap.clamp_min(0)
+        share[row] = (positive * mask).sum() / positive.sum().clamp_min(1e-12)
     return [row for row in share.argsort(descending=True, stable=True).tolist() if run.segmentation.count(row)]
 
 
@@ -159,8 +164,14 @@ def _heatmap_url(heatmap: Float[Tensor, "height width"]) -> str:
     strength = heatmap.clamp(-1, 1).numpy()
     fade = 1 - np.abs(strength)
     pixels = np.stack([np.where(strength > 0, 1, fade), fade, np.where(strength < 0, 1, fade)], -1)
+    return _image_url(Image.fromarray((pixels * 255).astype(np.uint8)))
+
+
+def _image_url(image: Image.Image) -> str:
+    """As PNG, no larger than the page needs."""
+    image.thumbnail((PAGE_SIDE, PAGE_SIDE))
     buffer = io.BytesIO()
-    Image.fromarray((pixels * 255).astype(np.uint8)).save(buffer, "PNG")
+    image.save(buffer, "PNG")
     return _data_url(buffer.getvalue())
 
 

@@ -250,18 +250,32 @@ class RunFolder:
 
     def save_attribution(self, attribution: Attribution, name: str = "heatmaps") -> None:
         """heatmaps.safetensors."""
-        self._save_tensors(name, asdict(attribution))
+        self._save_tensors(name, vars(attribution))
 
     def load_attribution(self, name: str = "heatmaps") -> Attribution | None:
         """heatmaps.safetensors, read back."""
         tensors = self._load_tensors(name)
         return None if tensors is None else Attribution(**tensors)
 
+    def save_attribution_part(self, part: Attribution, first: int) -> None:
+        """The heatmaps of the next few images, from row ``first`` on, while the rest is worked on."""
+        self.save_attribution(part, f"heatmaps-part-{first:06d}")
+
+    def load_attribution_parts(self) -> list[Attribution]:
+        """What ``save_attribution_part`` has saved, in order."""
+        parts = (self.load_attribution(path.stem) for path in sorted(self.path.glob("heatmaps-part-*.safetensors")))
+        return [part for part in parts if part is not None]
+
+    def drop_attribution_parts(self) -> None:
+        """Removes the parts, once all of them are in heatmaps.safetensors."""
+        for path in self.path.glob("heatmaps-part-*.safetensors"):
+            path.unlink()
+
     def save_segmentation(self, segmentation: Segmentation) -> None:
         """segments.safetensors."""
         outcomes = torch.tensor([_OUTCOMES.index(outcome) for outcome in segmentation.outcomes], dtype=torch.uint8)
         tensors = {
-            "segments": segmentation.segments.to(torch.int8),
+            "segments": segmentation.segments,
             "effect": segmentation.effect,
             "shares": segmentation.shares,
             "outcomes": outcomes,
@@ -274,7 +288,7 @@ class RunFolder:
         if tensors is None:
             return None
         outcomes = tuple(_OUTCOMES[code] for code in tensors["outcomes"].tolist())
-        return Segmentation(tensors["segments"].long(), tensors["effect"], tensors["shares"], outcomes)
+        return Segmentation(tensors["segments"], tensors["effect"], tensors["shares"], outcomes)
 
     def save_critiques(self, critiques: list[Critique]) -> None:
         """critiques.jsonl, one line an image."""

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int8
 from torch import Tensor
 
+from rightreasons.budget import WORKING_BYTES, how_many
 from rightreasons.progress import Advance
 from rightreasons.records import Outcome, Segmentation
 
@@ -25,6 +26,10 @@ SMALLEST_SHARE = 1e-3
 FITTED_SIDE = 64
 # What `components = "auto"` chooses from, by BIC.
 AUTO_COMPONENTS = range(1, 7)
+# Heatmaps that are fitted together: their mixtures take about as many steps as the slowest of them.
+LARGEST_CHUNK = 64
+# Of the temporary arrays, for each pixel: of a heatmap under its Gaussian, and of each component's responsibility.
+SMOOTHING_BYTES, COMPONENT_BYTES = 32, 24
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ def segment_heatmaps(
     peak_share: float = 0.0,
     restarts: int = 3,
     generator: torch.Generator,
-    chunk: int = 64,
+    chunk: int = LARGEST_CHUNK,
     progress: Advance | None = None,
 ) -> Segmentation:
     """Segments of the positive effect, largest share first.
@@ -54,28 +59,28 @@ def segment_heatmaps(
     ``peak_share`` limits a segment's ``effect`` to pixels above that share of its peak (0: every pixel with positive effect).
     ``components`` is their greatest number, or "auto" to choose by BIC. A heatmap without a positive pixel, with equal pixels
     or with a NaN gets no segments, and its outcome says which.
+    At most ``chunk`` heatmaps are worked on at once, fewer if they are large: beside the result, two bytes a pixel, memory is bounded.
     """
-    heatmaps = heatmaps.float()
-    smoothed = smooth_heatmaps(heatmaps, smooth)
-    # Borders darken under the Gaussian, so a constant map is one before it.
-    outcomes: tuple[Outcome, ...] = tuple(
-        "constant" if _outcome(raw) == "constant" else _outcome(soft) for raw, soft in zip(heatmaps, smoothed, strict=True)
-    )
     size = max(AUTO_COMPONENTS) if components == "auto" else int(components)
-    segments = torch.full(heatmaps.shape, -1, dtype=torch.int64)
+    segments = torch.full(heatmaps.shape, -1, dtype=torch.int8)
     effect = torch.zeros(heatmaps.shape, dtype=torch.bool)
     shares = torch.zeros(len(heatmaps), size)
-    usable = [i for i, outcome in enumerate(outcomes) if outcome == "segmented"]
-    for start in range(0, len(usable), chunk):
-        part = torch.tensor(usable[start : start + chunk])
-        positive = smoothed[part].clamp_min(0)
-        weights = positive.flatten(1) / positive.sum((1, 2))[:, None]
-        responsible = _assign(smoothed[part], components, restarts, generator)
-        segments[part], shares[part] = _order_by_share(responsible, weights, size, heatmaps.shape[1:])
-        effect[part] = _above_peak_share(positive, segments[part], size, peak_share)
+    outcomes: list[Outcome] = []
+    at_once = how_many(heatmaps.shape[1:].numel() * SMOOTHING_BYTES, WORKING_BYTES, chunk)
+    for start in range(0, len(heatmaps), at_once):
+        raw = heatmaps[start : start + at_once].float()
+        smoothed = smooth_heatmaps(raw, smooth)
+        outcomes += _outcomes(raw, smoothed)
+        usable = torch.tensor([row for row in range(len(raw)) if outcomes[start + row] == "segmented"], dtype=torch.int64)
+        if len(usable):
+            positive = smoothed[usable].clamp_min(0)
+            mixtures = _fit(smoothed[usable], components, restarts, generator)
+            cut, shares[start + usable] = _order_by_share(mixtures, positive, size)
+            segments[start + usable] = cut
+            effect[start + usable] = _above_peak_share(positive, cut, size, peak_share)
         if progress is not None:
-            progress(min(start + chunk, len(usable)), len(usable))
-    return Segmentation(segments, effect, shares, outcomes)
+            progress(min(start + at_once, len(heatmaps)), len(heatmaps))
+    return Segmentation(segments, effect, shares, tuple(outcomes))
 
 
 def smooth_heatmaps(heatmaps: Float[Tensor, "image height width"], smooth: float) -> Float[Tensor, "image height width"]:
@@ -83,12 +88,17 @@ def smooth_heatmaps(heatmaps: Float[Tensor, "image height width"], smooth: float
     sigma = smooth * min(heatmaps.shape[1:])
     if sigma == 0:
         return heatmaps
+    down, across = (_gaussian(side, sigma).to(heatmaps) for side in heatmaps.shape[1:])
+    return down @ heatmaps @ across
+
+
+def _gaussian(side: int, sigma: float) -> Float[Tensor, "side side"]:
+    """A Gaussian cut off at three sigma, as a symmetric matrix: a product with it is many times faster than a convolution with so wide a kernel."""
     radius = max(1, math.ceil(3 * sigma))
-    kernel = torch.exp(-torch.arange(-radius, radius + 1, dtype=heatmaps.dtype).square() / (2 * sigma**2))
-    kernel = (kernel / kernel.sum()).to(heatmaps.device)
-    maps = heatmaps[:, None]
-    maps = F.conv2d(maps, kernel[None, None, :, None], padding=(radius, 0))
-    return F.conv2d(maps, kernel[None, None, None, :], padding=(0, radius))[:, 0]
+    kernel = torch.exp(-torch.arange(-radius, radius + 1, dtype=torch.float64).square() / (2 * sigma**2))
+    kernel /= kernel.sum()
+    distance = (torch.arange(side)[:, None] - torch.arange(side)).abs()
+    return torch.where(distance <= radius, kernel[(distance + radius).clamp_max(2 * radius)], 0.0)
 
 
 def fit_mixture(
@@ -165,37 +175,55 @@ def _maximise(moments: Float[Tensor, "image 6 component"], smallest_variance: fl
     return shares, means.transpose(1, 2), matrix
 
 
-def _assign(
-    smoothed: Float[Tensor, "image height width"], components: int | str, restarts: int, generator: torch.Generator
-) -> Float[Tensor, "image pixel component"]:
-    """Responsibilities of every pixel, under a mixture fitted on the signed heatmap pooled to a side of at most ``FITTED_SIDE``."""
+def _fit(smoothed: Float[Tensor, "image height width"], components: int | str, restarts: int, generator: torch.Generator) -> Mixture:
+    """A mixture per image, fitted on the signed heatmap pooled to a side of at most ``FITTED_SIDE``. Those of "auto" have empty components."""
     pooled = _pool(smoothed).clamp_min(0)
     # What little was positive may cancel out under the pool: then such an image is fitted on its finer map's pooled positive part.
     flat = pooled.sum((1, 2)) <= 0
     pooled[flat] = _pool(smoothed[flat].clamp_min(0))
     weights = pooled.flatten(1) / pooled.sum((1, 2))[:, None]
-    points = _grid(smoothed.shape[1:])
-    coarse = _pool(points.T.view(2, *smoothed.shape[1:])).flatten(1).T
+    points = _pooled_grid(smoothed.shape[1:])
     if components != "auto":
-        return responsibilities(_fit_best(weights, coarse, int(components), restarts, generator), points)
-    size = max(AUTO_COMPONENTS)
-    chosen = torch.zeros(len(weights), len(points), size, dtype=weights.dtype, device=weights.device)
+        return _fit_best(weights, points, int(components), restarts, generator)
+    chosen = None
     lowest = torch.full((len(weights),), math.inf, dtype=weights.dtype, device=weights.device)
     pixels = weights.shape[1]
     for count in AUTO_COMPONENTS:
-        mixture = _fit_best(weights, coarse, count, restarts, generator)
+        mixture = _fit_best(weights, points, count, restarts, generator)
         # w_i = M p_i: a heatmap counts as M observations, with 6 free numbers a component less the shares' sum.
         criterion = (6 * count - 1) * math.log(pixels) - 2 * pixels * mixture.objective
         better = criterion < lowest
         lowest = torch.where(better, criterion, lowest)
-        chosen[better] = F.pad(responsibilities(mixture, points), (0, size - count))[better]
+        padded = _pad(mixture, max(AUTO_COMPONENTS))
+        chosen = padded if chosen is None else _choose(better, padded, chosen)
+    assert chosen is not None  # AUTO_COMPONENTS is not empty
     return chosen
+
+
+def _pad(mixture: Mixture, size: int) -> Mixture:
+    """With components of no weight, to which no pixel belongs, up to ``size``."""
+    more = size - mixture.weights.shape[1]
+    means = torch.cat([mixture.means, mixture.means[:, :1].expand(-1, more, -1)], 1)
+    covariances = torch.cat([mixture.covariances, mixture.covariances[:, :1].expand(-1, more, -1, -1)], 1)
+    return Mixture(F.pad(mixture.weights, (0, more)), means, covariances, mixture.objective)
+
+
+def _choose(first: Bool[Tensor, " image"], one: Mixture, other: Mixture) -> Mixture:
+    def pick(name: str) -> Tensor:
+        a, b = getattr(one, name), getattr(other, name)
+        return torch.where(first.view(-1, *[1] * (a.ndim - 1)), a, b)
+
+    return Mixture(*(pick(name) for name in ("weights", "means", "covariances", "objective")))
 
 
 def _pool(heatmaps: Float[Tensor, "image height width"]) -> Float[Tensor, "image pooled_height pooled_width"]:
     """Means over square blocks, so that the shorter side has at most ``FITTED_SIDE`` pixels; unchanged where it has not more."""
-    factor = math.ceil(min(heatmaps.shape[1:]) / FITTED_SIDE)
+    factor = _pool_factor(heatmaps.shape[1:])
     return heatmaps if factor == 1 else F.avg_pool2d(heatmaps[:, None], factor, ceil_mode=True, count_include_pad=False)[:, 0]
+
+
+def _pool_factor(shape: torch.Size) -> int:
+    return math.ceil(min(shape) / FITTED_SIDE)
 
 
 def _fit_best(
@@ -227,26 +255,56 @@ def _seed_means(
 
 
 def _order_by_share(
-    responsible: Float[Tensor, "image pixel component"], weights: Float[Tensor, "image pixel"], size: int, shape: torch.Size
-) -> tuple[Int[Tensor, "image height width"], Float[Tensor, "image segment"]]:
+    mixtures: Mixture, positive: Float[Tensor, "image height width"], size: int
+) -> tuple[Int8[Tensor, "image height width"], Float[Tensor, "image segment"]]:
     """Hard assignment c_i = argmax_j r_ij, segments numbered by falling share; negligible components give their pixels to the others."""
-    count = responsible.shape[2]
-    hard = F.one_hot(responsible.argmax(2), count).to(weights.dtype)
-    negligible = torch.einsum("ip,ipc->ic", weights, hard) < SMALLEST_SHARE
-    assigned = responsible.masked_fill(negligible[:, None], -1).argmax(2)
-    shares = torch.einsum("ip,ipc->ic", weights, F.one_hot(assigned, count).to(weights.dtype))
+    total = positive.sum((1, 2))[:, None]
+    # No component is left out of the first assignment, and the negligible ones of the second.
+    negligible = torch.zeros_like(mixtures.weights, dtype=torch.bool)
+    assigned = _assign(mixtures, negligible, positive.shape)
+    negligible = _sum_by_segment(positive, assigned, negligible.shape[1]) / total < SMALLEST_SHARE
+    assigned = _assign(mixtures, negligible, positive.shape)
+    shares = _sum_by_segment(positive, assigned, negligible.shape[1]) / total
     order = shares.argsort(dim=1, descending=True, stable=True)
-    rank = order.argsort(dim=1)
-    segments = rank.gather(1, assigned).view(-1, *shape)
-    return segments, F.pad(shares.gather(1, order), (0, size - count))
+    rank = order.argsort(dim=1).to(torch.int8)
+    segments = torch.stack([ranks[places.int()] for ranks, places in zip(rank, assigned, strict=True)])
+    return segments, F.pad(shares.gather(1, order), (0, size - shares.shape[1]))
+
+
+def _assign(mixtures: Mixture, left_out: Bool[Tensor, "image component"], shape: torch.Size) -> Int8[Tensor, "image height width"]:
+    """The component that each pixel belongs to, a strip of rows at a time."""
+    count, height, width = shape
+    coefficients = _log_density(mixtures.weights, mixtures.means, mixtures.covariances)
+    assigned = torch.empty(shape, dtype=torch.int8)
+    rows = how_many(count * width * left_out.shape[1] * COMPONENT_BYTES, WORKING_BYTES)
+    for top in range(0, height, rows):
+        part = slice(top, min(top + rows, height))
+        # r_ij grows with log pi_j + log N(z_i), so that the largest is found without the division by their sum.
+        joint = (_features(_grid(shape[1:], part)) @ coefficients).masked_fill_(left_out[:, None], -math.inf)
+        assigned[:, part] = joint.argmax(2).view(count, -1, width)
+    return assigned
+
+
+def _sum_by_segment(
+    positive: Float[Tensor, "image height width"], assigned: Int8[Tensor, "image height width"], count: int
+) -> Float[Tensor, "image segment"]:
+    return torch.stack([(positive * (assigned == segment)).sum((1, 2)) for segment in range(count)], 1)
 
 
 def _above_peak_share(
-    positive: Float[Tensor, "image height width"], segments: Int[Tensor, "image height width"], size: int, peak_share: float
-) -> Tensor:
-    flat = segments.flatten(1)
-    peaks = torch.zeros(len(flat), size, dtype=positive.dtype, device=positive.device).scatter_reduce(1, flat, positive.flatten(1), "amax")
-    return (positive > 0) & (positive >= peak_share * peaks.gather(1, flat).view_as(positive))
+    positive: Float[Tensor, "image height width"], segments: Int8[Tensor, "image height width"], size: int, peak_share: float
+) -> Bool[Tensor, "image height width"]:
+    above = positive > 0
+    for segment in range(size):
+        inside = segments == segment
+        peak = (positive * inside).amax((1, 2), keepdim=True)
+        above &= ~inside | (positive >= peak_share * peak)
+    return above
+
+
+def _outcomes(raw: Float[Tensor, "image height width"], smoothed: Float[Tensor, "image height width"]) -> list[Outcome]:
+    """Borders darken under the Gaussian, so a constant map is one before it."""
+    return ["constant" if _outcome(before) == "constant" else _outcome(after) for before, after in zip(raw, smoothed, strict=True)]
 
 
 def _outcome(heatmap: Float[Tensor, "height width"]) -> Outcome:
@@ -259,8 +317,19 @@ def _outcome(heatmap: Float[Tensor, "height width"]) -> Outcome:
     return "segmented"
 
 
-def _grid(shape: torch.Size) -> Float[Tensor, "pixel 2"]:
+def _grid(shape: torch.Size, rows: slice = slice(None)) -> Float[Tensor, "pixel 2"]:
     """Pixel centres (x, y) in [0, 1]^2, row by row."""
     height, width = shape
-    y, x = torch.meshgrid((torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width, indexing="ij")
+    y, x = torch.meshgrid(((torch.arange(height) + 0.5) / height)[rows], (torch.arange(width) + 0.5) / width, indexing="ij")
     return torch.stack([x.flatten(), y.flatten()], 1)
+
+
+def _pooled_grid(shape: torch.Size) -> Float[Tensor, "pixel 2"]:
+    """The centres of ``_pool``'s blocks, row by row."""
+    y, x = (_pool_line((torch.arange(side) + 0.5) / side, _pool_factor(shape)) for side in shape)
+    y, x = torch.meshgrid(y, x, indexing="ij")
+    return torch.stack([x.flatten(), y.flatten()], 1)
+
+
+def _pool_line(line: Float[Tensor, " pixel"], factor: int) -> Float[Tensor, " block"]:
+    return F.avg_pool1d(line[None], factor, ceil_mode=True, count_include_pad=False)[0]

@@ -7,6 +7,7 @@ inspected (docs/method.md, eq. 12). Cross-validation over the inspected images s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,11 +18,16 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from rightreasons.budget import BATCH_BYTES, how_many
 from rightreasons.data.loading import Batch, count_images, read_batches
 from rightreasons.models import model_device
+from rightreasons.progress import Advance
 
 # The probe reads the deepest feature map with at least this many cells a side: fine enough to point, deep enough to recognise.
 FEWEST_CELLS = 24
+# Of a finer map the cells are averaged, so that each side has at most this many: features and scores of all images are kept.
+MOST_CELLS = 64
+LARGEST_BATCH = 64
 # The share of cells that the probe may mark wrongly where nothing is spurious; its threshold is set by it.
 FALSE_SHARE = 0.01
 # Cross-validated, the probe must mark at least this share of the spurious cells of images that it was not trained on.
@@ -63,6 +69,8 @@ def spread_verdicts(
     inspected: Batch,
     spurious: Bool[Tensor, "inspected height width"],
     relevant: Bool[Tensor, "inspected height width"],
+    *,
+    progress: Advance | None = None,
 ) -> Spread | None:
     """Scores for every image of ``dataset``, in one forward pass over it; None where the model has no feature maps, or they do not tell.
 
@@ -71,7 +79,8 @@ def spread_verdicts(
     layer = _find_layer(model, inspected.images[:2])
     if layer is None:
         return None
-    features = torch.cat(list(_read_features(model, layer, inspected.images.split(64))))
+    size = how_many(inspected.images[0].nbytes, BATCH_BYTES, LARGEST_BATCH)
+    features = torch.cat(list(_read_features(model, layer, inspected.images.split(size))))
     cells = _label_cells(spurious, relevant, features.shape[-2:])
     recall = _cross_validate(features, cells)
     if recall is None or recall < LEAST_RECALL:
@@ -86,9 +95,13 @@ def spread_verdicts(
         # A cell of which less than half is spurious was not learnt as such: one cell more on each side, or the shortcut's edge would stay.
         return F.max_pool2d(found[:, None], 3, stride=1, padding=1)[:, 0]
 
-    scores = torch.full((count_images(dataset), features.shape[2], features.shape[3]), NOTHING)
-    for batch in read_batches(dataset, batch_size=64):
+    count, done = count_images(dataset), 0
+    scores = torch.full((count, features.shape[2], features.shape[3]), NOTHING)
+    for batch in read_batches(dataset, batch_size=size):
         scores[batch.indices] = score(batch.images)
+        done += len(batch)
+        if progress is not None:
+            progress(done, count)
     return Spread(scores, recall, score)
 
 
@@ -191,14 +204,19 @@ def _find_layer(model: nn.Module, images: Float[Tensor, "image channel height wi
 
 
 def _read_features(model: nn.Module, layer: nn.Conv2d, batches: Iterator[Tensor] | list[Tensor] | tuple[Tensor, ...]) -> Iterator[Tensor]:
-    """What goes into ``layer`` for each batch of images, on the CPU; the pass ends there."""
+    """What goes into ``layer`` for each batch of images, on the CPU and with at most ``MOST_CELLS`` cells a side; the pass ends there."""
     model.eval()
     for images in batches:
         with torch.no_grad(), _stopped_at(layer) as caught:
             try:
                 model(images.to(model_device(model)))
             except _Reached:
-                yield caught[-1].float().cpu()
+                yield _coarsen(caught[-1].float()).cpu()
+
+
+def _coarsen(maps: Float[Tensor, "image feature row column"]) -> Float[Tensor, "image feature coarse_row coarse_column"]:
+    factor = math.ceil(max(maps.shape[-2:]) / MOST_CELLS)
+    return maps if factor == 1 else F.avg_pool2d(maps, factor, ceil_mode=True, count_include_pad=False)
 
 
 class _Reached(Exception):  # noqa: N818 -- not an error

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import DataLoader, Dataset, Subset
 
+from rightreasons.budget import BATCH_BYTES, DRAWN_IMAGE_BYTES, KEPT_IMAGE_BYTES, LARGEST_BATCH, how_many
+from rightreasons.data.items import check_dataset, read_item
 from rightreasons.errors import DataError, UnreadableImage
 
 
@@ -26,15 +31,58 @@ class Batch:
         return len(self.labels)
 
 
-def read_batches(dataset: Dataset, *, indices: Sequence[int] | Tensor | None = None, batch_size: int = 256) -> Iterator[Batch]:
+class StoredImages:
+    """The images at ``indices`` of a dataset, indexed by row as a tensor is; kept in memory if all of them fit, else read whenever asked for.
+
+    A row is a number, or a tensor or slice of them. Whatever could not be read when the labels were is left out.
+    """
+
+    def __init__(self, dataset: Dataset, indices: Sequence[int] | Tensor) -> None:
+        self.dataset, self.indices = dataset, torch.as_tensor(indices, dtype=torch.int64)
+        self._kept: Tensor | None = None
+        self._lock = threading.Lock()  # somebody's dataset may not bear several readers
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, rows: int | slice | Tensor) -> Tensor:
+        """(row, channel, height, width), or (channel, height, width) of a single row. Raises DataError for an image that cannot be read again."""
+        with self._lock:
+            if self._kept is None and len(self) and self._bytes() <= KEPT_IMAGE_BYTES:
+                self._kept = self._read(self.indices)
+            if self._kept is not None:
+                return self._kept[rows]
+            wanted = self.indices[rows]
+            return self._read(wanted.view(-1)).view(*wanted.shape, *self.shape)
+
+    @cached_property
+    def shape(self) -> tuple[int, ...]:
+        """(channel, height, width) of every image."""
+        return tuple(self._read(self.indices[:1]).shape[1:])
+
+    def _bytes(self) -> int:
+        return len(self) * math.prod(self.shape) * torch.float32.itemsize
+
+    def _read(self, indices: Tensor) -> Tensor:
+        distinct, places = indices.unique(return_inverse=True)
+        images = read_all(self.dataset, distinct)
+        if len(images) < len(distinct):
+            missing = sorted(set(distinct.tolist()) - set(images.indices.tolist()))
+            raise DataError(f"image {missing[0]} was read before and cannot be read now: the files have changed, or their disk fails")
+        return images.images[places]
+
+
+def read_batches(dataset: Dataset, *, indices: Sequence[int] | Tensor | None = None, batch_size: int | None = None) -> Iterator[Batch]:
     """The images at ``indices`` (default: all, in order), ``batch_size`` at a time; unreadable ones are left out.
 
+    By default a batch has as many images as ``BATCH_BYTES`` hold, ``LARGEST_BATCH`` at most.
     A dataset with ``read(indices) -> Batch`` is asked for whole batches, and where it ``reads_ahead`` for the next one while this one is worked on;
     any other is asked for one item at a time. Raises DataError where not a single image of the dataset could be read.
     """
     wanted = range(count_images(dataset)) if indices is None else indices
-    parts = (torch.as_tensor(wanted[start : start + batch_size], dtype=torch.int64) for start in range(0, len(wanted), batch_size))
     read: Callable[[Tensor], Batch] = getattr(dataset, "read", None) or (lambda part: _read_items(dataset, part))
+    size = batch_size or _fitting_size(read, wanted)
+    parts = (torch.as_tensor(wanted[start : start + size], dtype=torch.int64) for start in range(0, len(wanted), size))
     read_any = False
     for batch in _ahead(read, parts) if getattr(dataset, "reads_ahead", False) else map(read, parts):
         if len(batch):
@@ -44,15 +92,31 @@ def read_batches(dataset: Dataset, *, indices: Sequence[int] | Tensor | None = N
         raise DataError(f"none of the {len(wanted)} images asked for could be read")
 
 
-def read_all(dataset: Dataset, indices: Sequence[int] | Tensor, batch_size: int = 256) -> Batch:
+def read_all(dataset: Dataset, indices: Sequence[int] | Tensor, batch_size: int | None = None) -> Batch:
     """The images at ``indices`` as one batch: for sets that are known to be small."""
-    batches = list(read_batches(dataset, indices=indices, batch_size=batch_size))
-    return Batch(torch.cat([b.indices for b in batches]), torch.cat([b.images for b in batches]), torch.cat([b.labels for b in batches]))
+    images, columns, row = None, [], 0
+    for batch in read_batches(dataset, indices=indices, batch_size=batch_size):
+        if images is None:  # filled batch by batch: to join them at the end would take twice the memory
+            images = torch.empty(len(indices), *batch.images.shape[1:])
+        images[row : row + len(batch)] = batch.images
+        columns.append((batch.indices, batch.labels))
+        row += len(batch)
+    if images is None:
+        return collate([])
+    found, labels = (torch.cat(column) for column in zip(*columns, strict=True))
+    return Batch(found, images[:row], labels)
 
 
 def some_images(dataset: Dataset, count: int, generator: torch.Generator) -> Batch:
-    """``count`` random images as one batch, or all where there are fewer."""
-    return read_all(dataset, torch.randperm(count_images(dataset), generator=generator)[:count])
+    """``count`` random images as one batch, or all where there are fewer, or as many as ``DRAWN_IMAGE_BYTES`` hold."""
+    order = torch.randperm(count_images(dataset), generator=generator)[:count]
+    return read_all(dataset, fit_images(dataset, order, DRAWN_IMAGE_BYTES))
+
+
+def fit_images(dataset: Dataset, indices: Tensor, budget: int) -> Tensor:
+    """As many of the ``indices`` as have their images in ``budget`` bytes, by the size of the first that can be read."""
+    first = next(read_batches(dataset, indices=indices, batch_size=1), None)
+    return indices if first is None else indices[: how_many(first.images.nbytes, budget)]
 
 
 def own_pixels(dataset: Dataset, index: int, longest: int) -> UInt8[Tensor, "channel height width"] | None:
@@ -66,8 +130,9 @@ def own_pixels(dataset: Dataset, index: int, longest: int) -> UInt8[Tensor, "cha
     return None if read is None else read(index, longest)
 
 
-def count_images(dataset: Dataset) -> int:
-    """How many items a dataset has. Raises DataError for an iterable dataset, or an empty one."""
+def count_images(dataset: Dataset | DataLoader) -> int:
+    """How many items a dataset has. Raises DataError for an iterable dataset, a DataLoader, or an empty one."""
+    check_dataset(dataset)
     try:
         count = len(dataset)  # pyright: ignore[reportArgumentType] -- that is what is being asked
     except TypeError as error:
@@ -97,6 +162,15 @@ def collate(items: Sequence[tuple[int, Tensor, int]]) -> Batch:
     return Batch(torch.tensor(indices), torch.stack(images), torch.tensor(labels))
 
 
+def _fitting_size(read: Callable[[Tensor], Batch], wanted: Sequence[int] | Tensor) -> int:
+    """As many images as ``BATCH_BYTES`` hold, by the size of the first that can be read."""
+    for index in wanted if len(wanted) > 1 else ():
+        first = read(torch.tensor([int(index)]))
+        if len(first):
+            return how_many(first.images.nbytes, BATCH_BYTES, LARGEST_BATCH)
+    return LARGEST_BATCH
+
+
 def _ahead(read: Callable[[Tensor], Batch], parts: Iterable[Tensor]) -> Iterator[Batch]:
     """Every part read, each while the one before it is worked on."""
     with ThreadPoolExecutor(1) as pool:
@@ -114,8 +188,8 @@ def _read_items(dataset: Dataset, indices: Tensor) -> Batch:
     items = []
     for index in indices.tolist():
         try:
-            image, label = dataset[index]
+            item = dataset[index]
         except UnreadableImage:
             continue
-        items.append((index, torch.as_tensor(image, dtype=torch.float32), int(label)))
+        items.append((index, *read_item(item, index)))
     return collate(items)

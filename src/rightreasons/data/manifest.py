@@ -43,6 +43,7 @@ def list_hashes(splits: Mapping[str, Dataset], advance: Advance) -> list[Listed]
     """Every image of every split. A dataset without ``fingerprints`` is read, and its pixels are hashed."""
     total = sum(count_images(dataset) for dataset in splits.values())
     listed: list[Listed] = []
+    advance(0, total)
     for split, dataset in splits.items():
         for item in _fingerprints(dataset, range(count_images(dataset))):
             listed.append(Listed(split, item.index, item.label, item.bytes, item.sha256))
