@@ -23,8 +23,10 @@ from rightreasons.models import Classifier, Preset, as_classifier, check_finite,
 from rightreasons.progress import Advance
 from rightreasons.records import GroupScore
 
-# Another order or another input is told of from this gain in balanced accuracy on, where chance does not explain it.
+# Another input is told of from this gain in balanced accuracy on, where chance does not explain it.
 SMALLEST_GAIN = 0.1
+# An order is told of from this gain on: it stops a run.
+CLEAR_GAIN = 0.25
 # Standard errors that chance is taken to explain.
 CHANCE = 3.0
 # Below this balanced accuracy on the training images other inputs are tried.
@@ -126,9 +128,11 @@ def check_order(train: Answers, validation: Answers, names: Sequence[str]) -> st
     if not moved or validation.total == 0:
         return None
     gains = [part.balanced(order) - part.balanced(own) for part in (train, validation)]
-    both = train.counts + validation.counts
-    better, worse = (sum(int(both[row, column[row]]) for row in moved) for column in (order, own))
-    if min(gains) < SMALLEST_GAIN or not _beyond_chance(better, worse):
+    likely = all(
+        _beyond_chance(*(sum(int(counts[row, column[row]]) for row in moved) for column in (order, own)))
+        for counts in (validation.counts, train.counts + validation.counts)
+    )
+    if min(gains) < CLEAR_GAIN or not likely:
         return None
     outputs = [names[order.index(column)] for column in own]
     return (

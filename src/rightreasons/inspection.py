@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from rightreasons.answers import TRIED_IMAGES, Answers, count_answers, describe_answers, judge_answers
+from rightreasons.answers import TRIED_IMAGES, Answers, check_chance, count_answers, describe_answers, judge_answers
 from rightreasons.attribute import attribute_images, part_size
 from rightreasons.budget import KEPT_IMAGE_BYTES, release_memory
 from rightreasons.config import Config, SegmentConfig
@@ -233,8 +233,12 @@ def _select(
         )
     with reporter.stage("validate") as advance:
         held_out = count_answers(model, validation, classes, advance)
-    tried = some_images(train, TRIED_IMAGES, seeded(config.run.seed, "other inputs"), KEPT_IMAGE_BYTES)
-    problems = judge_answers(model, answers, held_out, names, tried, order_is_stated=as_classifier(model).order is not None)
+    if folder.trained_model.exists():
+        # Trained on these classes and on this input: nothing but the training itself can be at fault.
+        problems = [words] if (words := check_chance(answers)) else []
+    else:
+        tried = some_images(train, TRIED_IMAGES, seeded(config.run.seed, "other inputs"), KEPT_IMAGE_BYTES)
+        problems = judge_answers(model, answers, held_out, names, tried, order_is_stated=as_classifier(model).order is not None)
     folder.save_answers({"train": answers.counts, "validation": held_out.counts}, problems)
     folder.save_selection(selection)
     return selection

@@ -186,7 +186,7 @@ def load_run(folder: RunFolder, *, file: Path | None = None, changes: Mapping[st
         raise ConfigError(f"{folder.path} is not finished: run `rightreasons find` with the same --out again, and it goes on where it stopped")
     config, model = project.config, fresh_model(project)
     if not config.model.checkpoint:
-        load_checkpoint(model, folder.path / "model.safetensors")
+        load_checkpoint(model, folder.trained_model)
     critic = folder.load_criticism() or _read_old_criticism(folder)
     run = Run(
         folder, config, model, project.descriptions, project.task.splits["train"], project.task.splits["validation"],
@@ -224,7 +224,7 @@ def fresh_model(project: Project) -> nn.Module:
 def trained_model(project: Project, folder: RunFolder, reporter: Reporter) -> nn.Module:
     """The checkpoint's model, or one trained on the training split and kept as model.safetensors in the run folder."""
     model = fresh_model(project)
-    settings, kept = project.config.model, folder.path / "model.safetensors"
+    settings, kept = project.config.model, folder.trained_model
     if settings.checkpoint:
         return model
     if kept.exists():

@@ -95,6 +95,11 @@ class RunFolder:
         return self.path / "pictures"
 
     @property
+    def trained_model(self) -> Path:
+        """The weights of a model that the run has trained itself."""
+        return self.path / "model.safetensors"
+
+    @property
     def ledger(self) -> Path:
         """Every attempt at an LVLM request."""
         return self.path / "lvlm.sqlite"
