@@ -83,7 +83,7 @@ def score_once(model: nn.Module, task: Task, run: Run, folder: RunFolder, *, aga
 def score_key(run: Run, task: Task, what: str) -> str:
     """What scores depend on, as a hash: ``what`` is scored, the data, and the verdicts."""
     digest = hashlib.sha256(f"{what} {task.manifest}".encode())
-    digest.update(run.masks.numpy())
+    digest.update(run.masks.numpy().data)
     return digest.hexdigest()
 
 

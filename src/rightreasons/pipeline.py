@@ -125,7 +125,7 @@ class Run:
         if not marked.any():
             return None
         digest = hashlib.sha256(hash_weights(model).encode())
-        digest.update(masks.numpy())
+        digest.update(masks.numpy().data)
         key, masks = digest.hexdigest(), masks[marked]
         if key not in self._flip_rates:
             donors, labels, seed = StoredImages(self.train, self.selection.indices[marked]), self.selection.labels[marked], self.config.run.seed
@@ -424,8 +424,8 @@ def alignment_job(run: Run) -> str:
     settings = run.config.align.model_dump(exclude={"max_accuracy_drop"})
     described = f"{settings} {run.config.data.flips} {run.config.run.seed} {hash_weights(run.model)} {count_images(run.train)}".encode()
     digest = hashlib.sha256(described)
-    digest.update(run.masks.numpy())
-    digest.update(_relevant(run).numpy())
+    digest.update(run.masks.numpy().data)
+    digest.update(_relevant(run).numpy().data)
     return digest.hexdigest()[:16]
 
 
