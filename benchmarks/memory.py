@@ -84,11 +84,11 @@ def measure_find(config: Path, out: Path) -> tuple[float, float]:
     """Peak resident memory of `rightreasons find` in GiB, and its seconds. Raises RuntimeError where it fails."""
     start = time.perf_counter()
     command = [sys.executable, "-m", "rightreasons.cli", "find", str(config), "--out", str(out)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None  # it is piped
-    said = process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None  # it is piped
+        said = process.stderr.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise RuntimeError(f"exit code {process.returncode}: {said[-2000:]}")
     print(said, file=sys.stderr)
