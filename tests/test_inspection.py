@@ -87,7 +87,7 @@ def test_a_run_begun_with_the_networks_pixels_goes_on_so(tmp_path):
     (tmp_path / "run" / "pictures").mkdir()
     (tmp_path / "run" / "pictures" / "000000-clean.png").write_bytes(b"as it was drawn")
     pictures = found.pictures(0)
-    assert pictures == render_pictures(found.images.images[0], found.shown(0), FIRST_STYLE) and pictures.style == FIRST_STYLE
+    assert pictures == render_pictures(found.images[0], found.shown(0), FIRST_STYLE) and pictures.style == FIRST_STYLE
     assert clean(pictures).shape == (512, 512, 3)
 
 
