@@ -6,9 +6,8 @@
 # levels, nearly black, from PNG and TIFF alike; grey keeps its 4096.
 # Microscopy and raw photographs are stored so, and a classifier trained on the
 # opened images sees almost nothing of them, without a warning.
-# Sources: Pillow's documentation, Concepts, Modes ("Pillow doesn't yet support
-# multichannel images with a depth of more than 8 bits per channel"), and the
-# table _MODES in PIL/PngImagePlugin.py.
+# Sources: Pillow's documentation, Concepts, Modes, and the table _MODES in
+# PIL/PngImagePlugin.py.
 set -euo pipefail
 
 folder=$(mktemp -d)
