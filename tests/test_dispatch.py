@@ -23,7 +23,7 @@ def test_results_are_in_order_whatever_ends_first():
         return row
 
     assert map_in_order(work, [0, 1, 2], workers=2, advance=lambda done, total: steps.append((done, total))) == [0, 1, 2]
-    assert steps == [(1, 3), (2, 3), (3, 3)]
+    assert steps == [(0, 3), (1, 3), (2, 3), (3, 3)]
 
 
 def test_the_first_error_in_time_ends_the_rest_and_is_the_one_that_is_raised():

@@ -12,11 +12,11 @@ from torch.utils.data import Subset
 
 from rightreasons.data.images import ImageFiles, PixelCache, Reading, labels_of
 from rightreasons.data.listing import Entry
-from rightreasons.data.loading import own_pixels, read_all
+from rightreasons.data.loading import StoredImages, own_pixels, read_all
 from rightreasons.data.task import TensorImages
 from rightreasons.inspection import Inspection, warn_of_lettering
 from rightreasons.progress import Silent
-from rightreasons.records import Attribution, Segmentation, Selection, Subject
+from rightreasons.records import Attribution, Segmentation, Selection
 from rightreasons.render import FIRST_STYLE, LONGEST, STYLE, render_pictures
 from rightreasons.runs import RunFolder
 
@@ -46,11 +46,10 @@ def inspected(train, folder: Path, index: int = 0) -> Inspection:
     segments[0, 4:12, 2:8] = 0
     one = torch.zeros(1)
     selection = Selection("random", images.indices, images.labels, one)
-    subject = Subject(index, segments[0], (segments[0] >= 0).float())
     folder.mkdir(exist_ok=True)
     segmentation = Segmentation(segments, segments >= 0, torch.ones(1, 1), ("segmented",))
     attribution = Attribution(torch.zeros(1, SIDE, SIDE), images.labels, one)
-    return Inspection(RunFolder(folder), images, selection, attribution, segmentation, [subject], [0], train)
+    return Inspection(RunFolder(folder), StoredImages(train, [index]), selection, attribution, segmentation, 0.0, train)
 
 
 def clean(pictures) -> np.ndarray:
@@ -88,7 +87,7 @@ def test_a_run_begun_with_the_networks_pixels_goes_on_so(tmp_path):
     (tmp_path / "run" / "pictures").mkdir()
     (tmp_path / "run" / "pictures" / "000000-clean.png").write_bytes(b"as it was drawn")
     pictures = found.pictures(0)
-    assert pictures == render_pictures(found.images.images[0], found.shown(0), FIRST_STYLE) and pictures.style == FIRST_STYLE
+    assert pictures == render_pictures(found.images[0], found.shown(0), FIRST_STYLE) and pictures.style == FIRST_STYLE
     assert clean(pictures).shape == (512, 512, 3)
 
 

@@ -9,6 +9,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Container
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -202,7 +203,8 @@ def build_metrics(
 ) -> dict[str, Any]:
     """``metrics.json``: the contract for scripts."""
     return {
-        "task": task.name,
+        # Of a folder its name alone: the page is forwarded, and the way to it names people and machines.
+        "task": Path(task.name).resolve().name if "/" in task.name else task.name,
         "seed": run.config.run.seed,
         "outcome": decide_outcome(run.coverage, before.swap_flip_rate),
         "explanation": explain_outcome(run.coverage, before.swap_flip_rate),

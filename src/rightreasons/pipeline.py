@@ -506,7 +506,10 @@ def build_alignment(
         with reporter.stage("spread") as advance:
             spread = spread_verdicts(run.model, run.train, inspected, masks, protected, progress=advance)
         if spread is None:
-            reporter.note("the verdicts cannot be told from the model's features in other images: only the inspected images' masks are used")
+            reporter.note(
+                "the repair rests on the inspected images alone, since the model's feature maps do not tell the shortcut in others. That is usual "
+                "for networks without fine feature maps and no fault; where the repair falls short, inspect more images ([sample] size)"
+            )
         else:
             marked = int((spread.scores > 0).flatten(1).any(1).sum())
             reporter.note(f"the verdicts were spread: of {len(spread.scores)} training images {marked} have something that looks spurious")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+from collections import Counter
 
 from rightreasons.config import DataConfig
 from rightreasons.data.folder import list_class_folders, split_folders
@@ -29,8 +30,9 @@ def recognise(tree: Tree, config: DataConfig) -> bool:
         for name, attribute, _ in depths:
             by_class.setdefault(name, set()).add(attribute)
     train = inner.pop("train")
-    # Patients are those of one class, mostly, and have names of their own.
-    if any(map(is_person, train)) or not set.intersection(*by_class.values()):
+    # Patients are those of one class, mostly, and have names of their own. Of SpuCoAnimals' four classes two and two share their backgrounds.
+    times = Counter(name for names in by_class.values() for name in names)
+    if any(map(is_person, train)) or not all(any(times[name] > 1 for name in names) for names in by_class.values()):
         return False
     return 1 < len(train) <= MOST_ATTRIBUTES and all(names & train for names in inner.values())
 

@@ -70,7 +70,9 @@ def estimate_plan(plan: Plan, ledger: Ledger | None, *, prices: Path | None = No
         values = [summary[key] for summary in roles.values()]
         total[key] = None if None in values else sum(values)
     workers = [(tally, 1 if tally.lvlm.simulated else tally.lvlm.concurrency[0]) for tally in tallies.values()]
-    total["seconds_likely"] = sum(0 if t.lvlm.simulated else t.requests * seconds_per_answer / most for t, most in workers)
+    # Neither a simulated nor a scripted critic takes any time.
+    slow = [(tally, most) for tally, most in workers if not (tally.lvlm.simulated or tally.lvlm.name.startswith("scripted:"))]
+    total["seconds_likely"] = sum(tally.requests * seconds_per_answer / most for tally, most in slow)
     return {"images": plan.images, "roles": roles, "total": dict(total), "counted": explain(plan, seconds_per_answer)}
 
 
