@@ -43,6 +43,8 @@ STEPS = 32
 ROUNDING, COARSE_ROUNDING = 1e-4, 1e-2
 # The same for Integrated Gradients. The kinks of a ReLU network cost up to 2e-2 at 32 points.
 QUADRATURE = 5e-2
+# Kinks may cost a single image more, so that the median of fewer images than this is not judged by it: ``check_attribution`` has been passed.
+FEWEST_JUDGED = 8
 # A check takes more and more points until the error is below this: quadrature converges, and what has no gradient stays missing.
 CHECKED_STEPS, CHECKED_QUADRATURE = (8, 32, 128), 1e-2
 # Rounding of the logits themselves, which is most of the error where image and baseline hardly differ.
@@ -78,8 +80,10 @@ def attribute_images(
     explain = partial(_METHODS[method], targets=targets, chunk=chunk, progress=progress or (lambda done, total: None))
     with frozen(model):
         attribution, missing = _explain(explain, model, images.detach(), baselines.detach())
-        limit = QUADRATURE if method == "integrated-gradients" else _rounding(images)
-        _refuse_incomplete(missing.nanmedian().item(), limit, method, model, images)
+        if method == "deeplift-shap":
+            _refuse_incomplete(missing.nanmedian().item(), _rounding(images), method, model, images)
+        elif len(images) >= FEWEST_JUDGED:
+            _refuse_incomplete(missing.nanmedian().item(), QUADRATURE, method, model, images)
     return attribution
 
 
