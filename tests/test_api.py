@@ -132,7 +132,7 @@ def test_another_model_needs_another_folder(model, train, tmp_path):
     find(model, train, tmp_path / "run")
     with torch.no_grad():
         model[1].bias += 1
-    with pytest.raises(ConfigError, match="other data or another checkpoint"):
+    with pytest.raises(ConfigError, match="the checkpoint has other weights"):
         find(model, train, tmp_path / "run")
 
 

@@ -165,7 +165,7 @@ def test_two_names_of_the_cap_that_do_not_go_together(direct, ledger):
         assert ledger.ask(direct(stub), QUESTION).text == "ok"
         assert "max_tokens" not in stub.seen[1].body and stub.requests == 2
     elsewhere = open_lvlm("openai:m", base_url="https://model.example/v1", allow_remote=("model.example",))
-    assert "max_tokens" not in elsewhere._fit(elsewhere.body(QUESTION)), "a server elsewhere is told one"
+    assert "max_tokens" not in elsewhere.fit(elsewhere.body(QUESTION)), "a server elsewhere is told one"
 
 
 def test_a_422_that_names_several_parameters_at_once(direct, ledger):

@@ -28,6 +28,8 @@ def show_request(plan: Plan, ledger: Ledger, to: Path) -> dict[str, Any] | None:
     if question is None:
         return None
     body = question.lvlm.body(question.request)
+    # A backend that adapts a request to its server shows it as that server gets it.
+    body = getattr(question.lvlm, "fit", lambda whole: whole)(body)
     to.mkdir(parents=True, exist_ok=True, mode=0o700)
     pictures: list[dict[str, Any]] = []
 

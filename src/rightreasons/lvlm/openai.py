@@ -77,7 +77,7 @@ class OpenAICompatible:
         import openai
 
         loop, client = self._connect()
-        sent = self._fit(body)
+        sent = self.fit(body)
         try:
             return loop.run(_post(client, sent), self._timeout)
         except (TimeoutError, openai.APIConnectionError) as error:
@@ -151,7 +151,7 @@ class OpenAICompatible:
         self._server.read_object(listed, like=_LIKE)
         raise LVLMUnavailable(f"nothing answers at {self._server.base_url} itself, and {below} does: set [critic] base_url = {below!r}")
 
-    def _fit(self, body: dict[str, Any]) -> dict[str, Any]:
+    def fit(self, body: dict[str, Any]) -> dict[str, Any]:
         """The body as this server takes it, by what it has refused so far. A cap of None is a name that is not to be sent."""
         fitted = {key: value for key, value in body.items() if key not in self._refused and value is not None}
         both = not self._server.remote and _OLDER_CAP not in body and _OLDER_CAP not in self._refused
