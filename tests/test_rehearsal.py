@@ -184,7 +184,7 @@ REFUSED = {
     "softmax": (lambda: nn.Sequential(small(), nn.Softmax(1)), ModelError, "gives probabilities"),
     "softmax by hand": (lambda: Ends(lambda z: z.exp() / z.exp().sum(1, keepdim=True)), ModelError, "gives probabilities"),
     "batch statistics": (lambda: small(norm=nn.BatchNorm2d(8, track_running_stats=False)), ModelError, "for an image alone.*batch statistics"),
-    "noise": (lambda: Ends(lambda z: F.dropout(z, 0.5, training=True)), ModelError, "for an image alone"),
+    "noise": (lambda: Ends(lambda z: z + torch.randn_like(z)), ModelError, "for an image alone"),
     "another dict": (lambda: Ends(lambda z: {"out": z, "aux": z}), ModelError, "dict with the keys 'out', 'aux'.*under 'logits'"),
     "nothing": (lambda: Ends(lambda z: None), ModelError, "NoneType"),
     "three outputs": (lambda: small(3), ModelError, "3 outputs and the data have 2 classes"),
