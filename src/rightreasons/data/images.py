@@ -25,6 +25,8 @@ from rightreasons.errors import UnreadableImage
 
 # Of decoded pixels, in bytes, for all splits of a task together.
 CACHE_BYTES = 2**30
+# A larger image is not kept: to decode it takes little beside the network's pass over it, and few of them would fill the cache.
+LARGEST_KEPT = 2**22
 THREADS = min(8, os.cpu_count() or 1)
 
 
@@ -46,7 +48,7 @@ class PixelCache:
     def put(self, name: str, pixels: Tensor) -> None:
         """Keeps pixels, where there is room."""
         with self._lock:
-            if name not in self._kept and self.bytes + pixels.nbytes <= self.limit:
+            if name not in self._kept and pixels.nbytes <= LARGEST_KEPT and self.bytes + pixels.nbytes <= self.limit:
                 self._kept[name] = pixels
                 self.bytes += pixels.nbytes
 
