@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ class Scripted:
     concurrency = (1, 1)
     address = None
 
-    def __init__(self, reply: Callable[[Request], str], name: str = "scripted:") -> None:
-        self.name, self._reply = name, reply
+    def __init__(self, reply: Callable[[Request], str], name: str = "scripted:", *, keeps_pictures: bool = True) -> None:
+        self.name, self._reply, self._keeps_pictures = name, reply, keeps_pictures
         self.history: list[Request] = []
 
     @classmethod
@@ -45,7 +46,7 @@ class Scripted:
                 return str(queue[-1])
             return str(queue.pop(0) if len(queue) > 1 else queue[0])
 
-        return cls(reply, f"scripted:{path}")
+        return cls(reply, f"scripted:{path}", keeps_pictures=False)
 
     def check(self) -> None:
         """Always there."""
@@ -61,7 +62,9 @@ class Scripted:
     def send(self, body: dict[str, Any], request: Request | None) -> str:
         """The script's next answer."""
         assert request is not None  # a script is never handed to a courier
-        self.history.append(request)
+        texts = tuple(part for part in request.parts if isinstance(part, str))
+        # A run from a file may have thousands of large images.
+        self.history.append(request if self._keeps_pictures else replace(request, parts=texts, subject=None))
         return self._reply(request)
 
     def parse(self, raw: str) -> Answer:
