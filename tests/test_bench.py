@@ -13,9 +13,9 @@ from rightreasons.config import parse_config
 from rightreasons.data.task import TensorImages
 from rightreasons.errors import ConfigError
 from rightreasons.measure import segment_scores
-from rightreasons.pipeline import Run
 from rightreasons.progress import Silent
 from rightreasons.records import Attribution, GroundTruth, Segmentation, Selection
+from rightreasons.run import Run
 from rightreasons.runs import RunFolder
 
 STUDY = """

@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from rightreasons.errors import RightReasonsError
     from rightreasons.lvlm import open_lvlm
     from rightreasons.measure import score
-    from rightreasons.pipeline import Run, find_shortcuts, fix_shortcuts
+    from rightreasons.pipeline import find_shortcuts, fix_shortcuts
     from rightreasons.presets import Preset
     from rightreasons.records import ClassDescription, GroundTruth, Scores, Verdict
+    from rightreasons.run import Run
 
 # Imported when asked for: the command line starts without torch, and can set what torch reads as it loads.
 _HOMES = {
@@ -27,7 +28,7 @@ _HOMES = {
     "GroundTruth": "records",
     "Preset": "presets",
     "RightReasonsError": "errors",
-    "Run": "pipeline",
+    "Run": "run",
     "Scores": "records",
     "Verdict": "records",
     "find_shortcuts": "pipeline",

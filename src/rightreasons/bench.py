@@ -17,10 +17,10 @@ from rightreasons.baselines import Bench, Method, fine_tune_only, ground_truth_m
 from rightreasons.config import merge_tables, read_toml
 from rightreasons.errors import ConfigError
 from rightreasons.measure import critic_scores, score_run, segment_scores, spurious_fraction
-from rightreasons.pipeline import Run
 from rightreasons.progress import Reporter
 from rightreasons.project import Project, find_in_project, open_project
 from rightreasons.records import Scores
+from rightreasons.run import Run
 from rightreasons.runs import RunFolder, to_json, write_text
 
 METRICS = tuple(field.name for field in dataclasses.fields(Scores) if not field.name.endswith(("groups", "intervals")))

@@ -17,10 +17,10 @@ from rightreasons import cli_lvlm, cli_verdict
 from rightreasons.cli_common import AllowRemote, ConfigFile, Device, Out, default_folder, note_left_out, print_table, register
 
 if TYPE_CHECKING:
-    from rightreasons.pipeline import Alignment, Run
     from rightreasons.progress import Reporter
     from rightreasons.project import Project
     from rightreasons.records import Scores
+    from rightreasons.run import Alignment, Run
 
 # Threads that spin while they wait make small models up to a hundred times slower on a busy machine (docs/log.md). Read when torch loads.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -232,8 +232,9 @@ def _finish(
     from rightreasons.data.loading import StoredImages
     from rightreasons.inspection import explain_images
     from rightreasons.measure import build_metrics, read_scores, score_key, score_once, stored_scores
-    from rightreasons.pipeline import Alignment, alignment_job
+    from rightreasons.pipeline import alignment_job
     from rightreasons.report import write_report
+    from rightreasons.run import Alignment
 
     folder = folder or run.folder
     folder.path.mkdir(parents=True, exist_ok=True, mode=0o700)

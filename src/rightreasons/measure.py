@@ -24,8 +24,8 @@ from rightreasons.data.task import Task
 from rightreasons.inspection import explain_parts, read_baselines, segment_settings, shown_effect
 from rightreasons.models import Classifier, as_classifier, hash_weights
 from rightreasons.outcome import decide_outcome, explain_outcome
-from rightreasons.pipeline import Alignment, Run
 from rightreasons.records import GroundTruth, GroupScore, Scores
+from rightreasons.run import Alignment, Run
 from rightreasons.runs import RunFolder
 from rightreasons.seeds import seeded
 from rightreasons.segment import smooth_heatmaps

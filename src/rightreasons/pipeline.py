@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -28,7 +28,7 @@ from rightreasons.class_order import order_outputs
 from rightreasons.config import Config, merge_tables, parse_config
 from rightreasons.consult import AskLVLM, Case, Panel, consult_case
 from rightreasons.controls import consult_control, control_rows, read_controls
-from rightreasons.data.loading import StoredImages, check_labels, count_images, read_all, read_batches, some_images
+from rightreasons.data.loading import check_labels, count_images, read_all, read_batches, some_images
 from rightreasons.data.manifest import describe_leaks, find_leaks, list_hashes
 from rightreasons.descriptions import check_descriptions
 from rightreasons.dispatch import count_workers, map_in_order
@@ -50,105 +50,18 @@ from rightreasons.models import (
     save_checkpoint,
     unwrap,
 )
-from rightreasons.outcome import Coverage, RunOutcome, count_coverage, decide_outcome, explain_outcome
+from rightreasons.outcome import explain_outcome
 from rightreasons.presets import Preset
 from rightreasons.progress import Logged, Reporter
-from rightreasons.records import Attribution, ClassDescription, Control, Critique, HeldOut, Segmentation, Selection, Verdict
+from rightreasons.records import ClassDescription, Control, Critique, HeldOut, Verdict
 from rightreasons.rehearsal import rehearse
+from rightreasons.run import Alignment, Run
 from rightreasons.runs import RunFolder, write_atomically
 from rightreasons.seeds import seeded
 from rightreasons.spread import spread_verdicts
-from rightreasons.votes import Waiting, queue_verdicts
 
 # Held-out images that tell the best epoch of fine-tuning.
 EPOCH_HOSTS = 1000
-# Held-out images into which judged-spurious segments are pasted, to see what that does to the answers.
-SWAP_HOSTS = 1000
-
-
-@dataclass
-class Run:
-    """A run in memory: what it works on, and what ``find_shortcuts`` found."""
-
-    folder: RunFolder
-    config: Config
-    model: nn.Module
-    descriptions: tuple[ClassDescription, ...]
-    train: Dataset
-    validation: Dataset
-    lvlm_name: str
-    simulated: bool
-    selection: Selection
-    attribution: Attribution
-    segmentation: Segmentation
-    critiques: list[Critique]
-    verdicts: list[Verdict]
-    controls: list[Control] = field(default_factory=list)
-    prompts: Mapping[str, str] = field(default_factory=dict)
-    aligned: nn.Module | None = None
-    rejected: nn.Module | None = None
-    alignment: Alignment | None = None
-    calls: int = 0
-    cached: int = 0
-    cost_usd: float | None = None
-    _flip_rates: dict[str, float | None] = field(default_factory=dict, repr=False)
-
-    @property
-    def masks(self) -> Tensor:
-        """The corrective masks, (image, height, width), with a person's verdicts first."""
-        return build_masks(self.segmentation, self.selection, self.verdicts, kind=self.config.align.mask)
-
-    @property
-    def queue(self) -> list[Waiting]:
-        """The segments that wait for a person, most worth a look first."""
-        return queue_verdicts(self.verdicts, self.selection, self.segmentation)
-
-    @property
-    def found(self) -> bool:
-        """Whether any segment was judged spurious; ``outcome`` tells whether that has an effect too."""
-        return bool(self.masks.any())
-
-    @property
-    def coverage(self) -> Coverage:
-        """How much of what was inspected was judged."""
-        return count_coverage(self.segmentation, self.verdicts)
-
-    @property
-    def outcome(self) -> RunOutcome:
-        """What the run came to."""
-        return decide_outcome(self.coverage, self.flip_rate(self.model))
-
-    def flip_rate(self, model: nn.Module) -> float | None:
-        """How often pasting what was judged spurious changes an answer of ``model``; worked out once for the same weights and verdicts."""
-        masks = self.masks
-        marked = masks.flatten(1).any(1)
-        if not marked.any():
-            return None
-        digest = hashlib.sha256(hash_weights(model).encode())
-        digest.update(masks.numpy().data)
-        key, masks = digest.hexdigest(), masks[marked]
-        if key not in self._flip_rates:
-            donors, labels, seed = StoredImages(self.train, self.selection.indices[marked]), self.selection.labels[marked], self.config.run.seed
-            drawn, generator = torch.randperm(count_images(self.validation), generator=seeded(seed, "swap hosts")), seeded(seed, "swap donors")
-            hosts = read_batches(self.validation, indices=drawn[:SWAP_HOSTS])
-            counts = [evaluate.count_flips(model, batch, donors, labels, masks, generator) for batch in hosts]
-            self._flip_rates[key] = evaluate.flip_rate(counts)
-        return self._flip_rates[key]
-
-
-@dataclass(frozen=True)
-class Alignment:
-    """What ``fix_shortcuts`` did: "aligned", "nothing to change", "original kept", or "accepted" by a person although it was rejected.
-
-    With accuracy on the validation split before and after, as it is and with the shortcut made useless, and the ``reason`` for a rejection.
-    """
-
-    outcome: str
-    validation_before: float
-    validation_after: float
-    neutral_before: float | None = None
-    neutral_after: float | None = None
-    reason: str | None = None
 
 
 def find_shortcuts(

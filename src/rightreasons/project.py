@@ -21,10 +21,11 @@ from rightreasons.lvlm.hosts import read_host
 from rightreasons.lvlm.prices import required_price
 from rightreasons.lvlm.privacy import is_loopback
 from rightreasons.models import copy_model, hash_weights, load_checkpoint, place_model, save_checkpoint
-from rightreasons.pipeline import Run, find, record_manifest
+from rightreasons.pipeline import find, record_manifest
 from rightreasons.progress import Reporter
 from rightreasons.records import ClassDescription
 from rightreasons.rehearsal import Rehearsal, rehearse
+from rightreasons.run import Run
 from rightreasons.runs import RunFolder, write_atomically
 from rightreasons.seeds import seeded
 from rightreasons.sources import find_checkpoint, open_model, read_preset

@@ -17,9 +17,9 @@ from torch import Tensor
 from rightreasons.controls import MEANINGS
 from rightreasons.critique import describe_positions
 from rightreasons.inspection import segment_settings
-from rightreasons.pipeline import Run
 from rightreasons.reading import read_paragraphs
 from rightreasons.records import Critique
+from rightreasons.run import Run
 from rightreasons.runs import RunFolder, write_atomically
 from rightreasons.segment import smooth_heatmaps
 from rightreasons.text import clean_text

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from torch import nn
 
-from rightreasons.pipeline import Run
 from rightreasons.progress import Reporter
 from rightreasons.project import Project
+from rightreasons.run import Run
 
 
 @dataclass(frozen=True)
