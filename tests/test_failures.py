@@ -1,6 +1,6 @@
 """What servers say when they will not answer, in their own bodies and headers, and what follows from it.
 
-The bodies are those of the servers' sources and bug reports in 2026: llama.cpp, llama-cpp-python 0.3.36, vLLM, SGLang, TGI, Ollama, LM Studio,
+The bodies are written after the wording of the servers' errors in 2026: llama.cpp, llama-cpp-python 0.3.36, vLLM, SGLang, TGI, Ollama, LM Studio,
 OpenAI, Azure, Anthropic, Google's Gemini (its own address and the OpenAI-compatible one), Groq, OpenRouter.
 """
 
