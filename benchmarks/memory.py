@@ -80,11 +80,11 @@ def write_project(root: Path, *, side: int, images: int, baselines: int) -> Path
 SAVE = "import large_model, safetensors.torch; safetensors.torch.save_model(large_model.build(2), 'model.safetensors')"
 
 
-def measure_find(config: Path, out: Path) -> tuple[float, float]:
+def measure_find(config: Path, out: Path, env: dict[str, str] | None = None) -> tuple[float, float]:
     """Peak resident memory of `rightreasons find` in GiB, and its seconds. Raises RuntimeError where it fails."""
     start = time.perf_counter()
     command = [sys.executable, "-m", "rightreasons.cli", "find", str(config), "--out", str(out)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=env) as process:
         assert process.stderr is not None  # it is piped
         said = process.stderr.read()
         _, status, usage = os.wait4(process.pid, 0)

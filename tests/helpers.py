@@ -130,6 +130,11 @@ def environment(**more: str) -> dict[str, str]:
     return {**clean, "OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": "1", **more}
 
 
+def measured() -> dict[str, str]:
+    """An environment in which resident memory is what the work holds: freed tensors go back at once, whatever the machine's cores and allocator."""
+    return environment(MALLOC_MMAP_THRESHOLD_=str(2**20), MALLOC_ARENA_MAX="1")
+
+
 def command(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "rightreasons.cli", *map(str, arguments)]
 
