@@ -14,11 +14,12 @@ import torch
 from PIL import Image
 
 from rightreasons.critique import critique_image
-from rightreasons.dispatch import count_workers, map_in_order
+from rightreasons.dispatch import map_in_order
 from rightreasons.judge import judge_critique, read_examples
 from rightreasons.lvlm.ledger import Ledger
 from rightreasons.lvlm.openai import OpenAICompatible
 from rightreasons.lvlm.prices import Price
+from rightreasons.lvlm.throttle import count_workers
 from rightreasons.records import ClassDescription, Pictures, Subject, Verdict
 from tests.fault_server import INPUT_USD, OUTPUT_USD, Fault, FaultServer, Seen, completion, error, judge, says, wrong_ids
 

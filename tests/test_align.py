@@ -20,8 +20,9 @@ from rightreasons.align import (
 )
 from rightreasons.config import AlignConfig
 from rightreasons.data.loading import Batch, read_all, read_batches
-from rightreasons.evaluate import predict_labels, swap_flip_rate
+from rightreasons.predictions import predict_labels
 from rightreasons.seeds import seeded
+from rightreasons.swap import swap_flip_rate
 from rightreasons.training import Recipe, train_plainly
 
 TERMS = [

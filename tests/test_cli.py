@@ -8,8 +8,8 @@ from typer.testing import CliRunner
 
 import rightreasons as rr
 from rightreasons.cli import app
+from rightreasons.device import DEVICE, best_device
 from rightreasons.errors import ConfigError
-from rightreasons.models import DEVICE, best_device
 
 
 def test_the_version():

@@ -119,7 +119,8 @@ def test_a_courier_that_cannot_start_says_so(tmp_path):
 
 def test_a_courier_carries_32_at_a_time_and_no_more(tmp_path):
     """As ``find`` dispatches images: 4, 8, 16 and then 32 under way."""
-    from rightreasons.dispatch import count_workers, map_in_order
+    from rightreasons.dispatch import map_in_order
+    from rightreasons.lvlm.throttle import count_workers
 
     with FaultServer(answer=lambda seen: seen.text, delay=1.0) as stub:
         lvlm, ledger = open_lvlm("openai:stub", base_url=stub.base_url), Ledger(tmp_path / "lvlm.sqlite")

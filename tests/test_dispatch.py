@@ -6,10 +6,11 @@ import threading
 
 import pytest
 
-from rightreasons.dispatch import count_workers, map_in_order
+from rightreasons.dispatch import map_in_order
 from rightreasons.errors import LVLMRejected, LVLMUnavailable
 from rightreasons.lvlm.openai import OpenAICompatible
 from rightreasons.lvlm.scripted import Scripted
+from rightreasons.lvlm.throttle import count_workers
 
 
 def test_results_are_in_order_whatever_ends_first():

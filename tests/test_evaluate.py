@@ -12,7 +12,9 @@ from rightreasons import evaluate
 from rightreasons.data.loading import Batch, read_batches
 from rightreasons.errors import DataError, ModelError
 from rightreasons.measure import read_scores, score
-from rightreasons.records import GroundTruth, GroupScore, Scores
+from rightreasons.predictions import Predictions, predict_labels
+from rightreasons.records import GroundTruth, GroupScore, Scores, truly_spurious
+from rightreasons.swap import swap_flip_rate
 
 
 def batch(images, labels) -> Batch:
@@ -30,7 +32,7 @@ def labels_and_groups(generator):
 def test_predictions_are_the_model_s_in_order(tiny_mlp, tiny_dataset):
     from scipy.stats import entropy
 
-    predictions = evaluate.predict_labels(tiny_mlp, read_batches(tiny_dataset, batch_size=7))
+    predictions = predict_labels(tiny_mlp, read_batches(tiny_dataset, batch_size=7))
     logits = tiny_mlp(tiny_dataset.images).detach()
     assert predictions.indices.tolist() == list(range(24))
     assert torch.equal(predictions.labels, tiny_dataset.labels)
@@ -41,7 +43,7 @@ def test_predictions_are_the_model_s_in_order(tiny_mlp, tiny_dataset):
 
 def test_dropout_and_batch_statistics_play_no_part(tiny_dataset, build_seeded):
     model = build_seeded(lambda: nn.Sequential(nn.Flatten(), nn.BatchNorm1d(16), nn.Dropout(0.5), nn.Linear(16, 3))).train()
-    one, other = (evaluate.predict_labels(model, read_batches(tiny_dataset, batch_size=size)) for size in (4, 24))
+    one, other = (predict_labels(model, read_batches(tiny_dataset, batch_size=size)) for size in (4, 24))
     torch.testing.assert_close(one.entropy, other.entropy)
 
 
@@ -50,7 +52,7 @@ def test_group_metrics_equal_sklearn(labels_and_groups):
 
     labels, predicted, groups = labels_and_groups
     order = torch.randperm(200, generator=torch.Generator().manual_seed(0))  # indices need not be in order
-    predictions = evaluate.Predictions(order, labels[order], predicted[order], torch.rand(200))
+    predictions = Predictions(order, labels[order], predicted[order], torch.rand(200))
     train_counts = {name: 10 * (position + 1) for position, name in enumerate(sorted(set(groups)))}
     scores = evaluate.score_predictions(predictions, GroundTruth(groups, lambda index: None), train_counts)
     # Within the images of one group, a group's accuracy is the recall of (predicted = label) over groups.
@@ -76,7 +78,7 @@ def test_weighted_by_their_own_counts_the_average_is_the_accuracy(labels_and_gro
 
 def test_without_truth_there_are_no_group_metrics(labels_and_groups):
     labels, predicted, _ = labels_and_groups
-    scores = evaluate.score_predictions(evaluate.Predictions(torch.arange(200), labels, predicted, torch.zeros(200)), None)
+    scores = evaluate.score_predictions(Predictions(torch.arange(200), labels, predicted, torch.zeros(200)), None)
     assert scores.worst_group_accuracy is scores.average_group_accuracy is scores.weighted_group_accuracy is scores.mu_align is None
     assert scores.groups == {}
 
@@ -161,8 +163,8 @@ def cornered():
 
 def test_swap_flip_rate_of_a_model_that_reads_the_corner_alone_and_of_one_that_never_does(cornered, generator):
     images, masks = cornered
-    assert evaluate.swap_flip_rate(Corner(0, 0), images, images, masks, generator) == 1
-    assert evaluate.swap_flip_rate(Corner(3, 3), images, images, masks, generator) == 0
+    assert swap_flip_rate(Corner(0, 0), images, images, masks, generator) == 1
+    assert swap_flip_rate(Corner(3, 3), images, images, masks, generator) == 0
 
 
 def test_swap_flip_rate_leaves_out_hosts_without_a_donor_of_another_class(cornered, generator):
@@ -170,16 +172,16 @@ def test_swap_flip_rate_leaves_out_hosts_without_a_donor_of_another_class(corner
     masks[images.labels == 1] = False  # donors of class 0 alone: hosts of class 1 alone
     hosts = batch(images.images.clone(), images.labels)
     hosts.images[1, 0, 0, 0] = 0.0  # the one host of class 1 that looks like class 0 already
-    assert evaluate.swap_flip_rate(Corner(0, 0), hosts, images, masks, generator) == pytest.approx(4 / 5)
-    assert evaluate.swap_flip_rate(Corner(0, 0), hosts, images, masks & False, generator) is None
+    assert swap_flip_rate(Corner(0, 0), hosts, images, masks, generator) == pytest.approx(4 / 5)
+    assert swap_flip_rate(Corner(0, 0), hosts, images, masks & False, generator) is None
     only = batch(hosts.images[::2], hosts.labels[::2])
-    assert evaluate.swap_flip_rate(Corner(0, 0), only, images, masks, generator) is None
+    assert swap_flip_rate(Corner(0, 0), only, images, masks, generator) is None
 
 
 def test_swap_flip_rate_changes_no_image(cornered, generator):
     images, masks = cornered
     before = images.images.clone()
-    evaluate.swap_flip_rate(Corner(0, 0), images, images, masks, generator)
+    swap_flip_rate(Corner(0, 0), images, images, masks, generator)
     assert torch.equal(images.images, before)
 
 
@@ -197,7 +199,7 @@ def test_truly_spurious_by_hand(generator):
                 if segments[y, x] == j:
                     inside, outside = (inside + effect[y, x].item(), outside) if mask[y, x] else (inside, outside + effect[y, x].item())
         expected.append(inside > outside)
-    assert evaluate.truly_spurious(segments, effect, mask).tolist() == expected
+    assert truly_spurious(segments, effect, mask).tolist() == expected
     assert expected[0]
     assert not expected[2]
 
@@ -205,12 +207,12 @@ def test_truly_spurious_by_hand(generator):
 def test_exactly_half_or_nothing_is_not_truly_spurious():
     segments = torch.tensor([[0, 0, 1, 1]])
     mask = torch.tensor([[True, False, True, True]])
-    assert evaluate.truly_spurious(segments, torch.tensor([[1.0, 1, 0, 0]]), mask).tolist() == [False, False]
-    assert evaluate.truly_spurious(segments, torch.ones(1, 4), None).tolist() == [False, False]
+    assert truly_spurious(segments, torch.tensor([[1.0, 1, 0, 0]]), mask).tolist() == [False, False]
+    assert truly_spurious(segments, torch.ones(1, 4), None).tolist() == [False, False]
 
 
 def test_an_image_without_segments_has_no_truly_spurious_ones():
-    assert evaluate.truly_spurious(torch.full((2, 2), -1), torch.ones(2, 2), torch.ones(2, 2, dtype=torch.bool)).tolist() == []
+    assert truly_spurious(torch.full((2, 2), -1), torch.ones(2, 2), torch.ones(2, 2, dtype=torch.bool)).tolist() == []
 
 
 def test_verdict_agreement_equals_sklearn(generator):
@@ -289,7 +291,7 @@ def test_a_group_that_a_sample_does_not_have_is_left_out_of_it():
 
 
 def test_scores_have_intervals_where_images_come_in_clusters():
-    predictions = evaluate.Predictions(torch.tensor([3, 1]), torch.tensor([0, 1]), torch.tensor([0, 0]), torch.zeros(2))
+    predictions = Predictions(torch.tensor([3, 1]), torch.tensor([0, 1]), torch.tensor([0, 0]), torch.zeros(2))
     truth = GroundTruth(["?", "b", "?", "a"], lambda index: None, clusters=["?", "y", "?", "x"])
     assert evaluate.score_predictions(predictions, truth).intervals["accuracy"] == (0, 1)
     assert not evaluate.score_predictions(predictions, GroundTruth(truth.groups, truth.mask)).intervals

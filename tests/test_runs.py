@@ -14,8 +14,9 @@ import torch
 
 from rightreasons.config import parse_config
 from rightreasons.errors import ConfigError, ModelError
+from rightreasons.files import write_atomically, write_bytes, write_text
 from rightreasons.records import Attribution, Critique, Segmentation, Selection, Verdict
-from rightreasons.runs import RunFolder, write_atomically, write_bytes, write_text
+from rightreasons.runs import RunFolder
 from tests.helpers import environment
 
 TABLES = {

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from rightreasons.data import open_data
+from rightreasons.records import settle_verdicts
 from rightreasons.runs import RunFolder
 from rightreasons.verdicts import append_verdicts, read_segment, read_verdicts
-from rightreasons.votes import settle_verdicts
 from tests.helpers import environment, invoke, read_lines, the_error, write_scripted
 
 

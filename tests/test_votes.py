@@ -12,18 +12,9 @@ import torch
 from rightreasons.consult import Case, Panel, consult_case
 from rightreasons.judge import Example
 from rightreasons.lvlm.scripted import Scripted
-from rightreasons.records import ClassDescription, Critique, Segmentation, Selection, Subject, Verdict
+from rightreasons.records import ClassDescription, Critique, Segmentation, Selection, Subject, Verdict, settle_verdicts
 from rightreasons.render import render_pictures
-from rightreasons.votes import (
-    count_votes,
-    draw_permutation,
-    permute_segments,
-    probability,
-    queue_verdicts,
-    renumber,
-    restore_vote,
-    settle_verdicts,
-)
+from rightreasons.votes import count_votes, draw_permutation, permute_segments, probability, queue_verdicts, renumber, restore_vote
 
 SEGMENTS = torch.tensor([[0, 0, 1], [2, -1, 1], [2, 2, 1]]).repeat_interleave(8, 0).repeat_interleave(8, 1)
 WORDS = (ClassDescription("cat", "Ears."),)

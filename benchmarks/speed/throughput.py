@@ -25,11 +25,12 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from tests.fault_server import INPUT_USD, OUTPUT_USD, FaultServer
 from tests.soak import resident_mib
 
-from rightreasons.dispatch import count_workers, map_in_order
+from rightreasons.dispatch import map_in_order
 from rightreasons.lvlm import open_lvlm
 from rightreasons.lvlm.ledger import Ledger
 from rightreasons.lvlm.prices import Price
 from rightreasons.lvlm.protocol import Request
+from rightreasons.lvlm.throttle import count_workers
 
 
 def picture(row: int) -> bytes:

@@ -16,12 +16,13 @@ from typing import Any
 from rightreasons.baselines import Bench, Method, fine_tune_only, ground_truth_masks, ours, without_shortcut
 from rightreasons.config import merge_tables, read_toml
 from rightreasons.errors import ConfigError
+from rightreasons.files import to_json, write_text
 from rightreasons.measure import critic_scores, score_run, segment_scores, spurious_fraction
 from rightreasons.progress import Reporter
 from rightreasons.project import Project, find_in_project, open_project
 from rightreasons.records import Scores
 from rightreasons.run import Run
-from rightreasons.runs import RunFolder, to_json, write_text
+from rightreasons.runs import RunFolder
 
 METRICS = tuple(field.name for field in dataclasses.fields(Scores) if not field.name.endswith(("groups", "intervals")))
 SHOWN = {"accuracy": "accuracy", "worst_group_accuracy": "worst group", "mu_align": "mu_align", "swap_flip_rate": "swap flips"}

@@ -307,7 +307,7 @@ def _who_judged(critic: dict[str, Any]) -> str:
 def _tell_of_questions(project: Project, run: Run) -> None:
     """Where a person is the critic and has not answered yet, what to do next, and the exit code 3."""
     from rightreasons.lvlm.human import WAITING, Human
-    from rightreasons.votes import settle_verdicts
+    from rightreasons.records import settle_verdicts
 
     if not any((verdict.problem or "").startswith(WAITING) for verdict in settle_verdicts(run.verdicts).values()):
         return

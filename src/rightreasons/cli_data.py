@@ -12,8 +12,8 @@ from rightreasons.config import parse_data, read_toml
 from rightreasons.data import open_data, task_defaults
 from rightreasons.data.overview import THUMBNAIL, choose_rows, draw_sheet, survey_task
 from rightreasons.errors import ConfigError
+from rightreasons.files import make_private_folder, write_bytes
 from rightreasons.progress import Reporter
-from rightreasons.runs import make_private_folder, write_bytes
 from rightreasons.text import clean_text
 
 

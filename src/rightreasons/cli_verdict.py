@@ -32,9 +32,9 @@ def verdict(
 ) -> None:
     """Decide on a segment as a person, which comes before any model's verdict. Nothing is sent, and nothing is lost if this is killed."""
     from rightreasons.errors import ConfigError
+    from rightreasons.records import settle_verdicts
     from rightreasons.runs import RunFolder
     from rightreasons.verdicts import append_verdicts
-    from rightreasons.votes import settle_verdicts
 
     folder = RunFolder(run_folder)
     folder.config()  # is it a run folder?
@@ -118,9 +118,8 @@ def _find_image(folder: RunFolder, name: str) -> int:
 
 
 def _human(decision: Decision, by: str, at: str) -> Verdict:
-    from rightreasons.records import Verdict
+    from rightreasons.records import HUMAN, Verdict
     from rightreasons.text import clean_text
-    from rightreasons.verdicts import HUMAN
 
     index, segment, value = decision
     return Verdict(index, segment, value, HUMAN, by=clean_text(by), at=at)

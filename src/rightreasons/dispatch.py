@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import TypeVar
 
 from rightreasons.errors import LVLMError, LVLMUnavailable
-from rightreasons.lvlm import LVLM
 from rightreasons.progress import Advance
 
 T = TypeVar("T")
@@ -34,9 +33,3 @@ def map_in_order(
         raise
     pool.shutdown()
     return [future.result() for future in futures]
-
-
-def count_workers(*lvlms: LVLM) -> int:
-    """Threads for images: more than requests may be under way, since one that waits for another try has no request under way."""
-    most = max(lvlm.concurrency[1] for lvlm in lvlms)
-    return most if most == 1 else 2 * most

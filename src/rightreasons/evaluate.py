@@ -4,33 +4,16 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from jaxtyping import Bool, Float
+from torch import Tensor
 
-from rightreasons.budget import BATCH_BYTES, LARGEST_BATCH, how_many
-from rightreasons.data.loading import Batch, StoredImages, check_labels
-from rightreasons.models import check_finite, model_device, output_entropy
+from rightreasons.predictions import Predictions
 from rightreasons.records import GroundTruth, GroupScore, Scores, Value
 from rightreasons.seeds import seeded
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """What a model says of the readable images of a dataset, whose ``indices`` tell which those are."""
-
-    indices: Int[Tensor, " image"]
-    labels: Int[Tensor, " image"]
-    predicted: Int[Tensor, " image"]
-    entropy: Float[Tensor, " image"]
-
-    @property
-    def correct(self) -> Bool[Tensor, " image"]:
-        """Which images are classified right."""
-        return self.predicted == self.labels
 
 
 @dataclass(frozen=True)
@@ -59,20 +42,6 @@ class VerdictAgreement:
     accuracy_interval: Interval | None = None
     spurious_recall_interval: Interval | None = None
     core_recall_interval: Interval | None = None
-
-
-def predict_labels(model: nn.Module, batches: Iterable[Batch]) -> Predictions:
-    """One pass over batches. Raises ModelError for logits that are not finite, DataError for a label that no logit stands for."""
-    model.eval()
-    device = model_device(model)
-    columns: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
-    with torch.no_grad():
-        for batch in batches:
-            logits = model(batch.images.to(device)).cpu()
-            check_finite(logits, batch.images, batch.indices, "logits (at scoring)")
-            check_labels(batch.labels, batch.indices, logits.shape[1])
-            columns.append((batch.indices, batch.labels, logits.argmax(1), output_entropy(logits)))
-    return Predictions(*(torch.cat(parts) for parts in zip(*columns, strict=True)))
 
 
 def score_predictions(predictions: Predictions, truth: GroundTruth | None, train_counts: Mapping[str, int] | None = None) -> Scores:
@@ -174,62 +143,6 @@ def _shares_inside(
         if total > 0:
             shares[row] = (effect * mask).sum() / total
     return shares
-
-
-def swap_flip_rate(
-    model: nn.Module, hosts: Batch, donors: Batch, masks: Bool[Tensor, "image height width"], generator: torch.Generator
-) -> float | None:
-    """How often pasting a judged-spurious segment of another class onto a held-out image changes its prediction.
-
-    ``masks`` belong to ``donors``. Hosts without a donor of another class are left out; None where there are none at all.
-    """
-    return flip_rate([count_flips(model, hosts, donors.images, donors.labels, masks, generator)])
-
-
-def count_flips(
-    model: nn.Module,
-    hosts: Batch,
-    donors: Tensor | StoredImages,
-    labels: Int[Tensor, " donor"],
-    masks: Bool[Tensor, "donor height width"],
-    generator: torch.Generator,
-) -> tuple[int, int]:
-    """How many of one batch of hosts change their prediction, and how many were tried. ``donors`` are images with ``labels`` and ``masks``."""
-    usable = masks.flatten(1).any(1)
-    pairs = []
-    for row, label in enumerate(hosts.labels.tolist()):
-        others = (usable & (labels != label)).nonzero()[:, 0]
-        if len(others):
-            pairs.append((row, int(others[torch.randint(len(others), (), generator=generator)])))
-    flips, device = 0, model_device(model)
-    model.eval()
-    size = how_many(hosts.images[0].nbytes, BATCH_BYTES, LARGEST_BATCH) if pairs else 1
-    for start in range(0, len(pairs), size):
-        rows, chosen = (torch.tensor(column) for column in zip(*pairs[start : start + size], strict=True))
-        clean = hosts.images[rows]
-        swapped = torch.where(masks[chosen][:, None], donors[chosen], clean)
-        with torch.no_grad():
-            before, after = (model(images.to(device)).argmax(1) for images in (clean, swapped))
-        flips += int((before != after).sum())
-    return flips, len(pairs)
-
-
-def flip_rate(counts: Iterable[tuple[int, int]]) -> float | None:
-    """What the counts of all batches come to; None where nothing was tried."""
-    flips, tried = (sum(column) for column in zip(*counts, strict=True))
-    return flips / tried if tried else None
-
-
-def truly_spurious(
-    segments: Int[Tensor, "height width"], positive_effect: Float[Tensor, "height width"], mask: Bool[Tensor, "height width"] | None
-) -> Bool[Tensor, " segment"]:
-    """The truth of a verdict: more than half of a segment's positive effect lies in the ground-truth mask."""
-    count = int(segments.max()) + 1
-    if mask is None or count == 0:
-        return torch.zeros(count, dtype=torch.bool)
-    effect = torch.stack([(positive_effect * (segments == segment)).sum() for segment in range(count)])
-    inside = torch.stack([(positive_effect * (segments == segment) * mask).sum() for segment in range(count)])
-    return inside > effect / 2
 
 
 def verdict_agreement(values: Sequence[Value], truths: Sequence[bool]) -> VerdictAgreement:

@@ -11,8 +11,8 @@ from rightreasons.critique import Ask, ask_again, describe_case, segment_ids, sh
 from rightreasons.judge import all_unsure, find_contradiction
 from rightreasons.lvlm.protocol import Request
 from rightreasons.prompts import fill_prompt, prompt_version
-from rightreasons.reading import VALUES, MalformedAnswer, check_ids, read_json, read_tagged, read_values
-from rightreasons.records import ClassDescription, Critique, Pictures, Subject, Value, Verdict
+from rightreasons.reading import MalformedAnswer, check_ids, read_json, read_tagged, read_values
+from rightreasons.records import VALUES, ClassDescription, Critique, Pictures, Subject, Value, Verdict
 from rightreasons.text import clean_text
 
 # Characters of each text in an answer.

@@ -12,7 +12,7 @@ from torch import nn
 
 from rightreasons.align import AlignmentSet, neutral_images
 from rightreasons.data.loading import Batch
-from rightreasons.evaluate import Predictions, predict_labels
+from rightreasons.predictions import Predictions, predict_labels
 from rightreasons.records import HeldOut
 from rightreasons.seeds import seeded
 

@@ -18,13 +18,14 @@ from rightreasons.budget import KEPT_IMAGE_BYTES, release_memory
 from rightreasons.config import Config, SegmentConfig
 from rightreasons.controls import control_rows
 from rightreasons.data.loading import Batch, StoredImages, check_labels, count_images, own_pixels, read_batches, some_images
+from rightreasons.files import write_bytes, write_text
 from rightreasons.lettering import has_lettering
 from rightreasons.lvlm import LVLM
 from rightreasons.models import as_classifier, check_finite, model_device
 from rightreasons.progress import Advance, Reporter, describe_seconds
 from rightreasons.records import Attribution, Pictures, Segmentation, Selection, Subject
 from rightreasons.render import FIRST_STYLE, LONGEST, STYLE, render_pictures, to_bytes
-from rightreasons.runs import RunFolder, write_bytes, write_text
+from rightreasons.runs import RunFolder
 from rightreasons.sample import select_images
 from rightreasons.seeds import seeded
 from rightreasons.segment import segment_heatmaps, smooth_heatmaps

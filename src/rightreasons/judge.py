@@ -13,17 +13,8 @@ import torch
 from rightreasons.errors import ConfigError
 from rightreasons.lvlm.protocol import Answer, Request
 from rightreasons.prompts import fill_prompt, prompt_version, read_prompt
-from rightreasons.reading import (
-    VALUES,
-    MalformedAnswer,
-    check_ids,
-    read_conclusion,
-    read_json,
-    read_paragraphs,
-    read_tagged,
-    read_values,
-)
-from rightreasons.records import Critique, Value, Verdict
+from rightreasons.reading import MalformedAnswer, check_ids, read_conclusion, read_json, read_paragraphs, read_tagged, read_values
+from rightreasons.records import VALUES, Critique, Value, Verdict
 from rightreasons.text import clean_text, contain
 
 Ask = Callable[[Request], Answer]

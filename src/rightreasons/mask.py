@@ -8,8 +8,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from rightreasons.records import Segmentation, Selection, Value, Verdict
-from rightreasons.votes import settle_verdicts
+from rightreasons.records import Segmentation, Selection, Value, Verdict, settle_verdicts
 
 
 def build_masks(

@@ -24,12 +24,12 @@ from rightreasons.data.task import Task
 from rightreasons.inspection import explain_parts, read_baselines, segment_settings, shown_effect
 from rightreasons.models import Classifier, as_classifier, hash_weights
 from rightreasons.outcome import decide_outcome, explain_outcome
-from rightreasons.records import GroundTruth, GroupScore, Scores
+from rightreasons.predictions import predict_labels
+from rightreasons.records import GroundTruth, GroupScore, Scores, settle_verdicts, truly_spurious
 from rightreasons.run import Alignment, Run
 from rightreasons.runs import RunFolder
 from rightreasons.seeds import seeded
 from rightreasons.segment import smooth_heatmaps
-from rightreasons.votes import settle_verdicts
 
 # mu_align is measured on that many test images, or on fewer that have so many pixels together; a segment is pasted onto so many held-out images.
 MU_ALIGN_IMAGES = 1000
@@ -55,7 +55,7 @@ def score(
         own = as_classifier(run.model)
         model = Classifier(model, own.preset, own.order)
     model = as_classifier(model)
-    predictions = evaluate.predict_labels(model, read_batches(test_set))
+    predictions = predict_labels(model, read_batches(test_set))
     counts = dict(Counter(train_truth.groups)) if train_truth is not None else None
     scores = evaluate.score_predictions(predictions, truth, counts)
     if run is None:
@@ -243,7 +243,7 @@ def _truly_spurious(run: Run, truth: GroundTruth) -> list[Tensor]:
     """The truth of every verdict, a boolean per segment, for each inspected image."""
     smooth, _ = segment_settings(run.model, run.config.segment)
     return [
-        evaluate.truly_spurious(run.segmentation.segments[row], shown_effect(run.attribution, run.segmentation, smooth, row), truth.mask(index))
+        truly_spurious(run.segmentation.segments[row], shown_effect(run.attribution, run.segmentation, smooth, row), truth.mask(index))
         for row, index in enumerate(run.selection.indices.tolist())
     ]
 

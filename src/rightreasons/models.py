@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -16,12 +15,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from rightreasons.checkpoints import Note, load_weights, read_checkpoint
-from rightreasons.errors import ConfigError, ModelError
+from rightreasons.device import best_device
+from rightreasons.errors import ModelError
 from rightreasons.graph import find_frozen_part, last_function, look_like_probabilities
 from rightreasons.presets import Preset
 
-# The environment variable that names the device to work on; the commands' --device sets it.
-DEVICE = "RIGHTREASONS_DEVICE"
 # Logits of one image, alone and in a batch, differ by rounding alone: by less than this share of the largest.
 ALONE_ERROR = 1e-2
 
@@ -238,18 +236,6 @@ def output_entropy(logits: Float[Tensor, "image class_"]) -> Float[Tensor, " ima
     """H(f(x)) in nats, in float32 whatever the logits came in."""
     log_p = logits.float().log_softmax(1)
     return -(log_p.exp() * log_p).sum(1)
-
-
-def best_device() -> torch.device:
-    """The device that RIGHTREASONS_DEVICE names; without it CUDA, else MPS, else the CPU. Raises ConfigError where it cannot be used."""
-    if name := os.environ.get(DEVICE):
-        try:
-            return torch.empty(0, device=name).device
-        except (RuntimeError, AssertionError) as error:  # torch built without CUDA raises the latter
-            raise ConfigError(f"the device {name!r} cannot be used: {str(error).splitlines()[0]} Give another --device, such as cpu") from error
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps") if torch.backends.mps.is_available() else torch.device("cpu")
 
 
 def place_model(model: nn.Module, images: Tensor) -> nn.Module:

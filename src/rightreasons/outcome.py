@@ -7,8 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from rightreasons.records import Segmentation, Verdict
-from rightreasons.votes import settle_verdicts
+from rightreasons.records import Segmentation, Verdict, settle_verdicts
 
 RunOutcome = Literal["shortcut found", "no shortcut found", "not judged yet", "could not be examined"]
 

@@ -20,7 +20,6 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
-from rightreasons import evaluate
 from rightreasons.align import AlignmentSet, align_model
 from rightreasons.answers import describe_input
 from rightreasons.budget import release_memory
@@ -31,14 +30,16 @@ from rightreasons.controls import consult_control, control_rows, read_controls
 from rightreasons.data.loading import check_labels, count_images, read_all, read_batches, some_images
 from rightreasons.data.manifest import describe_leaks, find_leaks, list_hashes
 from rightreasons.descriptions import check_descriptions
-from rightreasons.dispatch import count_workers, map_in_order
+from rightreasons.dispatch import map_in_order
 from rightreasons.errors import ConfigError
+from rightreasons.files import write_atomically
 from rightreasons.guard import find_harm, measure_held_out
 from rightreasons.inspection import Inspection, inspect_images, render_inspected, warn_of_lettering
 from rightreasons.judge import read_examples
 from rightreasons.lvlm import LVLM, open_lvlm
 from rightreasons.lvlm.ledger import Ledger
 from rightreasons.lvlm.prices import Price, required_price
+from rightreasons.lvlm.throttle import count_workers
 from rightreasons.mask import build_masks
 from rightreasons.models import (
     Classifier,
@@ -51,12 +52,13 @@ from rightreasons.models import (
     unwrap,
 )
 from rightreasons.outcome import explain_outcome
+from rightreasons.predictions import Predictions, predict_labels
 from rightreasons.presets import Preset
 from rightreasons.progress import Logged, Reporter
 from rightreasons.records import ClassDescription, Control, Critique, HeldOut, Verdict
 from rightreasons.rehearsal import rehearse
 from rightreasons.run import Alignment, Run
-from rightreasons.runs import RunFolder, write_atomically
+from rightreasons.runs import RunFolder
 from rightreasons.seeds import seeded
 from rightreasons.spread import spread_verdicts
 
@@ -436,8 +438,8 @@ def _report_controls(controls: Sequence[Control], critic: LVLM, reporter: Report
             reporter.note(f"{critic.name} fails the control {control.name!r}: it says {control.said}. Do not trust its verdicts unseen")
 
 
-def _predict(model: nn.Module, dataset: Dataset) -> evaluate.Predictions:
-    return evaluate.predict_labels(model, read_batches(dataset))
+def _predict(model: nn.Module, dataset: Dataset) -> Predictions:
+    return predict_labels(model, read_batches(dataset))
 
 
 def _hold_out(dataset: Dataset, seed: int) -> tuple[Dataset, Dataset]:

@@ -15,6 +15,7 @@ from rightreasons.data.loading import read_batches
 from rightreasons.data.task import Task
 from rightreasons.descriptions import check_descriptions
 from rightreasons.errors import ConfigError, DataError
+from rightreasons.files import write_atomically
 from rightreasons.judge import read_examples
 from rightreasons.lvlm import LVLM, open_lvlm
 from rightreasons.lvlm.hosts import read_host
@@ -26,7 +27,7 @@ from rightreasons.progress import Reporter
 from rightreasons.records import ClassDescription
 from rightreasons.rehearsal import Rehearsal, rehearse
 from rightreasons.run import Run
-from rightreasons.runs import RunFolder, write_atomically
+from rightreasons.runs import RunFolder
 from rightreasons.seeds import seeded
 from rightreasons.sources import find_checkpoint, open_model, read_preset
 from rightreasons.training import Recipe, train_plainly

@@ -10,10 +10,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rightreasons.records import Value
+from rightreasons.records import VALUES, Value
 from rightreasons.text import clean_text, drop_thoughts
 
-VALUES: tuple[Value, ...] = ("relevant", "spurious", "unsure")
 # Past this an answer is no answer: the cap on tokens is far below it.
 LONGEST_ANSWER = 200_000
 # None of these looks at a character over and over: a model that repeats itself to its cap, or a hostile one, must not hold up a run. The rest after a

@@ -5,10 +5,11 @@ Axes: image, channel, height, width, class_, baseline, segment. Images are float
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -180,3 +181,28 @@ class HeldOut:
     accuracy: float
     neutral: float | None
     answers: tuple[float, ...]
+
+
+def truly_spurious(
+    segments: Int[Tensor, "height width"], positive_effect: Float[Tensor, "height width"], mask: Bool[Tensor, "height width"] | None
+) -> Bool[Tensor, " segment"]:
+    """The truth of a verdict: more than half of a segment's positive effect lies in the ground-truth mask."""
+    count = int(segments.max()) + 1
+    if mask is None or count == 0:
+        return torch.zeros(count, dtype=torch.bool)
+    effect = torch.stack([(positive_effect * (segments == segment)).sum() for segment in range(count)])
+    inside = torch.stack([(positive_effect * (segments == segment) * mask).sum() for segment in range(count)])
+    return inside > effect / 2
+
+
+def settle_verdicts(verdicts: Iterable[Verdict]) -> dict[tuple[int, int], Verdict]:
+    """The verdict that counts on each segment, by image and segment: the last one, and a person's before any model's."""
+    ordered = sorted(verdicts, key=lambda verdict: verdict.source == "human")
+    return {(verdict.index, verdict.segment): verdict for verdict in ordered}
+
+
+# What a person's verdict has as its source.
+HUMAN = "human"
+
+
+VALUES: tuple[Value, ...] = ("relevant", "spurious", "unsure")

@@ -16,14 +16,14 @@ from torch import Tensor
 
 from rightreasons.controls import MEANINGS
 from rightreasons.critique import describe_positions
+from rightreasons.files import write_atomically
 from rightreasons.inspection import segment_settings
 from rightreasons.reading import read_paragraphs
-from rightreasons.records import Critique
+from rightreasons.records import Critique, settle_verdicts
 from rightreasons.run import Run
-from rightreasons.runs import RunFolder, write_atomically
+from rightreasons.runs import RunFolder
 from rightreasons.segment import smooth_heatmaps
 from rightreasons.text import clean_text
-from rightreasons.votes import settle_verdicts
 
 # Above this the page would be too heavy to open; the run folder has the rest.
 MOST_CARDS = 200

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from rightreasons import evaluate
 from rightreasons.config import Config
 from rightreasons.data.loading import StoredImages, count_images, read_batches
 from rightreasons.mask import build_masks
@@ -19,6 +18,7 @@ from rightreasons.outcome import Coverage, RunOutcome, count_coverage, decide_ou
 from rightreasons.records import Attribution, ClassDescription, Control, Critique, Segmentation, Selection, Verdict
 from rightreasons.runs import RunFolder
 from rightreasons.seeds import seeded
+from rightreasons.swap import count_flips, flip_rate
 from rightreasons.votes import Waiting, queue_verdicts
 
 # Held-out images into which judged-spurious segments are pasted, to see what that does to the answers.
@@ -90,8 +90,8 @@ class Run:
             donors, labels, seed = StoredImages(self.train, self.selection.indices[marked]), self.selection.labels[marked], self.config.run.seed
             drawn, generator = torch.randperm(count_images(self.validation), generator=seeded(seed, "swap hosts")), seeded(seed, "swap donors")
             hosts = read_batches(self.validation, indices=drawn[:SWAP_HOSTS])
-            counts = [evaluate.count_flips(model, batch, donors, labels, masks, generator) for batch in hosts]
-            self._flip_rates[key] = evaluate.flip_rate(counts)
+            counts = [count_flips(model, batch, donors, labels, masks, generator) for batch in hosts]
+            self._flip_rates[key] = flip_rate(counts)
         return self._flip_rates[key]
 
 

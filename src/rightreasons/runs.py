@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import math
 import os
 import platform
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -22,8 +21,9 @@ from torch.utils.data import Dataset
 
 from rightreasons.config import Config, describe_difference, read_config
 from rightreasons.data.manifest import Listed, compare_manifests, find_changed, list_hashes
-from rightreasons.errors import ConfigError, ModelError
-from rightreasons.models import best_device
+from rightreasons.device import best_device
+from rightreasons.errors import ConfigError
+from rightreasons.files import make_private_folder, to_json, write_atomically, write_text
 from rightreasons.records import Attribution, Control, Critique, HeldOut, Outcome, Segmentation, Selection, Verdict
 from rightreasons.verdicts import read_verdicts
 
@@ -33,54 +33,6 @@ NEVER_USED = ("align.", "critic.timeout", "critic.max_usd", "critic.prices", "da
 USED_BY_CRITIC = ("critic.", "classes.")
 
 _OUTCOMES: tuple[Outcome, ...] = ("segmented", "no-positive-effect", "constant", "not-finite")
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """``write`` fills a temporary name beside ``path``, which then takes its place: a reader sees the old file or the new one."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    write(part)
-    part.chmod(0o600)
-    with part.open("rb") as written:
-        os.fsync(written.fileno())
-    part.replace(path)
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """A file, written atomically."""
-    write_atomically(path, lambda part: part.write_bytes(content))
-
-
-def write_text(path: Path, text: str) -> None:
-    """A text file in UTF-8, written atomically."""
-    write_bytes(path, text.encode())
-
-
-def to_json(value: Any) -> str:  # noqa: ANN401 -- whatever JSON can hold
-    """Valid JSON, indented. Raises ModelError, naming the keys, for a number that is not finite: JSON has no word for it."""
-    try:
-        return json.dumps(value, indent=2, allow_nan=False)
-    except ValueError as error:
-        where = next(_find_not_finite(value), "a value")
-        raise ModelError(f"{where} is not finite (NaN or infinite), so that nothing can be said of this run: look at the checkpoint") from error
-
-
-def _find_not_finite(value: object, place: str = "") -> Iterator[str]:
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _find_not_finite(inner, f"{place}.{key}".strip("."))
-    elif isinstance(value, (list, tuple)):
-        for number, inner in enumerate(value):
-            yield from _find_not_finite(inner, f"{place}[{number}]")
-    elif isinstance(value, float) and not math.isfinite(value):
-        yield place
-
-
-def make_private_folder(path: Path, name: str) -> None:
-    """A folder that only its owner can read, called ``name`` in the ConfigError where it cannot be made."""
-    try:
-        path.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError as error:
-        raise ConfigError(f"cannot make the {name} {path}: {error.strerror}") from error
 
 
 class RunFolder:

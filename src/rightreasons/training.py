@@ -17,9 +17,9 @@ from torch.utils.data import Dataset
 from rightreasons.config import Flips
 from rightreasons.data.loading import Batch, count_images, read_batches
 from rightreasons.errors import ModelError
+from rightreasons.files import write_atomically
 from rightreasons.models import check_finite, model_device
 from rightreasons.progress import Advance
-from rightreasons.runs import write_atomically
 from rightreasons.seeds import seeded
 
 # A step's gradient is never longer than this: one bad batch must not undo pretrained weights.

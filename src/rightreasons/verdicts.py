@@ -11,11 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from rightreasons.errors import ConfigError
-from rightreasons.reading import VALUES
-from rightreasons.records import Value, Verdict
+from rightreasons.records import HUMAN, VALUES, Value, Verdict
 
-# What a person's verdict has as its source.
-HUMAN = "human"
 _FIELDS = {field.name for field in fields(Verdict)}
 _NEEDED = ("index", "segment", "value", "source")
 

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from rightreasons.records import Critique, Segmentation, Selection, Value, Verdict
+from rightreasons.records import Critique, Segmentation, Selection, Value, Verdict, settle_verdicts
 from rightreasons.seeds import seeded
 
 
@@ -86,12 +86,6 @@ def _count(ballots: Sequence[Verdict]) -> Verdict:
     if len(set(values)) > 1:
         doubt = "votes differ: " + ", ".join(f"{values.count(kind)} {kind}" for kind in ("spurious", "relevant", "unsure") if kind in values)
     return replace(valid[0], value=value, p=p, doubt=doubt)
-
-
-def settle_verdicts(verdicts: Iterable[Verdict]) -> dict[tuple[int, int], Verdict]:
-    """The verdict that counts on each segment, by image and segment: the last one, and a person's before any model's."""
-    ordered = sorted(verdicts, key=lambda verdict: verdict.source == "human")
-    return {(verdict.index, verdict.segment): verdict for verdict in ordered}
 
 
 def queue_verdicts(verdicts: Iterable[Verdict], selection: Selection, segmentation: Segmentation) -> list[Waiting]:

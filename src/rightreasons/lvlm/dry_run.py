@@ -7,11 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from rightreasons.files import write_bytes, write_text
 from rightreasons.lvlm.ledger import Ledger
 from rightreasons.lvlm.pictures import picture_size, replace_pictures
 from rightreasons.lvlm.prices import worst_case_tokens
 from rightreasons.plan import Plan
-from rightreasons.runs import write_bytes, write_text
 
 STRIPPED = (
     "file names and folders; EXIF, DICOM and text fields of the image files (the pictures are drawn anew from pixels); groups and masks; "

@@ -122,7 +122,7 @@ def _load(path: Path, name: str) -> _Loaded:
     import xgrammar
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    from rightreasons.models import best_device
+    from rightreasons.device import best_device
 
     try:
         processor = AutoProcessor.from_pretrained(path, **_SAFELY)

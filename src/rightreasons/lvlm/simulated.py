@@ -14,9 +14,8 @@ import torch
 
 from rightreasons.controls import CORE
 from rightreasons.errors import ConfigError
-from rightreasons.evaluate import truly_spurious
 from rightreasons.lvlm.protocol import Answer, Request
-from rightreasons.records import GroundTruth, Subject
+from rightreasons.records import GroundTruth, Subject, truly_spurious
 from rightreasons.seeds import seeded
 
 _MISSES = "It does not cover what matters for the class."

@@ -8,6 +8,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from rightreasons.lvlm import LVLM
+
 # What is left of the concurrency after a rate limit.
 DECREASE = 0.8
 
@@ -68,3 +70,9 @@ class Throttle:
         with self._changed:
             self._paused_until = -math.inf
             self._changed.notify_all()
+
+
+def count_workers(*lvlms: LVLM) -> int:
+    """Threads for images: more than requests may be under way, since one that waits for another try has no request under way."""
+    most = max(lvlm.concurrency[1] for lvlm in lvlms)
+    return most if most == 1 else 2 * most
