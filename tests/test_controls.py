@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rightreasons.consult import Panel
-from rightreasons.controls import CONTROLS, CORE, MEANINGS, consult_control, control_case, control_rows, read_controls
+from rightreasons.consult import Panel, consult_case
+from rightreasons.controls import CONTROLS, CORE, MEANINGS, control_case, controls_for, read_controls
 from rightreasons.judge import Example
 from rightreasons.lvlm import open_lvlm
 from rightreasons.lvlm.ledger import Ledger
@@ -40,7 +40,7 @@ def test_a_perfect_simulated_critic_passes_and_the_ledger_counts_it_once(tmp_pat
     lvlm, ledger = open_lvlm("simulated:", truth=TRUTH), Ledger(tmp_path / "lvlm.sqlite")
     panel = Panel(lvlm, lvlm, EXAMPLES, mode, votes=3)
     for _ in range(2):
-        verdicts = [verdict for index in control_rows(lvlm) for verdict in consult_control(index, panel, ledger.ask)[1]]
+        verdicts = [verdict for case in controls_for(lvlm) for verdict in consult_case(case, panel, ledger.ask)[1]]
         assert read_controls(verdicts) == [
             Control("plain background", True, "spurious"),
             Control("blank image", True, "spurious"),
@@ -55,14 +55,15 @@ def test_a_perfect_simulated_critic_passes_and_the_ledger_counts_it_once(tmp_pat
 def test_a_critic_that_is_always_wrong_fails_all():
     lvlm = open_lvlm("simulated:0", truth=TRUTH)
     panel = Panel(lvlm, lvlm, EXAMPLES)
-    verdicts = [v for i in control_rows(lvlm) for v in consult_control(i, panel, lambda m, request: m.parse(m.send(m.body(request), request)))[1]]
+    verdicts = [v for case in controls_for(lvlm) for v in consult_case(case, panel, lambda m, request: m.parse(m.send(m.body(request), request)))[1]]
     assert [control.passed for control in read_controls(verdicts)] == [False, False, False]
 
 
 def test_only_a_simulated_critic_has_a_known_core():
     real, simulated = Scripted(lambda request: ""), Scripted(lambda request: "")
     simulated.simulated = True
-    assert CORE not in control_rows(real) and len(control_rows(real)) == 2 and CORE in control_rows(simulated)
+    assert [case.subject.known for case in controls_for(real)] == [True, True]
+    assert [case.subject.known for case in controls_for(simulated)] == [True, True, False]
 
 
 @pytest.mark.parametrize(("value", "passed"), [("spurious", True), ("unsure", True), ("relevant", False)])

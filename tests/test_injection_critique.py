@@ -12,7 +12,8 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from rightreasons.consult import Case, Panel, consult_case
+from rightreasons.case import Case
+from rightreasons.consult import Panel, consult_case
 from rightreasons.judge import Example, judge_request
 from rightreasons.lvlm.scripted import Scripted
 from rightreasons.records import ClassDescription, Critique, Subject

@@ -10,11 +10,12 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch.utils.data import Subset
 
+from rightreasons.case import Cases, warn_of_lettering
 from rightreasons.data.images import ImageFiles, PixelCache, Reading, labels_of
 from rightreasons.data.listing import Entry
 from rightreasons.data.loading import StoredImages, own_pixels, read_all
 from rightreasons.data.task import TensorImages
-from rightreasons.inspection import Inspection, warn_of_lettering
+from rightreasons.inspection import Evidence
 from rightreasons.progress import Silent
 from rightreasons.records import Attribution, Segmentation, Selection
 from rightreasons.render import FIRST_STYLE, LONGEST, STYLE, render_pictures
@@ -40,7 +41,7 @@ def files(folder: Path, images: list[Image.Image]) -> ImageFiles:
     return ImageFiles(entries, labels_of(entries, ("a",)), reading, skipped={}, cache=PixelCache())
 
 
-def inspected(train, folder: Path, index: int = 0) -> Inspection:
+def inspected(train, folder: Path, index: int = 0) -> Cases:
     images = read_all(train, [index])
     segments = torch.full((1, SIDE, SIDE), -1)
     segments[0, 4:12, 2:8] = 0
@@ -49,7 +50,8 @@ def inspected(train, folder: Path, index: int = 0) -> Inspection:
     folder.mkdir(exist_ok=True)
     segmentation = Segmentation(segments, segments >= 0, torch.ones(1, 1), ("segmented",))
     attribution = Attribution(torch.zeros(1, SIDE, SIDE), images.labels, one)
-    return Inspection(RunFolder(folder), StoredImages(train, [index]), selection, attribution, segmentation, 0.0, train)
+    evidence = Evidence(StoredImages(train, [index]), selection, attribution, segmentation, 0.0)
+    return Cases(evidence, (), RunFolder(folder))
 
 
 def clean(pictures) -> np.ndarray:
@@ -87,7 +89,7 @@ def test_a_run_begun_with_the_networks_pixels_goes_on_so(tmp_path):
     (tmp_path / "run" / "pictures").mkdir()
     (tmp_path / "run" / "pictures" / "000000-clean.png").write_bytes(b"as it was drawn")
     pictures = found.pictures(0)
-    assert pictures == render_pictures(found.images[0], found.shown(0), FIRST_STYLE) and pictures.style == FIRST_STYLE
+    assert pictures == render_pictures(found.evidence.images[0], found.shown(0), FIRST_STYLE) and pictures.style == FIRST_STYLE
     assert clean(pictures).shape == (512, 512, 3)
 
 

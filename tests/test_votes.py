@@ -9,7 +9,8 @@ import re
 import pytest
 import torch
 
-from rightreasons.consult import Case, Panel, consult_case
+from rightreasons.case import Case
+from rightreasons.consult import Panel, consult_case
 from rightreasons.judge import Example
 from rightreasons.lvlm.scripted import Scripted
 from rightreasons.records import ClassDescription, Critique, Segmentation, Selection, Subject, Verdict, settle_verdicts

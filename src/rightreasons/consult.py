@@ -5,36 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from jaxtyping import Float, Int
-from torch import Tensor
-
+from rightreasons.case import Case
 from rightreasons.config import Config
 from rightreasons.critique import critique_image
 from rightreasons.fused import judge_image
 from rightreasons.judge import Example, judge_critique, judge_version
 from rightreasons.lvlm.protocol import LVLM, Answer, Request
 from rightreasons.prompts import prompt_version
-from rightreasons.records import ClassDescription, Critique, Pictures, Subject, Verdict
+from rightreasons.records import Critique, Verdict
 from rightreasons.render import STYLE, render_pictures
 from rightreasons.votes import count_votes, draw_permutation, permute_segments, renumber, restore_vote
 
 AskLVLM = Callable[[LVLM, Request], Answer]
-
-
-@dataclass(frozen=True)
-class Case:
-    """An image as it is put to the critic.
-
-    ``shown`` lies over the whole of it and has the pixels of each segment that carry its effect (-1 elsewhere); ``pictures`` shows them.
-    """
-
-    image: Float[Tensor, "channel image_height image_width"]
-    shown: Int[Tensor, "height width"]
-    pictures: Pictures
-    subject: Subject
-    label: int
-    descriptions: Sequence[ClassDescription]
-    shares: Sequence[float]
 
 
 @dataclass(frozen=True)
@@ -63,10 +45,17 @@ class Panel:
 
 
 def consult_case(case: Case, panel: Panel, ask: AskLVLM) -> tuple[list[Critique], list[Verdict]]:
-    """The critic's words of every vote, and one verdict per segment. All votes are asked for, whatever becomes of one."""
-    most = panel.max_tokens
-    capped: AskLVLM = ask if most is None else lambda lvlm, request: ask(lvlm, replace(request, max_tokens=most))
-    votes = [_vote(case, panel, capped, vote) for vote in range(panel.votes)]
+    """The critic's words of every vote, and one verdict per segment. All votes are asked for, whatever becomes of one.
+
+    A control is asked once, and what the critic is asked of it has the role "control".
+    """
+
+    def ask_as_set(lvlm: LVLM, request: Request) -> Answer:
+        if case.is_control and request.role != "judge":
+            request = replace(request, role="control")
+        return ask(lvlm, request if panel.max_tokens is None else replace(request, max_tokens=panel.max_tokens))
+
+    votes = [_vote(case, panel, ask_as_set, vote) for vote in range(1 if case.is_control else panel.votes)]
     return [critique for critique, _ in votes], count_votes([verdicts for _, verdicts in votes])
 
 

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable
-from dataclasses import replace
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from rightreasons.consult import AskLVLM, Case, Panel, consult_case
-from rightreasons.lvlm.protocol import LVLM, Answer, Request
-from rightreasons.records import ClassDescription, Control, Critique, Subject, Verdict
+from rightreasons.case import Case
+from rightreasons.lvlm.protocol import LVLM
+from rightreasons.records import ClassDescription, Control, Subject, Verdict
 from rightreasons.render import render_pictures
 
 # By dataset index, which no image has. The last one is for a simulated critic alone.
@@ -31,20 +30,11 @@ _WORDS = (ClassDescription("cross", "The dark cross: its two bars.", "The plain 
 _SIDE = 32
 
 
-def control_rows(critic: LVLM) -> list[int]:
-    """The controls that a critic is asked, as dataset indices below 0: none of a person, and none of a recording, which can be asked nothing new."""
+def controls_for(critic: LVLM) -> list[Case]:
+    """The controls that a critic is asked: none of a person, and none of a recording, which can be asked nothing new."""
     if critic.name.startswith(("human:", "replay:")):
         return []
-    return [index for index in CONTROLS if index != CORE or critic.simulated]
-
-
-def consult_control(index: int, panel: Panel, ask: AskLVLM) -> tuple[list[Critique], list[Verdict]]:
-    """``consult_case`` on a control, asked once; what the critic is asked has the role "control"."""
-
-    def ask_control(lvlm: LVLM, request: Request) -> Answer:
-        return ask(lvlm, request if request.role == "judge" else replace(request, role="control"))
-
-    return consult_case(control_case(index), replace(panel, votes=1), ask_control)
+    return [control_case(index) for index in CONTROLS if index != CORE or critic.simulated]
 
 
 @functools.cache
@@ -57,7 +47,7 @@ def control_case(index: int) -> Case:
     patch = torch.zeros_like(cross)
     patch[3:11, 21:29] = True  # touches neither bar
     shown = torch.where(cross if index == CORE else patch, 0, -1)
-    subject = Subject(index, shown, (shown >= 0).float())
+    subject = Subject(index, shown, (shown >= 0).float(), known=index != CORE)
     return Case(image, shown, render_pictures(image, shown), subject, 0, _WORDS, (1.0,))
 
 

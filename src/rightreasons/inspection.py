@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -16,15 +16,10 @@ from rightreasons.answers import TRIED_IMAGES, Answers, check_chance, count_answ
 from rightreasons.attribute import attribute_images, part_size
 from rightreasons.budget import KEPT_IMAGE_BYTES, release_memory
 from rightreasons.config import Config, SegmentConfig
-from rightreasons.controls import control_rows
-from rightreasons.data.loading import Batch, StoredImages, check_labels, count_images, own_pixels, read_batches, some_images
-from rightreasons.files import write_bytes, write_text
-from rightreasons.lettering import has_lettering
-from rightreasons.lvlm import LVLM
+from rightreasons.data.loading import Batch, StoredImages, check_labels, count_images, read_batches, some_images
 from rightreasons.models import as_classifier, check_finite, model_device
 from rightreasons.progress import Advance, Reporter, describe_seconds
-from rightreasons.records import Attribution, Pictures, Segmentation, Selection, Subject
-from rightreasons.render import FIRST_STYLE, LONGEST, STYLE, render_pictures, to_bytes
+from rightreasons.records import Attribution, Segmentation, Selection
 from rightreasons.runs import RunFolder
 from rightreasons.sample import select_images
 from rightreasons.seeds import seeded
@@ -40,50 +35,28 @@ LONG_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
-class Inspection:
-    """What the critic is asked about: the stages before it, finished. ``smooth`` is the heatmaps' width as they were cut into segments."""
+class Evidence:
+    """What the classifier leans on in the inspected images. ``smooth`` is the width that the heatmaps were smoothed by before they were cut."""
 
-    folder: RunFolder
     images: StoredImages
     selection: Selection
     attribution: Attribution
     segmentation: Segmentation
     smooth: float
-    train: Dataset | None = None
 
     @property
-    def judged(self) -> list[int]:
+    def examined(self) -> list[int]:
         """The rows of the images with segments."""
         return [row for row in range(len(self.selection)) if self.segmentation.count(row)]
 
-    def subject(self, row: int) -> Subject:
-        """One image as a simulated critic knows it."""
-        effect = shown_effect(self.attribution, self.segmentation, self.smooth, row)
-        return Subject(int(self.selection.indices[row]), self.segmentation.segments[row], effect)
-
-    def image(self, row: int) -> Float[Tensor, "channel image_height image_width"]:
-        """One image as it is shown to the critic: the file's own pixels, where the data set has files, or else the network's; one at a time."""
-        if self.train is None or _picture_style(self.folder) == FIRST_STYLE:
-            return self.images[row]
-        own = own_pixels(self.train, int(self.images.indices[row]), LONGEST)
-        return self.images[row] if own is None else own.float() / 255
-
-    def shown(self, row: int) -> Int[Tensor, "height width"]:
-        """Of each segment of one image the pixels that carry its effect, -1 elsewhere."""
-        return torch.where(self.segmentation.effect[row], self.segmentation.segments[row], -1)
-
-    def pictures(self, row: int) -> Pictures:
-        """What the critic is shown of one image, drawn where it has not been."""
-        return _draw(self, row)
-
-    def rows(self, critic: LVLM) -> list[int]:
-        """Whom ``consult`` is to be called with: the images with segments, and the controls, which have numbers below 0."""
-        return [*self.judged, *control_rows(critic)]
+    def shown_effect(self, row: int) -> Float[Tensor, "height width"]:
+        """The positive effect that one image's segments were cut from, where the critic is shown it: what a verdict is about."""
+        return shown_effect(self.attribution, self.segmentation, self.smooth, row)
 
 
-def inspect_images(
+def gather_evidence(
     config: Config, folder: RunFolder, model: nn.Module, train: Dataset, validation: Dataset, classes: Sequence[str], reporter: Reporter
-) -> Inspection:
+) -> Evidence:
     """The stages that ask nobody, up to the segments. In a folder in which they have finished they are read; ``folder`` is locked by the caller."""
     release_memory()
     selection = folder.load_selection() or _select(model, train, validation, classes, config, folder, reporter)
@@ -95,7 +68,7 @@ def inspect_images(
     segmentation = folder.load_segmentation() or _segment(model, attribution, config, folder, reporter)
     release_memory()
     _report_outcomes(segmentation, attribution, reporter)
-    return Inspection(folder, images, selection, attribution, segmentation, segment_settings(model, config.segment)[0], train)
+    return Evidence(images, selection, attribution, segmentation, segment_settings(model, config.segment)[0])
 
 
 def explain_images(
@@ -186,32 +159,6 @@ def shown_effect(attribution: Attribution, segmentation: Segmentation, smooth: f
     return smooth_heatmaps(attribution.heatmaps[row : row + 1], smooth)[0].clamp_min(0) * segmentation.effect[row]
 
 
-def warn_of_lettering(found: Inspection, reporter: Reporter) -> None:
-    """A note where inspected images seem to carry printed text, which may name a patient, before any of them is sent."""
-    with reporter.stage("lettering") as advance:
-        marked = []
-        advance(0, len(found.judged))
-        for done, row in enumerate(found.judged, start=1):
-            if has_lettering(to_bytes(found.image(row))):
-                marked.append(int(found.images.indices[row]))
-            advance(done, len(found.judged))
-    if marked:
-        shown = ", ".join(map(str, marked[:5])) + (", ..." if len(marked) > 5 else "")
-        reporter.note(
-            f"{len(marked)} of {len(found.judged)} inspected images seem to have text burned into them (training images {shown}): see whether "
-            f"it names a person before they are sent anywhere. It is a light look, which can be wrong both ways (docs/critic.md)"
-        )
-
-
-def render_inspected(found: Inspection, reporter: Reporter) -> None:
-    """The pictures of each image that has segments, drawn where they have not been."""
-    with reporter.stage("render") as advance:
-        advance(0, len(found.judged))
-        for done, row in enumerate(found.judged, start=1):
-            found.pictures(row)
-            advance(done, len(found.judged))
-
-
 def _select(
     model: nn.Module, train: Dataset, validation: Dataset, names: Sequence[str], config: Config, folder: RunFolder, reporter: Reporter
 ) -> Selection:
@@ -294,31 +241,6 @@ def _report_outcomes(segmentation: Segmentation, attribution: Attribution, repor
     worst = attribution.completeness_error.nanmedian().item()
     if worst > WORST_COMPLETENESS_ERROR:
         reporter.note(f"the heatmaps' completeness error is {worst:.1%} in the median: they explain the model only in part")
-
-
-def _draw(found: Inspection, row: int) -> Pictures:
-    """The pictures of one image, from the run folder where they were drawn before."""
-    folder = found.folder
-    style = _picture_style(folder)
-    paths = {kind: folder.pictures / f"{int(found.images.indices[row]):06d}-{kind}.png" for kind in ("clean", "contours", "map")}
-    if all(path.exists() for path in paths.values()):
-        return Pictures(**{kind: path.read_bytes() for kind, path in paths.items()}, style=style)
-    drawn = render_pictures(found.image(row), found.shown(row), style)
-    for kind, path in paths.items():
-        write_bytes(path, getattr(drawn, kind))
-    return drawn
-
-
-def _picture_style(folder: RunFolder) -> str:
-    """In which style a run's pictures are drawn, as it is kept beside them; those from before it was kept are of the first one."""
-    path = folder.pictures / "style.txt"
-    if path.exists():
-        return path.read_text(encoding="utf-8")
-    if any(folder.pictures.glob("*.png")):
-        return FIRST_STYLE
-    folder.pictures.mkdir(exist_ok=True, mode=0o700)
-    write_text(path, STYLE)
-    return STYLE
 
 
 def _checked(batches: Iterable[Batch], count: int, classes: int, advance: Advance) -> Iterator[Batch]:

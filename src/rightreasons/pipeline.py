@@ -23,10 +23,11 @@ from torch.utils.data import Dataset, Subset
 from rightreasons.align import AlignmentSet, align_model
 from rightreasons.answers import describe_input
 from rightreasons.budget import release_memory
+from rightreasons.case import Case, Cases, warn_of_lettering
 from rightreasons.class_order import order_outputs
 from rightreasons.config import Config, merge_tables, parse_config
-from rightreasons.consult import AskLVLM, Case, Panel, consult_case
-from rightreasons.controls import consult_control, control_rows, read_controls
+from rightreasons.consult import Panel, consult_case
+from rightreasons.controls import controls_for, read_controls
 from rightreasons.data.loading import check_labels, count_images, read_all, read_batches, some_images
 from rightreasons.data.manifest import describe_leaks, find_leaks, list_hashes
 from rightreasons.descriptions import check_descriptions
@@ -34,7 +35,7 @@ from rightreasons.dispatch import map_in_order
 from rightreasons.errors import ConfigError
 from rightreasons.files import write_atomically
 from rightreasons.guard import find_harm, measure_held_out
-from rightreasons.inspection import Inspection, inspect_images, render_inspected, warn_of_lettering
+from rightreasons.inspection import gather_evidence
 from rightreasons.judge import read_examples
 from rightreasons.lvlm import LVLM, open_lvlm
 from rightreasons.lvlm.ledger import Ledger
@@ -177,23 +178,24 @@ def find(
     reporter.note(describe_input(model, first.images))
     with folder.locked():
         folder.load_verdicts()  # what a person wrote there is read before anything is paid for
-        found = inspect_images(config, folder, model, train, validation, [item.name for item in descriptions], reporter)
+        evidence = gather_evidence(config, folder, model, train, validation, [item.name for item in descriptions], reporter)
+        cases = Cases(evidence, descriptions, folder)
         if lvlm.address is not None:
-            warn_of_lettering(found, reporter)
-        render_inspected(found, reporter)
+            warn_of_lettering(cases, reporter)
+        cases.draw(reporter)
         ledger = Ledger(folder.ledger, retry_unknown=retry_unknown, price=prices or None, max_usd=max_usd)
         try:
 
-            def criticise(row: int) -> tuple[list[Critique], list[Verdict]]:
-                return consult(found, row, descriptions, panel, ledger.ask)
+            def consult(case: Case) -> tuple[list[Critique], list[Verdict]]:
+                return consult_case(case, panel, ledger.ask)
 
             workers = count_workers(lvlm, judge or lvlm)
             with reporter.stage("controls") as advance:
-                tried = map_in_order(criticise, control_rows(lvlm), workers=workers, advance=advance, stop=ledger.stop)
+                tried = map_in_order(consult, controls_for(lvlm), workers=workers, advance=advance, stop=ledger.stop)
             controls = read_controls(verdict for _, part in tried for verdict in part)
             _report_controls(controls, lvlm, reporter)
             with reporter.stage("judge") as advance:
-                results = map_in_order(criticise, found.judged, workers=workers, advance=advance, stop=ledger.stop)
+                results = map_in_order(lambda row: consult(cases[row]), cases.rows, workers=workers, advance=advance, stop=ledger.stop)
             calls, cached, cost = ledger.count("answered"), ledger.cached, ledger.cost_usd()
         except KeyboardInterrupt:
             ledger.leave()
@@ -219,8 +221,8 @@ def find(
         folder.save_verdicts([verdict for _, part in results for verdict in part])
         verdicts = folder.load_verdicts() or []
         # Mapped anew: what was read of the file does not stay resident.
-        attribution, segmentation, selection = folder.load_attribution() or found.attribution, found.segmentation, found.selection
-        del found
+        attribution, segmentation, selection = folder.load_attribution() or evidence.attribution, evidence.segmentation, evidence.selection
+        del evidence, cases
         release_memory()
     run = Run(
         folder, config, model, descriptions, train, validation, lvlm.name, lvlm.simulated,
@@ -251,22 +253,6 @@ def record_manifest(folder: RunFolder, splits: Mapping[str, Dataset], classes: i
     leaks = find_leaks(listed)
     if leaks:
         reporter.note(describe_leaks(leaks, splits))
-
-
-def consult(
-    found: Inspection, row: int, descriptions: Sequence[ClassDescription], panel: Panel, ask: AskLVLM
-) -> tuple[list[Critique], list[Verdict]]:
-    """The critic's words on one image, one critique a vote, and a verdict per segment; ``ask`` gives a model's answer to a request."""
-    if row < 0:
-        return consult_control(row, panel, ask)
-    return consult_case(case_of(found, row, descriptions), panel, ask)
-
-
-def case_of(found: Inspection, row: int, descriptions: Sequence[ClassDescription]) -> Case:
-    """One inspected image as it is put to the critic."""
-    shares = found.segmentation.shares[row, : found.segmentation.count(row)].tolist()
-    label = int(found.selection.labels[row])
-    return Case(found.image(row), found.shown(row), found.pictures(row), found.subject(row), label, descriptions, shares)
 
 
 def fix_shortcuts(run: Run, *, reporter: Reporter | None = None) -> nn.Module:

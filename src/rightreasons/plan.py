@@ -18,17 +18,18 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import Dataset, TensorDataset
 
+from rightreasons.case import Case, Cases, warn_of_lettering
 from rightreasons.config import describe_difference
-from rightreasons.consult import Panel
+from rightreasons.consult import Panel, consult_case
+from rightreasons.controls import controls_for
 from rightreasons.data.loading import StoredImages, count_images, read_batches
 from rightreasons.errors import ConfigError
-from rightreasons.inspection import Inspection, inspect_images, warn_of_lettering
+from rightreasons.inspection import Evidence, gather_evidence
 from rightreasons.judge import Example, read_examples
 from rightreasons.lvlm import LVLM
 from rightreasons.lvlm.ledger import Ledger
 from rightreasons.lvlm.prices import provider_hosts
 from rightreasons.lvlm.protocol import Answer, Request
-from rightreasons.pipeline import consult
 from rightreasons.progress import Reporter, Silent
 from rightreasons.project import Project, Role, go_on, open_role, prepare, project_of_run
 from rightreasons.records import Attribution, Segmentation, Selection
@@ -73,26 +74,30 @@ class Desk:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a project's critic and judge are asked about. ``images`` is how many there will be, where ``found`` stands for them all."""
+    """What a project's critic and judge are asked about. ``images`` is how many there will be, where ``cases`` stand for them all."""
 
     project: Project
-    found: Inspection
+    cases: Cases
     examples: tuple[Example, ...]
     critic: LVLM
     judge: LVLM
     images: int
     finished: bool
 
-    def consult(self, row: int, desk: Desk) -> None:
-        """Puts to ``desk`` every question about one image, or control, that the answers so far allow."""
-        panel = Panel.of(self.project.config, self.critic, self.judge, self.examples)
-        consult(self.found, row, self.project.descriptions, panel, desk.ask)
+    def all_cases(self) -> Iterator[Case]:
+        """The images with segments, and the controls."""
+        yield from (self.cases[row] for row in self.cases.rows)
+        yield from controls_for(self.critic)
+
+    def consult(self, case: Case, desk: Desk) -> None:
+        """Puts to ``desk`` every question about one case that the answers so far allow."""
+        consult_case(case, Panel.of(self.project.config, self.critic, self.judge, self.examples), desk.ask)
 
     def open_questions(self, ledger: Ledger | None) -> Iterator[Question]:
         """Every question that can be sent now, image by image."""
-        for row in self.found.rows(self.critic):
+        for case in self.all_cases():
             desk = Desk(ledger)
-            self.consult(row, desk)
+            self.consult(case, desk)
             yield from desk.open
 
     def close(self) -> None:
@@ -101,13 +106,13 @@ class Plan:
             getattr(lvlm, "close", lambda: None)()
 
 
-def plan_project(project: Project, found: Inspection, *, images: int | None = None) -> Plan:
+def plan_project(project: Project, cases: Cases, *, images: int | None = None) -> Plan:
     """The plan of a project whose images were inspected. Its backends are open and may send nothing: leave and keys are not asked for."""
     critic = project.config.critic
     examples = read_examples(project.root / critic.examples if critic.examples else None, seeded(project.config.run.seed, "few-shot"))
     first = _open_silently(project, "critic")
     second = first if critic.judge is None else _open_silently(project, "judge")
-    return Plan(project, found, examples, first, second, len(found.judged) if images is None else images, images is None)
+    return Plan(project, cases, examples, first, second, len(cases.rows) if images is None else images, images is None)
 
 
 @contextmanager
@@ -115,10 +120,10 @@ def inspect_project(project: Project, folder: RunFolder, reporter: Reporter) -> 
     """The plan of a project after every stage that asks nobody, each run where it has not finished; the folder is locked meanwhile."""
     model = prepare(project, folder, reporter)
     with folder.locked():
-        found = inspect_images(project.config, folder, model, *_inputs(project), reporter)
-        plan = plan_project(project, found)
+        evidence = gather_evidence(project.config, folder, model, *_inputs(project), reporter)
+        plan = plan_project(project, Cases(evidence, project.descriptions, folder))
         if plan.critic.address is not None:
-            warn_of_lettering(found, reporter)
+            warn_of_lettering(plan.cases, reporter)
         yield from _closing(plan)
 
 
@@ -128,7 +133,7 @@ def carried_backends(project: Project, folder: RunFolder) -> tuple[LVLM, LVLM] |
         return None
     go_on(project, folder)
     with folder.locked():
-        plan = plan_project(project, _read_inspection(project, folder))
+        plan = plan_project(project, _read_cases(project, folder))
         ledger = Ledger(folder.ledger)
         try:
             return None if next(plan.open_questions(ledger), None) else (plan.critic, plan.judge)
@@ -145,7 +150,7 @@ def plan_of_folder(folder: RunFolder) -> Iterator[Plan]:
             f"{folder.path} has no segments yet: run `rightreasons find CONFIG --dry-run --out {folder.path}`, which sends nothing, first"
         )
     with folder.locked():
-        yield from _closing(plan_project(project, _read_inspection(project, folder)))
+        yield from _closing(plan_project(project, _read_cases(project, folder)))
 
 
 @contextmanager
@@ -156,7 +161,7 @@ def plan_or_bound(project: Project, folder: RunFolder) -> Iterator[Plan]:
     """
     if _is_inspected(folder) and describe_difference(folder.config(), project.config) is None:
         with folder.locked():
-            yield from _closing(plan_project(project, _read_inspection(project, folder)))
+            yield from _closing(plan_project(project, _read_cases(project, folder)))
         return
     with tempfile.TemporaryDirectory() as place:
         most = min(project.config.sample.size, count_images(project.task.splits["train"]))
@@ -174,8 +179,9 @@ def _is_inspected(folder: RunFolder) -> bool:
     return all((folder.path / name).exists() for name in ("config.toml", "selection.json", "heatmaps.safetensors", "segments.safetensors"))
 
 
-def _read_inspection(project: Project, folder: RunFolder) -> Inspection:
-    return inspect_images(project.config, folder, project.model, *_inputs(project), Silent())
+def _read_cases(project: Project, folder: RunFolder) -> Cases:
+    evidence = gather_evidence(project.config, folder, project.model, *_inputs(project), Silent())
+    return Cases(evidence, project.descriptions, folder)
 
 
 def _inputs(project: Project) -> tuple[Dataset, Dataset, list[str]]:
@@ -184,7 +190,7 @@ def _inputs(project: Project) -> tuple[Dataset, Dataset, list[str]]:
     return splits["train"], splits["validation"], [item.name for item in project.descriptions]
 
 
-def _stand_in(project: Project, folder: RunFolder) -> Inspection:
+def _stand_in(project: Project, folder: RunFolder) -> Cases:
     """The first training image, cut into as many segments as there can be, and with the longest words that a prompt can have for it."""
     first = next(read_batches(project.task.splits["train"], indices=[0], batch_size=1))
     height, width = first.images.shape[-2:]
@@ -200,7 +206,7 @@ def _stand_in(project: Project, folder: RunFolder) -> Inspection:
     selection = Selection(project.config.sample.strategy, images.indices, labels, zero)
     attribution = Attribution(torch.ones(1, height, width), labels, zero)
     segmentation = Segmentation(segments, segments >= 0, torch.ones(1, count), ("segmented",))
-    return Inspection(folder, images, selection, attribution, segmentation, 0.0)
+    return Cases(Evidence(images, selection, attribution, segmentation, 0.0), project.descriptions, folder)
 
 
 def _largest_picture(project: Project, size: tuple[int, int]) -> tuple[int, int]:

@@ -89,13 +89,15 @@ class Segmentation:
 class Subject:
     """What a picture shows, as tensors: for a simulated critic alone. Never part of a request's body or key.
 
-    ``order`` has the segment that is shown as S1, S2, ... where a vote permutes them; empty where S1 is segment 0. An index below 0 is a control's.
+    ``order`` has the segment that is shown as S1, S2, ... where a vote permutes them; empty where S1 is segment 0. Of a control,
+    ``known`` says whether its segment is spurious.
     """
 
     index: int
     segments: Int[Tensor, "height width"]
     positive_effect: Float[Tensor, "height width"]
     order: tuple[int, ...] = ()
+    known: bool | None = None
 
 
 @dataclass(frozen=True)

@@ -108,10 +108,10 @@ def import_answers(plan: Plan, ledger: Ledger, file: Path) -> Imported:
     counts = Imported()
     answers = dict(read_answers(file, counts))
     unused = set(answers)
-    for row in plan.found.rows(plan.critic):
+    for case in plan.all_cases():
         while True:
             desk = Desk(ledger)
-            plan.consult(row, desk)
+            plan.consult(case, desk)
             asked = {ledger.key(question.lvlm, question.request): question for question in (*desk.open, *desk.unsettled)}
             news = [key for key in asked if key in unused and not ledger.holds(key, answers[key])]
             for key in news:

@@ -48,14 +48,14 @@ def estimate_plan(plan: Plan, ledger: Ledger | None, *, prices: Path | None = No
     """
     tallies: dict[str, _Tally] = {}
     # One image stands for all where the stages before the critic have not run; controls stand for themselves.
-    images = 1 if plan.finished else round(plan.images / max(1, len(plan.found.judged)))
-    for row in plan.found.rows(plan.critic):
+    images = 1 if plan.finished else round(plan.images / max(1, len(plan.cases.rows)))
+    for case in plan.all_cases():
         desk = Desk(ledger, stand_in=lambda request: NOT_ASKED if request.schema is not None else _CRITIQUE)
-        plan.consult(row, desk)
+        plan.consult(case, desk)
         critique_tokens = max((question.request.max_tokens for question in desk.open if question.request.role != "judge"), default=0)
         for question in desk.open:
             tally = tallies.setdefault(question.request.role, _Tally(question.lvlm))
-            tally.note(question.request, critique_tokens if question.request.role == "judge" else 0, images if row >= 0 else 1)
+            tally.note(question.request, critique_tokens if question.request.role == "judge" else 0, 1 if case.is_control else images)
         for question in desk.answered:
             tally = tallies.setdefault(question.request.role, _Tally(question.lvlm))
             tally.answered += 1

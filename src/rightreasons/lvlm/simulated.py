@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from rightreasons.controls import CORE
 from rightreasons.errors import ConfigError
 from rightreasons.lvlm.protocol import Answer, Request
 from rightreasons.records import GroundTruth, Subject, truly_spurious
@@ -59,8 +58,8 @@ class Simulated:
 
     def _says_spurious(self, subject: Subject) -> dict[str, bool]:
         """What it says of each segment, by the ID that is shown."""
-        if subject.index < 0:  # a control, whose truth is known without masks
-            truths = [subject.index != CORE]
+        if subject.known is not None:
+            truths = [subject.known]
         else:
             truths = truly_spurious(subject.segments, subject.positive_effect, self._truth.mask(subject.index)).tolist()
         said = {}
