@@ -13,22 +13,23 @@ import tempfile
 from collections import defaultdict
 from pathlib import Path
 
+from rightreasons.case import Cases
 from rightreasons.consult import Panel, consult_case
-from rightreasons.inspection import inspect_images
+from rightreasons.inspection import gather_evidence
 from rightreasons.judge import read_examples
 from rightreasons.lvlm import LVLM, open_lvlm
 from rightreasons.lvlm.prices import likely_input_tokens
 from rightreasons.lvlm.protocol import Answer, Request
-from rightreasons.pipeline import case_of
+from rightreasons.pipeline.find import prepare
 from rightreasons.progress import Silent
-from rightreasons.project import open_lvlms, open_project, prepare
+from rightreasons.project import open_lvlms, open_project
 from rightreasons.runs import RunFolder
 from rightreasons.seeds import seeded
 
 BYTES_A_TOKEN = 4
 
 
-def count_mode(found, project, mode: str, images: int) -> dict:
+def count_mode(cases, project, mode: str, images: int) -> dict:
     """Means per image."""
     lvlm, _ = open_lvlms(project, ())
     server = open_lvlm("openai:gpt-4o")
@@ -44,9 +45,9 @@ def count_mode(found, project, mode: str, images: int) -> dict:
         totals["output_tokens"] += -(-len(raw.encode()) // BYTES_A_TOKEN)
         return model.parse(raw)
 
-    rows = found.judged[:images]
+    rows = cases.rows[:images]
     panel = Panel(lvlm, lvlm, read_examples(None, seeded(0, "few-shot")), mode)
-    verdicts = [verdict.value for row in rows for verdict in consult_case(case_of(found, row, project.descriptions), panel, ask)[1]]
+    verdicts = [verdict.value for row in rows for verdict in consult_case(cases[row], panel, ask)[1]]
     return {"mode": mode, "images": len(rows), "segments": len(verdicts), "verdicts": verdicts} | {key: totals[key] / len(rows) for key in totals}
 
 
@@ -59,8 +60,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = RunFolder(Path(place) / "run")
         model = prepare(project, folder, Silent())
-        found = inspect_images(project.config, folder, model, project.task.splits["train"], len(project.descriptions), Silent())
-        modes = [count_mode(found, project, mode, options.images) for mode in ("two-call", "fused")]
+        evidence = gather_evidence(project.config, folder, model, project.train, project.validation, project.task.classes, Silent())
+        cases = Cases(evidence, project.descriptions, folder)
+        modes = [count_mode(cases, project, mode, options.images) for mode in ("two-call", "fused")]
     two, fused = modes
     if two.pop("verdicts") != fused.pop("verdicts"):
         sys.exit("the modes give other verdicts: there is something to mend before anything is counted")

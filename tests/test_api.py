@@ -94,7 +94,7 @@ def test_the_same_call_goes_on_where_it_stopped(model, train, tmp_path):
     first = find(model, train, tmp_path / "run", lvlm)
     asked = len(lvlm.history)
     again = find(model, train, tmp_path / "run", lvlm)
-    assert again.verdicts == first.verdicts and len(lvlm.history) == asked and again.cached >= 16, "two calls an image, and the controls"
+    assert again.verdicts == first.verdicts and len(lvlm.history) == asked and again.criticism.cached >= 16, "two calls an image, and the controls"
     one, two = rr.fix_shortcuts(first), rr.fix_shortcuts(again)
     assert all(a.equal(b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,11 +11,13 @@ from torch import nn
 
 from rightreasons.bench import open_study, run_study
 from rightreasons.config import parse_config
-from rightreasons.data.task import TensorImages
+from rightreasons.data.task import Task, TensorImages
 from rightreasons.errors import ConfigError
 from rightreasons.measure import segment_scores
 from rightreasons.progress import Silent
-from rightreasons.records import Attribution, GroundTruth, Segmentation, Selection
+from rightreasons.project import Project
+from rightreasons.records import Attribution, Criticism, GroundTruth, Segmentation, Selection
+from rightreasons.rehearsal import Rehearsal
 from rightreasons.run import Run
 from rightreasons.runs import RunFolder
 
@@ -105,13 +108,17 @@ def test_segment_scores(tmp_path):
     masks[0, 0] = masks[0, 3] = masks[1, 0] = True
     settings = {"data": {"path": "x"}, "model": {"source": "x"}, "classes": {"x": {"description": "x"}}, "critic": {"lvlm": "simulated:"}}
     images = TensorImages(torch.zeros(8, 1, 4, 4), torch.zeros(8, dtype=torch.long))
+    truth = GroundTruth([""] * 8, lambda index: {5: masks[0], 6: masks[1]}.get(index), torch.zeros(8, dtype=torch.bool))
+    config, model, splits = parse_config(settings, source="x"), nn.Flatten(), dict.fromkeys(("train", "validation", "test"), images)
+    task = Task("x", ("x",), splits, "x", truth={"train": truth})
+    project = Project(config, tmp_path, task, (), model, Rehearsal({}), is_trained=True)
     run = Run(
-        RunFolder(tmp_path), parse_config(settings, source="x"), nn.Flatten(), (), images, images, "simulated:", True,
+        project, RunFolder(tmp_path), model,
         Selection("random", torch.tensor([5, 6, 7]), torch.zeros(3, dtype=torch.long), torch.zeros(3)),
         Attribution(heatmaps, torch.zeros(3, dtype=torch.long), torch.zeros(3)),
         Segmentation(segments, effect, torch.ones(3, 1), ("segmented",) * 3),
-        [], [],
+        [], [], [], Criticism("simulated:", True),
     )  # fmt: skip
-    truth = GroundTruth([""] * 8, lambda index: {5: masks[0], 6: masks[1]}.get(index), torch.zeros(8, dtype=torch.bool))
-    assert segment_scores(run, truth) == {"found": 0.5, "recall": 0.25, "precision": 0.5}
-    assert segment_scores(run, None) == {"found": None, "recall": None, "precision": None}
+    assert segment_scores(run) == {"found": 0.5, "recall": 0.25, "precision": 0.5}
+    run.project = replace(project, task=replace(task, truth={}))
+    assert segment_scores(run) == {"found": None, "recall": None, "precision": None}

@@ -14,9 +14,9 @@ from rightreasons.errors import ConfigError
 from rightreasons.guard import find_harm
 from rightreasons.lvlm.scripted import Scripted
 from rightreasons.models import hash_weights
-from rightreasons.pipeline import alignment_job
-from rightreasons.project import load_run
+from rightreasons.pipeline.fix import alignment_job
 from rightreasons.records import HeldOut, Verdict
+from rightreasons.run import load_run
 from rightreasons.runs import RunFolder
 from tests.helpers import invoke, trained_weights, write_scripted
 from tests.test_api import SETTINGS, WORDS, InMemory, find, model, reply, train  # noqa: F401 -- fixtures
@@ -64,7 +64,7 @@ def test_an_image_added_since_find_is_refused(project, command):
 def test_an_inspected_image_that_was_drawn_over_is_refused(project, command):
     """The new file is as long as the old one, so that its length does not tell."""
     index = int(RunFolder(project / "run").load_selection().indices[0])
-    path = project / "images" / load_run(RunFolder(project / "run"))[0].task.splits["train"].entries[index].name
+    path = project / "images" / load_run(RunFolder(project / "run")).train.entries[index].name
     content = bytearray(path.read_bytes())
     content[-20] ^= 1
     path.write_bytes(content)
@@ -175,8 +175,8 @@ def test_what_is_harm(after, harm):
 
 
 def test_a_rejected_repair_is_kept_scored_and_can_be_accepted(project, monkeypatch):
-    monkeypatch.setattr("rightreasons.pipeline.find_harm", lambda *_: "it was made up for this test")
-    original = hash_weights(load_run(RunFolder(project / "run"))[1].model)
+    monkeypatch.setattr("rightreasons.pipeline.fix.find_harm", lambda *_: "it was made up for this test")
+    original = hash_weights(load_run(RunFolder(project / "run")).model)
     result = invoke("fix", project / "run", "--json")
     metrics = json.loads(result.stdout)
     assert metrics["alignment"]["outcome"] == "original kept" and metrics["alignment"]["reason"] == "it was made up for this test"
@@ -185,18 +185,18 @@ def test_a_rejected_repair_is_kept_scored_and_can_be_accepted(project, monkeypat
     rejected = safetensors.torch.load_file(project / "run" / "rejected.safetensors")
     assert "rejected" in (project / "run" / "report.html").read_text()
 
-    monkeypatch.setattr("rightreasons.pipeline.align", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr("rightreasons.pipeline.fix.align", lambda *_, **__: pytest.fail("trained again"))
     accepted = metrics_of("fix", project / "run", "--accept")
     assert accepted["alignment"]["outcome"] == "accepted" and accepted["after"] == metrics["rejected"] and accepted["rejected"] is None
     aligned = safetensors.torch.load_file(project / "run" / "aligned.safetensors")
     assert all(aligned[name].equal(value) for name, value in rejected.items())
-    _, run = load_run(RunFolder(project / "run"))
+    run = load_run(RunFolder(project / "run"))
     assert run.rejected is None and hash_weights(run.aligned) != original
 
 
 def test_python_is_told_that_the_original_was_kept(model, train, tmp_path, monkeypatch, caplog):  # noqa: F811
     run = find(model, train, tmp_path / "run", validation_set=InMemory(slice(30, 35)))
-    monkeypatch.setattr("rightreasons.pipeline.find_harm", lambda *_: "it was made up for this test")
+    monkeypatch.setattr("rightreasons.pipeline.fix.find_harm", lambda *_: "it was made up for this test")
     with caplog.at_level(logging.WARNING, "rightreasons"):
         kept = rr.fix_shortcuts(run)
     assert run.alignment.outcome == "original kept" and run.rejected is not None
@@ -270,7 +270,7 @@ def test_another_bound_judges_again_without_training(project, monkeypatch):
     fixed = metrics_of("fix", project / "run")
     assert fixed["alignment"]["outcome"] == "aligned"
     repaired = (project / "run" / "aligned.safetensors").read_bytes()
-    monkeypatch.setattr("rightreasons.pipeline.align", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr("rightreasons.pipeline.fix.align", lambda *_, **__: pytest.fail("trained again"))
     alignment = project / "run" / "alignment.json"
     stored = json.loads(alignment.read_text())
     stored["held_out"][0]["neutral"], stored["held_out"][1]["neutral"] = 0.9, 0.6
@@ -286,7 +286,7 @@ def test_another_bound_judges_again_without_training(project, monkeypatch):
 def test_verdicts_of_relevant_are_part_of_the_job(project):
     """A segment that no swap may cover any more is another repair, though the same segments are spurious."""
     folder = RunFolder(project / "run")
-    _, run = load_run(folder)
+    run = load_run(folder)
     job = alignment_job(run)
     kept = next(verdict for verdict in run.verdicts if verdict.value == "relevant")
     run.verdicts.append(Verdict(kept.index, kept.segment, "unsure", "human"))

@@ -197,14 +197,15 @@ def test_errors_show_no_key(tmp_path, monkeypatch):
 
 
 def test_lettering_is_warned_of_before_anything_is_sent(tmp_path, monkeypatch):
+    from rightreasons.pipeline.find import find
     from rightreasons.progress import Silent
-    from rightreasons.project import find_in_project, read_project
+    from rightreasons.project import read_project
     from rightreasons.runs import RunFolder
 
     monkeypatch.setattr("rightreasons.inspection.has_lettering", lambda pixels: True)  # 16 pixels are too few to write on
     reporter, heard = Silent(), []
     with FaultServer(misbehave=lambda seen: heard.append(len(reporter.notes))) as stub:
-        find_in_project(read_project(write_project(tmp_path, stub.base_url)), RunFolder(tmp_path / "run"), reporter=reporter)
+        find(read_project(write_project(tmp_path, stub.base_url)), RunFolder(tmp_path / "run"), reporter=reporter)
     (told,) = [note for note in reporter.notes[: heard[0]] if "12 of 12 inspected images seem to have text burned into them" in note]
     assert PATIENT not in told
 

@@ -4,7 +4,7 @@
     fix_shortcuts    mask -> align
     score            evaluate
 
-``pipeline`` has the stages in order and is the page to read first.
+``pipeline.find`` has the stages in order and is the page to read first.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rightreasons.errors import RightReasonsError
     from rightreasons.lvlm import open_lvlm
     from rightreasons.measure import score
-    from rightreasons.pipeline import find_shortcuts, fix_shortcuts
+    from rightreasons.pipeline.shortcuts import find_shortcuts, fix_shortcuts
     from rightreasons.presets import Preset
     from rightreasons.records import ClassDescription, GroundTruth, Scores, Verdict
     from rightreasons.run import Run
@@ -31,8 +31,8 @@ _HOMES = {
     "Run": "run",
     "Scores": "records",
     "Verdict": "records",
-    "find_shortcuts": "pipeline",
-    "fix_shortcuts": "pipeline",
+    "find_shortcuts": "pipeline.shortcuts",
+    "fix_shortcuts": "pipeline.shortcuts",
     "open_lvlm": "lvlm",
     "score": "measure",
 }

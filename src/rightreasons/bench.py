@@ -18,8 +18,9 @@ from rightreasons.config import merge_tables, read_toml
 from rightreasons.errors import ConfigError
 from rightreasons.files import to_json, write_text
 from rightreasons.measure import critic_scores, score_run, segment_scores, spurious_fraction
+from rightreasons.pipeline.find import find
 from rightreasons.progress import Reporter
-from rightreasons.project import Project, find_in_project, open_project
+from rightreasons.project import open_project
 from rightreasons.records import Scores
 from rightreasons.run import Run
 from rightreasons.runs import RunFolder
@@ -104,10 +105,10 @@ def run_study(study: Study, *, seeds: Iterable[int], methods: Sequence[str] | No
     return {"study": study.name, "rows": [_row(study, method, seeds, out) for method in chosen]}
 
 
-def reference_scores(project: Project, run: Run, folder: Path, reporter: Reporter) -> dict[str, Scores]:
+def reference_scores(run: Run, folder: Path, reporter: Reporter) -> dict[str, Scores]:
     """The two upper bounds that a run can be held against where the task knows its own shortcut."""
-    bench = Bench(project, run, folder, reporter)
-    return {name: score_run(_METHODS[name].train(bench), project.task, run) for name in ("ground-truth-masks", "without-shortcut")}
+    bench = Bench(run, folder, reporter)
+    return {name: score_run(_METHODS[name].train(bench), run) for name in ("ground-truth-masks", "without-shortcut")}
 
 
 def show_rows(table: dict[str, Any]) -> tuple[str, list[str], list[list[str]]]:
@@ -139,10 +140,10 @@ def _run_one(study: Study, method: str, seed: int, out: Path, reporter: Reporter
     # Rows that inspect the same images with the same critic share one run folder.
     shared = hashlib.sha256(json.dumps(tables, sort_keys=True).encode()).hexdigest()[:8]
     folder = out / f"{study.name}-work" / f"{seed}-{shared}"
-    run = find_in_project(project, RunFolder(folder), reporter=reporter)
-    critic = critic_scores(run, project.task.truth.get("train"))
-    model = entry.train(Bench(project, run, folder / "methods", reporter))
-    scores = score_run(model, project.task, run)
+    run = find(project, RunFolder(folder), reporter=reporter)
+    critic = critic_scores(run)
+    model = entry.train(Bench(run, folder / "methods", reporter))
+    scores = score_run(model, run)
     judged = _depends_on_critic(study, method)
     result = {
         "study": study.name,
@@ -152,7 +153,7 @@ def _run_one(study: Study, method: str, seed: int, out: Path, reporter: Reporter
         "labels_used": entry.labels_used,
         "selection": entry.selection,
         "critic_scores": critic if judged else None,
-        "inspected": {"spurious_fraction": spurious_fraction(run, project.task), **segment_scores(run, project.task.truth.get("train"))},
+        "inspected": {"spurious_fraction": spurious_fraction(run), **segment_scores(run)},
         "metrics": {key: getattr(scores, key) for key in METRICS},
         # 95 %, over whole objects; none where each image shows another.
         "intervals": dict(scores.intervals) or None,

@@ -18,9 +18,8 @@ from rightreasons.cli_common import AllowRemote, ConfigFile, Device, Out, defaul
 
 if TYPE_CHECKING:
     from rightreasons.progress import Reporter
-    from rightreasons.project import Project
-    from rightreasons.records import Scores
-    from rightreasons.run import Alignment, Run
+    from rightreasons.run import Run
+    from rightreasons.runs import RunFolder
 
 # Threads that spin while they wait make small models up to a hundred times slower on a busy machine (docs/log.md). Read when torch loads.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -70,17 +69,19 @@ Target = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or th
 def demo(out: Out = None, as_json: AsJson = False, device: Device = None) -> None:
     """The whole method on packaged handwritten digits: no network, a simulated critic, under two minutes."""
     from rightreasons.bench import reference_scores
-    from rightreasons.pipeline import fix as align
-    from rightreasons.project import find_in_project, open_project
+    from rightreasons.pipeline.find import find as find_in
+    from rightreasons.pipeline.fix import fix as align
+    from rightreasons.pipeline.results import write_results
+    from rightreasons.project import open_project
     from rightreasons.runs import RunFolder
 
     reporter = _reporter()
     project = open_project({"data": {"path": "decoy-mnist:packaged"}}, source="demo", root=Path.cwd())
     folder = RunFolder(out or Path("runs/demo"))
-    run = find_in_project(project, folder, reporter=reporter)
+    run = find_in(project, folder, reporter=reporter)
     alignment = align(run, reporter=reporter)
-    reference = reference_scores(project, run, folder.path / "reference", reporter)
-    metrics = _finish(project, run, reporter, alignment=alignment, reference=reference)
+    reference = reference_scores(run, folder.path / "reference", reporter)
+    metrics = write_results(run, reporter, alignment=alignment, reference=reference)
     _show(metrics, folder, as_json)
     if not as_json:
         typer.echo("The critic was simulated from ground-truth masks; for a real one set [critic] lvlm = 'openai:MODEL' and base_url (see README).")
@@ -114,8 +115,10 @@ def find(
     device: Device = None,
 ) -> None:
     """Find what the classifier leans on and have each piece judged; writes a run folder and report.html."""
+    from rightreasons.pipeline.find import find as find_in
+    from rightreasons.pipeline.results import write_results
     from rightreasons.plan import carried_backends
-    from rightreasons.project import find_in_project, read_project
+    from rightreasons.project import read_project
     from rightreasons.runs import RunFolder
 
     reporter = _reporter()
@@ -124,7 +127,7 @@ def find(
     if dry_run:
         cli_lvlm.show_dry_run(project, folder, reporter, as_json=as_json)
         return
-    run = find_in_project(
+    run = find_in(
         project,
         folder,
         reporter=reporter,
@@ -133,9 +136,10 @@ def find(
         max_usd=max_usd,
         carried=None if retry_unknown else carried_backends(project, folder),
     )
-    metrics = _finish(project, run, reporter)
+    metrics = write_results(run, reporter)
+    _tell_left_out(run, reporter)
     _show(metrics, folder, as_json)
-    _tell_of_questions(project, run)
+    _tell_of_questions(run)
     _refuse_silence(run)
 
 
@@ -149,21 +153,26 @@ def fix(
     device: Device = None,
 ) -> None:
     """Fine-tune the model with the verdicts, human ones first; writes aligned.safetensors and the scores after."""
-    from rightreasons.pipeline import fix as align
+    from rightreasons.pipeline.fix import fix as align
+    from rightreasons.pipeline.results import write_results
 
     reporter = _reporter()
-    project, run, target = _load(run_folder, out, change)
+    run, target = _load(run_folder, out, change)
     alignment = align(run, reporter=reporter, out=target.path, accept=accept)
-    metrics = _finish(project, run, reporter, alignment=alignment, folder=target)
+    metrics = write_results(run, reporter, alignment=alignment, folder=target)
+    _tell_left_out(run, reporter)
     _show(metrics, target, as_json)
 
 
 @register(app, "rightreasons score runs/parts --json")
 def score(run_folder: Target, out: Out = None, as_json: AsJson = False, change: Change = None, device: Device = None) -> None:
     """Score the model before and after on the test split."""
+    from rightreasons.pipeline.results import write_results
+
     reporter = _reporter()
-    project, run, target = _load(run_folder, out, change)
-    metrics = _finish(project, run, reporter, folder=target, again=True)
+    run, target = _load(run_folder, out, change)
+    metrics = write_results(run, reporter, folder=target, again=True)
+    _tell_left_out(run, reporter)
     _show(metrics, target, as_json)
 
 
@@ -199,10 +208,10 @@ def _reporter() -> Reporter:
     return Terminal()
 
 
-def _load(target: Path, out: Path | None, change: list[str] | None) -> tuple[Project, Run, Any]:
+def _load(target: Path, out: Path | None, change: list[str] | None) -> tuple[Run, RunFolder]:
     """The run that a folder or a configuration names, and the folder that results go to."""
     from rightreasons.config import read_assignments
-    from rightreasons.project import load_run
+    from rightreasons.run import load_run
     from rightreasons.runs import RunFolder
 
     changes = read_assignments(change or [])
@@ -211,75 +220,16 @@ def _load(target: Path, out: Path | None, change: list[str] | None) -> tuple[Pro
             changes[table][key] = str(Path(changes[table][key]).absolute())
     if target.suffix == ".toml":
         source = RunFolder(out or default_folder(target))
-        project, run = load_run(source, file=target, changes=changes)
-        return project, run, source
+        return load_run(source, file=target, changes=changes), source
     source = RunFolder(target)
-    project, run = load_run(source, changes=changes)
-    return project, run, RunFolder(out) if out else source
+    return load_run(source, changes=changes), RunFolder(out) if out else source
 
 
-def _finish(
-    project: Project,
-    run: Run,
-    reporter: Reporter,
-    *,
-    alignment: Alignment | None = None,
-    reference: dict[str, Scores] | None = None,
-    folder: Any = None,  # noqa: ANN401 -- RunFolder, imported late
-    again: bool = False,
-) -> dict[str, Any]:
-    """Scores, metrics.json and report.html. What an earlier command has scored is taken over, unless ``again``."""
-    from rightreasons.data.loading import StoredImages
-    from rightreasons.inspection import explain_images
-    from rightreasons.measure import build_metrics, read_scores, score_key, score_once, stored_scores
-    from rightreasons.pipeline import alignment_job
-    from rightreasons.report import write_report
-    from rightreasons.run import Alignment
-
-    folder = folder or run.folder
-    folder.path.mkdir(parents=True, exist_ok=True, mode=0o700)
-    earlier = folder.load_metrics() or run.folder.load_metrics() or {}
-    task, reference_key = project.task, score_key(run, project.task, "reference")
-    with reporter.stage("score"):
-        before, after, rejected = (
-            None if model is None else score_once(model, task, run, folder, again=again) for model in (run.model, run.aligned, run.rejected)
-        )
-    assert before is not None  # a run has a model
-    if alignment is None and run.aligned is not None and (stored := folder.load_alignment()) is not None:
-        alignment = Alignment(**stored)
-        if folder.load_alignment(alignment_job(run)) is None:
-            reporter.note("aligned.safetensors was made with other verdicts or settings than those of now: run `rightreasons fix` again")
-    if reference is None:
-        reference = {name: read_scores(scores) for name, scores in (folder.load_scores(reference_key) or {}).items()}
-    else:
-        folder.save_scores(reference_key, {name: stored_scores(scores) for name, scores in reference.items()})
-    seconds = {**earlier.get("seconds", {}), **reporter.seconds}
-    _recall_unreadable(project, run, folder)
-    metrics = build_metrics(run, task, before=before, after=after, rejected=rejected, alignment=alignment, reference=reference, seconds=seconds)
-    after_heatmaps = None
-    if run.aligned is not None:
-        after_heatmaps = explain_images(run.aligned, StoredImages(run.train, run.selection.indices), run.train, run.config).heatmaps
-    write_report(run, metrics, after_heatmaps, folder)
-    folder.save_metrics(metrics)
-    note_left_out(project.task.skipped, reporter, "`rightreasons inspect --decode --json` names them all")
-    return metrics
+def _tell_left_out(run: Run, reporter: Reporter) -> None:
+    note_left_out(run.project.task.skipped, reporter, "`rightreasons inspect --decode --json` names them all")
 
 
-def _recall_unreadable(project: Project, run: Run, folder: Any) -> None:  # noqa: ANN401 -- RunFolder, imported late
-    """What an earlier command could not decode is tried again, so that it is told of again: a stage that is read back opens no file."""
-    import torch
-
-    from rightreasons.data.images import ImageFiles
-
-    earlier, now = folder.load_unreadable() or run.folder.load_unreadable(), {}
-    for split, images in project.task.splits.items():
-        if isinstance(images, ImageFiles):
-            images.read(torch.tensor(earlier.get(split, []), dtype=torch.int64))
-            now[split] = images.unreadable
-    folder.save_unreadable(now)
-
-
-def _show(metrics: dict[str, Any], folder: Any, as_json: bool) -> None:  # noqa: ANN401 -- RunFolder, imported late
+def _show(metrics: dict[str, Any], folder: RunFolder, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(metrics, indent=2))
         return
@@ -304,18 +254,18 @@ def _who_judged(critic: dict[str, Any]) -> str:
     return f" ({critic['backend']} critic)" if critic["backend"] in ("simulated", "scripted") else ""
 
 
-def _tell_of_questions(project: Project, run: Run) -> None:
+def _tell_of_questions(run: Run) -> None:
     """Where a person is the critic and has not answered yet, what to do next, and the exit code 3."""
     from rightreasons.lvlm.human import WAITING, Human
     from rightreasons.records import settle_verdicts
 
     if not any((verdict.problem or "").startswith(WAITING) for verdict in settle_verdicts(run.verdicts).values()):
         return
-    critic = project.config.critic
+    critic = run.config.critic
     for spec in dict.fromkeys((critic.lvlm, critic.judge or critic.lvlm)):
         kind, _, file = spec.partition(":")
         if kind == "human":
-            count, path = Human(file, project.root).count_waiting()
+            count, path = Human(file, run.project.root).count_waiting()
             asked = "1 question" if count == 1 else f"{count} questions"
             typer.echo(f"{asked} without an answer in {path}: write the answers there and run the same command again", err=True)
     typer.echo(f"or decide segment by segment: `rightreasons verdict {run.folder.path} --list` prints what waits as a table to fill in", err=True)
@@ -328,7 +278,7 @@ def _refuse_silence(run: Run) -> None:
 
     if run.verdicts and all(verdict.problem for verdict in run.verdicts):
         raise LVLMError(
-            f"{run.lvlm_name} gave no usable verdict on any of {len(run.verdicts)} segments; the first problem: {run.verdicts[0].problem}. "
+            f"{run.criticism.lvlm} gave no usable verdict on any of {len(run.verdicts)} segments; the first problem: {run.verdicts[0].problem}. "
             f"Its answers are in {run.folder.ledger}; try another model"
         )
 

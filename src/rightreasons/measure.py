@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,6 @@ from rightreasons import evaluate
 from rightreasons.answers import Answers
 from rightreasons.data.loading import StoredImages, count_images, read_batches
 from rightreasons.data.manifest import find_leaks, hash_manifest
-from rightreasons.data.task import Task
 from rightreasons.inspection import explain_parts, read_baselines, segment_settings, shown_effect
 from rightreasons.models import Classifier, as_classifier, hash_weights
 from rightreasons.outcome import decide_outcome, explain_outcome
@@ -65,25 +64,26 @@ def score(
     return Scores(**{**vars(scores), **proofs, "mu_align": aligned})
 
 
-def score_run(model: nn.Module, task: Task, run: Run) -> Scores:
-    """``score`` on a task's test split, with whatever truth the task has."""
-    return score(model, task.splits["test"], truth=task.truth.get("test"), train_truth=task.truth.get("train"), run=run)
+def score_run(model: nn.Module, run: Run) -> Scores:
+    """``score`` on the run's test split, or on the validation split if there is none, with whatever truth its task has."""
+    task = run.project.task
+    return score(model, task.splits.get("test", task.splits["validation"]), truth=task.truth.get("test"), train_truth=task.truth.get("train"), run=run)
 
 
-def score_once(model: nn.Module, task: Task, run: Run, folder: RunFolder, *, again: bool = False) -> Scores:
+def score_once(model: nn.Module, run: Run, folder: RunFolder, *, again: bool = False) -> Scores:
     """``score_run``, or what it gave before for the same weights, data and verdicts, unless ``again``."""
-    key = score_key(run, task, hash_weights(model))
+    key = score_key(run, hash_weights(model))
     stored = None if again else folder.load_scores(key)
     if stored is not None:
         return read_scores(stored)
-    scores = score_run(model, task, run)
+    scores = score_run(model, run)
     folder.save_scores(key, stored_scores(scores))
     return scores
 
 
-def score_key(run: Run, task: Task, what: str) -> str:
+def score_key(run: Run, what: str) -> str:
     """What scores depend on, as a hash: ``what`` is scored, the data, and the verdicts."""
-    digest = hashlib.sha256(f"{what} {task.manifest}".encode())
+    digest = hashlib.sha256(f"{what} {run.project.task.manifest}".encode())
     digest.update(run.masks.numpy().data)
     return digest.hexdigest()
 
@@ -99,9 +99,9 @@ def read_scores(stored: dict[str, Any]) -> Scores:
     return Scores(**{**stored, "groups": read(stored["groups"]), "other_groups": others, "intervals": intervals})
 
 
-def critic_scores(run: Run, truth: GroundTruth | None) -> dict[str, Any]:
+def critic_scores(run: Run) -> dict[str, Any]:
     """Who judged, what it cost, and how often it was right where ground-truth masks tell."""
-    agreement = None
+    agreement, truth = None, run.project.task.truth.get("train")
     # What a person overruled was said by the critic all the same.
     critics = [verdict for verdict in run.verdicts if verdict.source != "human"]
     if truth is not None:
@@ -109,17 +109,17 @@ def critic_scores(run: Run, truth: GroundTruth | None) -> dict[str, Any]:
         row_of = {index: row for row, index in enumerate(run.selection.indices.tolist())}
         truths = [bool(spurious[row_of[verdict.index]][verdict.segment]) for verdict in critics]
         agreement = evaluate.verdict_agreement([verdict.value for verdict in critics], truths)
-    backend, _, model = run.lvlm_name.partition(":")
+    backend, _, model = run.criticism.lvlm.partition(":")
     rates = ("accuracy", "spurious_recall", "core_recall")
     told = {f"{part}{what}": getattr(agreement, f"{part}{what}", None) for what in ("", "_interval") for part in rates}
     settled = settle_verdicts(run.verdicts).values()
     return {
         "backend": backend,
         "model": model,
-        "simulated": run.simulated,
-        "calls": run.calls,
-        "cached": run.cached,
-        "cost_usd": 0.0 if run.simulated else run.cost_usd,
+        "simulated": run.criticism.simulated,
+        "calls": run.criticism.calls,
+        "cached": run.criticism.cached,
+        "cost_usd": 0.0 if run.criticism.simulated else run.criticism.cost_usd,
         **{f"verdict_{name}" if name.startswith("accuracy") else name: value for name, value in told.items()},
         "unsure": sum(verdict.value == "unsure" for verdict in settled),
         "spurious": sum(verdict.value == "spurious" for verdict in settled),
@@ -128,17 +128,18 @@ def critic_scores(run: Run, truth: GroundTruth | None) -> dict[str, Any]:
         "waiting": len(run.queue),
         "mode": run.config.critic.mode,
         "votes": run.config.critic.votes,
-        "prompts": dict(run.prompts),
+        "prompts": dict(run.criticism.prompts),
         "controls": [asdict(control) for control in run.controls],
     }
 
 
-def segment_scores(run: Run, truth: GroundTruth | None) -> dict[str, float | None]:
+def segment_scores(run: Run) -> dict[str, float | None]:
     """How well the segments cut the shortcut out, whoever judges them.
 
     Over the inspected images that have a ground-truth mask: ``found``, the share in which a segment is mostly shortcut; ``recall``, the share of
     the mask that such segments cover; and ``precision``, the share of such segments' pixels that lies in the mask, where there are any.
     """
+    truth = run.project.task.truth.get("train")
     shares: dict[str, list[float]] = {"found": [], "recall": [], "precision": []}
     if truth is not None:
         for row, spurious in enumerate(_truly_spurious(run, truth)):
@@ -155,9 +156,9 @@ def segment_scores(run: Run, truth: GroundTruth | None) -> dict[str, float | Non
     return {name: sum(values) / len(values) if values else None for name, values in shares.items()}
 
 
-def spurious_fraction(run: Run, task: Task) -> float | None:
+def spurious_fraction(run: Run) -> float | None:
     """The share of the inspected images that carry the shortcut, where the task knows."""
-    truth = task.truth.get("train")
+    truth = run.project.task.truth.get("train")
     if truth is None:
         return None
     if truth.spurious is not None:
@@ -179,9 +180,9 @@ def classifier_facts(run: Run) -> dict[str, Any]:
     return {"input": {"height": height, "width": width, "mean": preset.mean, "std": preset.std}, **splits, "problems": problems}
 
 
-def data_facts(run: Run, task: Task) -> dict[str, Any]:
+def data_facts(run: Run) -> dict[str, Any]:
     """What the data were read as, how many images each split has, and how many of them are in two splits by their hash."""
-    listed = run.folder.load_manifest()
+    listed, task = run.folder.load_manifest(), run.project.task
     return {
         "read_as": task.told,
         "images": {split: count_images(dataset) for split, dataset in task.splits.items()},
@@ -192,16 +193,16 @@ def data_facts(run: Run, task: Task) -> dict[str, Any]:
 
 def build_metrics(
     run: Run,
-    task: Task,
     *,
     before: Scores,
     after: Scores | None = None,
     alignment: Alignment | None = None,
     rejected: Scores | None = None,
-    reference: dict[str, Scores] | None = None,
+    reference: Mapping[str, Scores] | None = None,
     seconds: dict[str, float],
 ) -> dict[str, Any]:
     """``metrics.json``: the contract for scripts."""
+    task = run.project.task
     return {
         # Of a folder its name alone: the page is forwarded, and the way to it names people and machines.
         "task": Path(task.name).resolve().name if "/" in task.name else task.name,
@@ -210,15 +211,15 @@ def build_metrics(
         "explanation": explain_outcome(run.coverage, before.swap_flip_rate),
         "coverage": {key: value for key, value in asdict(run.coverage).items() if key != "failures"},
         "classifier": classifier_facts(run),
-        "critic": critic_scores(run, task.truth.get("train")),
+        "critic": critic_scores(run),
         "selection": {
             "strategy": run.selection.strategy,
             "size": len(run.selection),
-            "spurious_fraction": spurious_fraction(run, task),
+            "spurious_fraction": spurious_fraction(run),
         },
-        "segments": segment_scores(run, task.truth.get("train")),
+        "segments": segment_scores(run),
         "completeness_error": _number(run.attribution.completeness_error.nanmedian()),
-        "data": data_facts(run, task),
+        "data": data_facts(run),
         "skipped_images": len(task.skipped),
         "before": stored_scores(before),
         "after": stored_scores(after) if after is not None else None,

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import torch
 import torch.nn.functional as F
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import TensorDataset
 
 from rightreasons.case import Case, Cases, warn_of_lettering
 from rightreasons.config import describe_difference
@@ -30,8 +30,9 @@ from rightreasons.lvlm import LVLM
 from rightreasons.lvlm.ledger import Ledger
 from rightreasons.lvlm.prices import provider_hosts
 from rightreasons.lvlm.protocol import Answer, Request
+from rightreasons.pipeline.find import prepare
 from rightreasons.progress import Reporter, Silent
-from rightreasons.project import Project, Role, go_on, open_role, prepare, project_of_run
+from rightreasons.project import Project, Role, example_file, go_on, open_role, project_of_run
 from rightreasons.records import Attribution, Segmentation, Selection
 from rightreasons.render import fit_size
 from rightreasons.runs import NEVER_USED, RunFolder
@@ -109,7 +110,7 @@ class Plan:
 def plan_project(project: Project, cases: Cases, *, images: int | None = None) -> Plan:
     """The plan of a project whose images were inspected. Its backends are open and may send nothing: leave and keys are not asked for."""
     critic = project.config.critic
-    examples = read_examples(project.root / critic.examples if critic.examples else None, seeded(project.config.run.seed, "few-shot"))
+    examples = read_examples(example_file(project), seeded(project.config.run.seed, "few-shot"))
     first = _open_silently(project, "critic")
     second = first if critic.judge is None else _open_silently(project, "judge")
     return Plan(project, cases, examples, first, second, len(cases.rows) if images is None else images, images is None)
@@ -120,7 +121,7 @@ def inspect_project(project: Project, folder: RunFolder, reporter: Reporter) -> 
     """The plan of a project after every stage that asks nobody, each run where it has not finished; the folder is locked meanwhile."""
     model = prepare(project, folder, reporter)
     with folder.locked():
-        evidence = gather_evidence(project.config, folder, model, *_inputs(project), reporter)
+        evidence = gather_evidence(project.config, folder, model, project.train, project.validation, project.task.classes, reporter)
         plan = plan_project(project, Cases(evidence, project.descriptions, folder))
         if plan.critic.address is not None:
             warn_of_lettering(plan.cases, reporter)
@@ -180,14 +181,8 @@ def _is_inspected(folder: RunFolder) -> bool:
 
 
 def _read_cases(project: Project, folder: RunFolder) -> Cases:
-    evidence = gather_evidence(project.config, folder, project.model, *_inputs(project), Silent())
+    evidence = gather_evidence(project.config, folder, project.model, project.train, project.validation, project.task.classes, Silent())
     return Cases(evidence, project.descriptions, folder)
-
-
-def _inputs(project: Project) -> tuple[Dataset, Dataset, list[str]]:
-    """What is inspected: the training and the validation split, and the names of the classes."""
-    splits = project.task.splits
-    return splits["train"], splits["validation"], [item.name for item in project.descriptions]
 
 
 def _stand_in(project: Project, folder: RunFolder) -> Cases:

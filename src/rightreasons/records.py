@@ -149,6 +149,19 @@ class Control:
 
 
 @dataclass(frozen=True)
+class Criticism:
+    """Who judged a run, by which versions of the prompts and at what cost, and the hash of the ``weights`` that were explained."""
+
+    lvlm: str
+    simulated: bool
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    calls: int = 0
+    cached: int = 0
+    cost_usd: float | None = None
+    weights: str | None = None
+
+
+@dataclass(frozen=True)
 class GroupScore:
     """Accuracy over the images of one group, and how many there are."""
 

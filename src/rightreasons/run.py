@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +14,12 @@ from torch.utils.data import Dataset
 
 from rightreasons.config import Config
 from rightreasons.data.loading import StoredImages, count_images, read_batches
+from rightreasons.errors import ConfigError
 from rightreasons.mask import build_masks
-from rightreasons.models import hash_weights
+from rightreasons.models import copy_model, hash_weights, load_checkpoint
 from rightreasons.outcome import Coverage, RunOutcome, count_coverage, decide_outcome
-from rightreasons.records import Attribution, ClassDescription, Control, Critique, Segmentation, Selection, Verdict
+from rightreasons.project import Project, fresh_model, project_of_run
+from rightreasons.records import Attribution, ClassDescription, Control, Criticism, Critique, Segmentation, Selection, Verdict
 from rightreasons.runs import RunFolder
 from rightreasons.seeds import seeded
 from rightreasons.swap import count_flips, flip_rate
@@ -27,30 +31,47 @@ SWAP_HOSTS = 1000
 
 @dataclass
 class Run:
-    """A run in memory: what it works on, and what ``find_shortcuts`` found."""
+    """A run in memory: what it works on, what was found, and what was said of it."""
 
+    project: Project
     folder: RunFolder
-    config: Config
     model: nn.Module
-    descriptions: tuple[ClassDescription, ...]
-    train: Dataset
-    validation: Dataset
-    lvlm_name: str
-    simulated: bool
     selection: Selection
     attribution: Attribution
     segmentation: Segmentation
     critiques: list[Critique]
     verdicts: list[Verdict]
-    controls: list[Control] = field(default_factory=list)
-    prompts: Mapping[str, str] = field(default_factory=dict)
+    controls: list[Control]
+    criticism: Criticism
     aligned: nn.Module | None = None
     rejected: nn.Module | None = None
     alignment: Alignment | None = None
-    calls: int = 0
-    cached: int = 0
-    cost_usd: float | None = None
     _flip_rates: dict[str, float | None] = field(default_factory=dict, repr=False)
+
+    @property
+    def config(self) -> Config:
+        """The settings."""
+        return self.project.config
+
+    @property
+    def descriptions(self) -> tuple[ClassDescription, ...]:
+        """The expert's words on each class, in the order of the labels."""
+        return self.project.descriptions
+
+    @property
+    def train(self) -> Dataset:
+        """The training images."""
+        return self.project.train
+
+    @property
+    def validation(self) -> Dataset:
+        """The held-out images."""
+        return self.project.validation
+
+    @property
+    def models(self) -> tuple[nn.Module, nn.Module | None, nn.Module | None]:
+        """The model as it was, the repaired one, and a repair that was rejected."""
+        return self.model, self.aligned, self.rejected
 
     @property
     def masks(self) -> Tensor:
@@ -108,3 +129,37 @@ class Alignment:
     neutral_before: float | None = None
     neutral_after: float | None = None
     reason: str | None = None
+
+
+def load_run(folder: RunFolder, *, file: Path | None = None, changes: Mapping[str, Any] | None = None) -> Run:
+    """A run that ``find`` has finished. Raises ConfigError if it has not finished."""
+    project = project_of_run(folder, file=file, changes=changes)
+    selection, attribution, segmentation = folder.load_selection(), folder.load_attribution(), folder.load_segmentation()
+    critiques, verdicts = folder.load_critiques(), folder.load_verdicts()
+    if selection is None or attribution is None or segmentation is None or critiques is None or verdicts is None:
+        raise ConfigError(f"{folder.path} is not finished: run `rightreasons find` with the same --out again, and it goes on where it stopped")
+    model = fresh_model(project)
+    if not project.is_trained:
+        load_checkpoint(model, folder.trained_model)
+    criticism = folder.load_criticism() or _read_old_criticism(folder)
+    run = Run(project, folder, model, selection, attribution, segmentation, critiques, verdicts, folder.load_controls(), criticism)
+    run.aligned, run.rejected = (_read_weights(run.model, folder.path / f"{name}.safetensors") for name in ("aligned", "rejected"))
+    return run
+
+
+def _read_weights(model: nn.Module, path: Path) -> nn.Module | None:
+    """A copy of the model with the weights of a file, where it is there."""
+    if not path.exists():
+        return None
+    other = copy_model(model)
+    load_checkpoint(other, path)
+    return other
+
+
+def _read_old_criticism(folder: RunFolder) -> Criticism:
+    """Who judged in a run from before criticism.json: what metrics.json says, or the configuration where there is none."""
+    spec = folder.config().critic.lvlm
+    critic: dict[str, Any] = (folder.load_metrics() or {}).get("critic") or {"simulated": spec.startswith("simulated:")}
+    name = f"{critic['backend']}:{critic['model']}" if "backend" in critic else spec
+    known = {key: critic[key] for key in ("simulated", "prompts", "calls", "cached", "cost_usd") if key in critic}
+    return Criticism(name, **known)

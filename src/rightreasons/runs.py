@@ -24,7 +24,7 @@ from rightreasons.data.manifest import Listed, compare_manifests, find_changed, 
 from rightreasons.device import best_device
 from rightreasons.errors import ConfigError
 from rightreasons.files import make_private_folder, to_json, write_atomically, write_text
-from rightreasons.records import Attribution, Control, Critique, HeldOut, Outcome, Segmentation, Selection, Verdict
+from rightreasons.records import Attribution, Control, Criticism, Critique, HeldOut, Outcome, Segmentation, Selection, Verdict
 from rightreasons.verdicts import read_verdicts
 
 # Settings that no stage up to the verdicts uses, or that change no answer; and those that only the critic's stage uses. The paths of data and
@@ -278,13 +278,14 @@ class RunFolder:
             counts = (tensors.get_tensor("shares") > 0).sum(1)
         return dict(zip(selection["indices"], counts.tolist(), strict=True))
 
-    def save_criticism(self, criticism: Mapping[str, Any]) -> None:
+    def save_criticism(self, criticism: Criticism) -> None:
         """criticism.json: who judged, what it cost, and the weights that were explained."""
-        write_text(self.path / "criticism.json", to_json(criticism) + "\n")
+        write_text(self.path / "criticism.json", to_json(asdict(criticism)) + "\n")
 
-    def load_criticism(self) -> dict[str, Any] | None:
+    def load_criticism(self) -> Criticism | None:
         """criticism.json, read back."""
-        return self._read_json("criticism.json")
+        stored = self._read_json("criticism.json")
+        return None if stored is None else Criticism(**stored)
 
     def save_scores(self, key: str, scores: Mapping[str, Any]) -> None:
         """scores.json: scores by what they depend on."""

@@ -1,6 +1,6 @@
 """What ours is compared with. One file per baseline; each says which labels it sees.
 
-A baseline is a function of a ``Bench`` (the project, its run and the shortcut model) that returns a model.
+A baseline is a function of a ``Bench`` (a run with its project and the shortcut model) that returns a model.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from pathlib import Path
 from torch import nn
 
 from rightreasons.progress import Reporter
-from rightreasons.project import Project
 from rightreasons.run import Run
 
 
@@ -20,7 +19,6 @@ from rightreasons.run import Run
 class Bench:
     """What a method may use, and a folder for its half-finished work."""
 
-    project: Project
     run: Run
     folder: Path
     reporter: Reporter

@@ -8,15 +8,15 @@ from torch import nn
 from rightreasons.baselines import Bench
 from rightreasons.errors import ConfigError
 from rightreasons.models import copy_model
-from rightreasons.pipeline import align, build_alignment
+from rightreasons.pipeline.fix import align, build_alignment
 
 
 def train(bench: Bench) -> nn.Module:
     """Fine-tunes with one segment per image: its ground-truth mask."""
     run = bench.run
-    truth = bench.project.task.truth.get("train")
+    truth = bench.run.project.task.truth.get("train")
     if truth is None or (truth.masked is not None and not truth.masked):
-        raise ConfigError(f"{bench.project.task.name} has no ground-truth masks of the training images: leave out the method ground-truth-masks")
+        raise ConfigError(f"{bench.run.project.task.name} has no ground-truth masks of the training images: leave out the method ground-truth-masks")
     found = [truth.mask(index) for index in run.selection.indices.tolist()]
     empty = torch.zeros(run.attribution.heatmaps.shape[1:], dtype=torch.bool)
     masks = torch.stack([empty if mask is None else mask for mask in found])

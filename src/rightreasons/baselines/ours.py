@@ -8,7 +8,7 @@ from torch import nn
 
 from rightreasons.baselines import Bench
 from rightreasons.config import AlignConfig
-from rightreasons.pipeline import fix
+from rightreasons.pipeline.fix import fix
 
 # What is best for it on digits and on photographs alike: `rightreasons bench published-loss`, `rightreasons bench solar-choices`.
 PUBLISHED_LAMBDA = 1.0
@@ -28,7 +28,8 @@ def fine_tune(bench: Bench, name: str, **changes: object) -> nn.Module:
     """``fix`` with some alignment settings changed, and without the harm guard, which would hide a failure."""
     settings = bench.run.config.align.model_dump(by_alias=True) | {"max_accuracy_drop": 1.0} | changes
     align = AlignConfig.model_validate(settings)
-    run = replace(bench.run, config=bench.run.config.model_copy(update={"align": align}), aligned=None)
+    project = replace(bench.run.project, config=bench.run.config.model_copy(update={"align": align}))
+    run = replace(bench.run, project=project, aligned=None)
     fix(run, reporter=bench.reporter, out=bench.folder / name)
     assert run.aligned is not None  # fix sets it
     return run.aligned

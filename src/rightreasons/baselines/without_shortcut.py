@@ -16,7 +16,7 @@ from rightreasons.training import Recipe, train_plainly
 
 def train(bench: Bench) -> nn.Module:
     """Plain training from the first weights, on as many images as the shortcut model and ours see together."""
-    project, config = bench.project, bench.project.config
+    project, config = bench.run.project, bench.run.config
     data = project.task.unbiased_train
     if data is None:
         raise ConfigError(f"{project.task.name} cannot be made without its shortcut: leave out the method without-shortcut")

@@ -1,0 +1,196 @@
+"""The method, stage by stage, up to the verdicts. Read this page first.
+
+    select_images -> attribute_images -> segment_heatmaps      what the model leans on (``gather_evidence``, which asks nobody)
+    -> render_pictures -> critique_image -> judge_critique     what a vision-language model makes of it (``consult_case``, once for every vote)
+    -> build_masks -> align_model                              the repair (``fix``)
+
+Each stage's result is saved in the run folder as soon as it is complete and read from there the next time, so that the same command on the same
+folder continues where it stopped. No stage sees groups or ground-truth masks: those are for ``results`` alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+from rightreasons.answers import describe_input
+from rightreasons.budget import release_memory
+from rightreasons.case import Case, Cases, warn_of_lettering
+from rightreasons.consult import Panel, consult_case
+from rightreasons.controls import controls_for, read_controls
+from rightreasons.data.loading import check_labels, read_batches
+from rightreasons.data.manifest import describe_leaks, find_leaks, list_hashes
+from rightreasons.descriptions import check_descriptions
+from rightreasons.dispatch import map_in_order
+from rightreasons.files import write_atomically
+from rightreasons.inspection import gather_evidence
+from rightreasons.judge import read_examples
+from rightreasons.lvlm import LVLM
+from rightreasons.lvlm.hosts import read_host
+from rightreasons.lvlm.ledger import Ledger
+from rightreasons.lvlm.prices import Price, required_price
+from rightreasons.lvlm.privacy import is_loopback
+from rightreasons.lvlm.throttle import count_workers
+from rightreasons.models import hash_weights, load_checkpoint, save_checkpoint
+from rightreasons.outcome import explain_outcome
+from rightreasons.progress import Reporter
+from rightreasons.project import Project, example_file, fresh_model, go_on, open_lvlms, price_file
+from rightreasons.records import Control, Criticism, Critique, Verdict
+from rightreasons.run import Run
+from rightreasons.runs import RunFolder
+from rightreasons.seeds import seeded
+from rightreasons.training import Recipe, train_plainly
+
+
+def find(
+    project: Project,
+    folder: RunFolder,
+    *,
+    reporter: Reporter,
+    allow_remote: tuple[str, ...] = (),
+    retry_unknown: bool = False,
+    max_usd: float | None = None,
+    carried: tuple[LVLM, LVLM] | None = None,
+) -> Run:
+    """Finds what the project's model leans on and has every piece of it judged, training the model first if it has no weights yet.
+
+    ``max_usd`` comes before the configuration's. ``carried`` has the critic and the judge of a run that will ask nothing, since every answer is
+    there: such a run needs neither prices nor a server.
+    """
+    critic, judge = carried or open_lvlms(project, allow_remote)
+    prices = {} if carried else _ready(project, critic, judge, reporter)
+    model = prepare(project, folder, reporter)
+    examples = read_examples(example_file(project), seeded(project.config.run.seed, "few-shot"))
+    panel = Panel.of(project.config, critic, judge, examples)
+    with folder.locked():
+        folder.load_verdicts()  # what a person wrote there is read before anything is paid for
+        evidence = gather_evidence(project.config, folder, model, project.train, project.validation, project.task.classes, reporter)
+        cases = Cases(evidence, project.descriptions, folder)
+        if critic.address is not None:
+            warn_of_lettering(cases, reporter)
+        cases.draw(reporter)
+        most = project.config.critic.max_usd if max_usd is None else max_usd
+        ledger = Ledger(folder.ledger, retry_unknown=retry_unknown, price=prices or None, max_usd=most)
+        controls, critiques, verdicts, criticism = _judge(cases, panel, ledger, hash_weights(model), reporter)
+        folder.save_controls(controls)
+        folder.save_critiques(critiques)
+        folder.save_criticism(criticism)
+        folder.save_verdicts(verdicts)
+        verdicts = folder.load_verdicts() or []
+        # Mapped anew: what was read of the file does not stay resident.
+        attribution, segmentation, selection = folder.load_attribution() or evidence.attribution, evidence.segmentation, evidence.selection
+        del evidence, cases
+        release_memory()
+    run = Run(project, folder, model, selection, attribution, segmentation, critiques, verdicts, controls, criticism)
+    if run.queue:
+        reporter.note(
+            f"{len(run.queue)} of {segmentation.shares.gt(0).sum()} segments wait for a person: report.html lists them, most worth a look first"
+        )
+    reporter.note(f"{run.outcome}: {explain_outcome(run.coverage, run.flip_rate(model))}")
+    return run
+
+
+def prepare(project: Project, folder: RunFolder, reporter: Reporter) -> nn.Module:
+    """Checks what can be checked before long work, starts the run folder, and gives the trained model."""
+    read_examples(example_file(project), seeded(project.config.run.seed, "few-shot"))
+    for note in (*check_descriptions(project.descriptions), *project.task.problems, *project.notes):
+        reporter.note(note)
+    go_on(project, folder)
+    record_manifest(folder, project.task.splits, len(project.task.classes), reporter)
+    model = trained_model(project, folder, reporter)
+    reporter.note(describe_input(model, next(read_batches(project.train, batch_size=2)).images))
+    return model
+
+
+def record_manifest(folder: RunFolder, splits: Mapping[str, Dataset], classes: int, reporter: Reporter) -> None:
+    """Writes manifest.jsonl, every image by its hash, unless it is there; and notes if one image is in two splits.
+
+    Raises DataError for a label that no class has.
+    """
+    listed = folder.load_manifest()
+    if listed is None:
+        with folder.locked(), reporter.stage("manifest") as advance:
+            listed = list_hashes(splits, advance)
+            for split in splits:
+                lines = [line for line in listed if line.split == split]
+                check_labels(torch.tensor([line.label for line in lines]), torch.tensor([line.index for line in lines]), classes, split)
+            folder.save_manifest(listed)
+    leaks = find_leaks(listed)
+    if leaks:
+        reporter.note(describe_leaks(leaks, splits))
+
+
+def trained_model(project: Project, folder: RunFolder, reporter: Reporter) -> nn.Module:
+    """The project's model if it has its weights, or one trained on the training split and kept as model.safetensors in the run folder."""
+    model, settings, kept = fresh_model(project), project.config.model, folder.trained_model
+    if project.is_trained:
+        return model
+    if kept.exists():
+        load_checkpoint(model, kept)
+        return model
+    partial = folder.path / "training.pt"
+    with folder.locked(), reporter.stage("train") as advance:
+        advance(0, settings.epochs)
+        train_plainly(
+            model,
+            project.train,
+            recipe=Recipe(settings.epochs, settings.learning_rate),
+            batch_size=settings.batch_size,
+            seed=project.config.run.seed,
+            flips=project.config.data.flips,
+            checkpoint=partial,
+            progress=advance,
+        )
+    write_atomically(kept, lambda part: save_checkpoint(model, part))
+    partial.unlink(missing_ok=True)
+    return model
+
+
+def _ready(project: Project, critic: LVLM, judge: LVLM, reporter: Reporter) -> dict[str, Price]:
+    """Checks that critic and judge can be asked, before long work, and gives the prices that are known."""
+    prices = {model.name: required_price(model, price_file(project)) for model in (critic, judge)}
+    for model in [critic] if judge is critic else [critic, judge]:
+        if (server := str((model.address or {}).get("base_url"))).lower().startswith("http://") and not is_loopback(read_host(server)):
+            reporter.note(f"the way to {server} is not encrypted: whoever is on it can read the images, and the key")
+        model.check()
+    return prices
+
+
+def _judge(
+    cases: Cases, panel: Panel, ledger: Ledger, weights: str, reporter: Reporter
+) -> tuple[list[Control], list[Critique], list[Verdict], Criticism]:
+    """The controls and every case before critic and judge; and who judged, by which prompts, at what cost."""
+
+    def consult(case: Case) -> tuple[list[Critique], list[Verdict]]:
+        return consult_case(case, panel, ledger.ask)
+
+    workers = count_workers(panel.critic, panel.judge)
+    try:
+        with reporter.stage("controls") as advance:
+            tried = map_in_order(consult, controls_for(panel.critic), workers=workers, advance=advance, stop=ledger.stop)
+        controls = read_controls(verdict for _, part in tried for verdict in part)
+        for control in controls:
+            if control.passed is False:
+                reporter.note(f"{panel.critic.name} fails the control {control.name!r}: it says {control.said}. Do not trust its verdicts unseen")
+        with reporter.stage("judge") as advance:
+            results = map_in_order(lambda row: consult(cases[row]), cases.rows, workers=workers, advance=advance, stop=ledger.stop)
+        criticism = Criticism(
+            panel.critic.name,
+            panel.critic.simulated,
+            panel.prompts,
+            calls=ledger.count("answered"),
+            cached=ledger.cached,
+            cost_usd=ledger.cost_usd(),
+            weights=weights,
+        )
+    except KeyboardInterrupt:
+        ledger.leave()
+        raise
+    finally:
+        for note in ledger.notes:
+            reporter.note(note)
+        ledger.close()
+    return controls, [critique for part, _ in results for critique in part], [verdict for _, part in results for verdict in part], criticism

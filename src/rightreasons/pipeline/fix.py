@@ -1,0 +1,189 @@
+"""Fine-tunes the model of a run until it no longer uses what was judged spurious, and keeps the original if that does harm."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+from jaxtyping import Bool
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from rightreasons.align import AlignmentSet, align_model
+from rightreasons.data.loading import count_images, read_all, read_batches, some_images
+from rightreasons.errors import ConfigError
+from rightreasons.files import write_atomically
+from rightreasons.guard import find_harm, measure_held_out
+from rightreasons.mask import build_masks
+from rightreasons.models import (
+    copy_model,
+    hash_weights,
+    load_checkpoint,
+    save_checkpoint,
+)
+from rightreasons.predictions import Predictions, predict_labels
+from rightreasons.progress import Reporter
+from rightreasons.records import HeldOut
+from rightreasons.run import Alignment, Run
+from rightreasons.runs import RunFolder
+from rightreasons.seeds import seeded
+from rightreasons.spread import spread_verdicts
+
+# Held-out images that tell the best epoch of fine-tuning.
+EPOCH_HOSTS = 1000
+
+
+def fix(run: Run, *, reporter: Reporter, out: Path | None = None, accept: bool = False) -> Alignment:
+    """Fine-tunes into ``run.aligned``, and saves it as aligned.safetensors with the outcome in alignment.json.
+
+    A repair that does harm is kept as rejected.safetensors, and the original is the result; ``accept`` takes it all the same.
+    The same verdicts and settings are not worked on twice, and another ``max_accuracy_drop`` only judges again; others start afresh.
+    Raises ConfigError where the model's weights are not the ones that ``find`` explained.
+    """
+    _check_weights(run)
+    folder = RunFolder(out or run.folder.path)
+    folder.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    config, job = run.config.align, alignment_job(run)
+    aligned = copy_model(run.model)
+    with folder.locked():
+        finished = folder.load_alignment(job)
+        if finished is None:
+            folder.save_masks(run.masks)
+            checkpoint = folder.path / f"aligning-{job}.pt"
+            result, held_out = _repair(run, aligned, checkpoint, reporter)
+            name = "rejected" if result.outcome == "original kept" else "aligned"
+            (folder.path / "rejected.safetensors").unlink(missing_ok=True)
+            _save_weights(folder, name, aligned)
+        else:
+            checkpoint, held_out = None, folder.load_held_out()
+            result = _judge_again(Alignment(**finished), held_out, config.max_accuracy_drop)
+        rejected = folder.path / "rejected.safetensors"
+        run.rejected = None
+        # Under another bound than before, the repair is in the other of the two files.
+        if result.outcome == "original kept" and not rejected.exists():
+            load_checkpoint(aligned, folder.path / "aligned.safetensors")
+            _save_weights(folder, "rejected", aligned)
+        if result.outcome == "aligned" and rejected.exists():
+            load_checkpoint(aligned, rejected)
+            _save_weights(folder, "aligned", aligned)
+        if result.outcome == "original kept":
+            repaired = copy_model(run.model)
+            load_checkpoint(repaired, rejected)
+            _save_weights(folder, "aligned", repaired if accept else run.model)
+            result, run.rejected = (replace(result, outcome="accepted"), None) if accept else (result, repaired)
+        folder.save_alignment(job, vars(result), config.model_dump(by_alias=True), held_out)
+        if checkpoint is not None:
+            checkpoint.unlink(missing_ok=True)
+        if result.outcome != "original kept":
+            rejected.unlink(missing_ok=True)
+        load_checkpoint(aligned, folder.path / "aligned.safetensors")
+    run.aligned, run.alignment = aligned, result
+    if result.outcome == "original kept":
+        reporter.note(
+            f"the original model is kept: {result.reason}, beyond [align] max_accuracy_drop = {config.max_accuracy_drop}. Look at the verdicts in "
+            f"report.html. What was rejected is in rejected.safetensors, and its scores in the column rejected; "
+            f"`rightreasons fix {folder.path} --accept` takes it"
+        )
+    return result
+
+
+def alignment_job(run: Run) -> str:
+    """What fine-tuning depends on, as a hash: settings but the guard's bound, seed, weights, and what was judged spurious and relevant."""
+    settings = run.config.align.model_dump(exclude={"max_accuracy_drop"})
+    described = f"{settings} {run.config.data.flips} {run.config.run.seed} {hash_weights(run.model)} {count_images(run.train)}".encode()
+    digest = hashlib.sha256(described)
+    digest.update(run.masks.numpy().data)
+    digest.update(_relevant(run).numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def _judge_again(result: Alignment, held_out: tuple[HeldOut, HeldOut] | None, max_drop: float) -> Alignment:
+    """A finished repair under the bound of now; what a person accepted stays accepted."""
+    if held_out is None or result.outcome not in ("aligned", "original kept"):
+        return result
+    harm = find_harm(*held_out, max_drop)
+    return replace(result, outcome="aligned" if harm is None else "original kept", reason=harm)
+
+
+def _repair(run: Run, model: nn.Module, checkpoint: Path, reporter: Reporter) -> tuple[Alignment, tuple[HeldOut, HeldOut] | None]:
+    """Fine-tunes ``model`` in place where a shortcut was found, and holds it against the original; with what the guard measured."""
+    plain = _predict(run.model, run.validation)
+    accuracy = plain.correct.double().mean().item()
+    if run.outcome != "shortcut found":
+        return Alignment("nothing to change", accuracy, accuracy), None
+    alignment, seed = judged_alignment(run, reporter), run.config.run.seed
+    hosts = some_images(run.validation, EPOCH_HOSTS, seeded(seed, "guard hosts"))
+    before = measure_held_out(run.model, plain, hosts, alignment, seed)
+    align(model, run, alignment, checkpoint=checkpoint, reporter=reporter)
+    after = measure_held_out(model, _predict(model, run.validation), hosts, alignment, seed)
+    harm = find_harm(before, after, run.config.align.max_accuracy_drop)
+    outcome = "aligned" if harm is None else "original kept"
+    return Alignment(outcome, before.accuracy, after.accuracy, before.neutral, after.neutral, harm), (before, after)
+
+
+def _save_weights(folder: RunFolder, name: str, model: nn.Module) -> None:
+    write_atomically(folder.path / f"{name}.safetensors", lambda part: save_checkpoint(model, part))
+
+
+def _check_weights(run: Run) -> None:
+    """Raises ConfigError where the model is not the one that was explained."""
+    explained = run.criticism.weights
+    if explained not in (None, hash_weights(run.model)):
+        raise ConfigError(
+            f"the model's weights are not those that {run.folder.path} explains: its verdicts say nothing of them. Put the old weights back, or "
+            "run find with another --out"
+        )
+
+
+def align(model: nn.Module, run: Run, alignment: AlignmentSet, *, checkpoint: Path | None = None, reporter: Reporter) -> None:
+    """Fine-tunes ``model`` in place with the run's settings, and chooses the epoch by held-out images with segments pasted in."""
+    seed = run.config.run.seed
+    hosts = some_images(run.validation, EPOCH_HOSTS, seeded(seed, "epoch hosts"))
+    with reporter.stage("align") as advance:
+        advance(0, run.config.align.epochs)
+        align_model(
+            model,
+            run.train,
+            alignment,
+            config=run.config.align,
+            seed=seed,
+            flips=run.config.data.flips,
+            hosts=hosts,
+            checkpoint=checkpoint,
+            progress=advance,
+        )
+
+
+def judged_alignment(run: Run, reporter: Reporter) -> AlignmentSet:
+    """The inspected images with what was judged spurious and relevant in them, spread to the other training images where that can be done."""
+    return build_alignment(run, run.masks, _relevant(run), reporter)
+
+
+def _relevant(run: Run) -> Tensor:
+    """What was judged relevant in the inspected images, (image, height, width)."""
+    return build_masks(run.segmentation, run.selection, run.verdicts, kind="effect", value="relevant")
+
+
+def build_alignment(
+    run: Run, masks: Bool[Tensor, "image height width"], protected: Bool[Tensor, "image height width"], reporter: Reporter
+) -> AlignmentSet:
+    """The alignment set of the run's inspected images; for a term that swaps, the masks are spread to the other training images."""
+    inspected, config = read_all(run.train, run.selection.indices), run.config.align
+    spread = None
+    if config.spread and (config.term == "auto" or "swap" in config.term):
+        with reporter.stage("spread") as advance:
+            spread = spread_verdicts(run.model, run.train, inspected, masks, protected, progress=advance)
+        if spread is None:
+            reporter.note(
+                "the repair rests on the inspected images alone, since the model's feature maps do not tell the shortcut in others. That is usual "
+                "for networks without fine feature maps and no fault; where the repair falls short, inspect more images ([sample] size)"
+            )
+        else:
+            marked = int((spread.scores > 0).flatten(1).any(1).sum())
+            reporter.note(f"the verdicts were spread: of {len(spread.scores)} training images {marked} have something that looks spurious")
+    return AlignmentSet(inspected, masks, protected, spread)
+
+
+def _predict(model: nn.Module, dataset: Dataset) -> Predictions:
+    return predict_labels(model, read_batches(dataset))

@@ -1,0 +1,68 @@
+"""What a run came to: the scores before and after, metrics.json and report.html."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from rightreasons.data.images import ImageFiles
+from rightreasons.data.loading import StoredImages
+from rightreasons.inspection import explain_images
+from rightreasons.measure import build_metrics, read_scores, score_key, score_once, stored_scores
+from rightreasons.pipeline.fix import alignment_job
+from rightreasons.progress import Reporter
+from rightreasons.records import Scores
+from rightreasons.report import write_report
+from rightreasons.run import Alignment, Run
+from rightreasons.runs import RunFolder
+
+
+def write_results(
+    run: Run,
+    reporter: Reporter,
+    *,
+    alignment: Alignment | None = None,
+    reference: Mapping[str, Scores] | None = None,
+    folder: RunFolder | None = None,
+    again: bool = False,
+) -> dict[str, Any]:
+    """Scores the models of a run and writes metrics.json, which is returned, and report.html into ``folder`` (default: the run's).
+
+    What was scored before is taken over, unless ``again``.
+    """
+    folder = folder or run.folder
+    folder.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    earlier = folder.load_metrics() or run.folder.load_metrics() or {}
+    reference_key = score_key(run, "reference")
+    with reporter.stage("score"):
+        before, after, rejected = (None if model is None else score_once(model, run, folder, again=again) for model in run.models)
+    assert before is not None  # a run has a model
+    if alignment is None and run.aligned is not None and (stored := folder.load_alignment()) is not None:
+        alignment = Alignment(**stored)
+        if folder.load_alignment(alignment_job(run)) is None:
+            reporter.note("aligned.safetensors was made with other verdicts or settings than those of now: run `rightreasons fix` again")
+    if reference is None:
+        reference = {name: read_scores(scores) for name, scores in (folder.load_scores(reference_key) or {}).items()}
+    else:
+        folder.save_scores(reference_key, {name: stored_scores(scores) for name, scores in reference.items()})
+    seconds = {**earlier.get("seconds", {}), **reporter.seconds}
+    _recall_unreadable(run, folder)
+    metrics = build_metrics(run, before=before, after=after, rejected=rejected, alignment=alignment, reference=reference, seconds=seconds)
+    after_heatmaps = None
+    if run.aligned is not None:
+        after_heatmaps = explain_images(run.aligned, StoredImages(run.train, run.selection.indices), run.train, run.config).heatmaps
+    write_report(run, metrics, after_heatmaps, folder)
+    folder.save_metrics(metrics)
+    return metrics
+
+
+def _recall_unreadable(run: Run, folder: RunFolder) -> None:
+    """Tries again what an earlier command could not decode, so that it is named again: a stage that is loaded opens no file."""
+    earlier, now = folder.load_unreadable() or run.folder.load_unreadable(), {}
+    for split, images in run.project.task.splits.items():
+        if isinstance(images, ImageFiles):
+            images.read(torch.tensor(earlier.get(split, []), dtype=torch.int64))
+            now[split] = images.unreadable
+    folder.save_unreadable(now)
