@@ -15,7 +15,7 @@ test: $(INSTALLED)
 FUZZ_EXAMPLES ?= 500
 
 fuzz: $(INSTALLED)
-	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest tests/test_fuzz.py
+	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest tests/data/test_fuzz.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -13,18 +13,18 @@ import tempfile
 from collections import defaultdict
 from pathlib import Path
 
-from rightreasons.case import Cases
-from rightreasons.consult import Panel, consult_case
-from rightreasons.inspection import gather_evidence
-from rightreasons.judge import read_examples
+from rightreasons.common.progress import Silent
+from rightreasons.common.seeds import seeded
+from rightreasons.critic.case import Cases
+from rightreasons.critic.judge import read_examples
+from rightreasons.critic.panel import Panel, consult_case
+from rightreasons.explain.evidence import gather_evidence
 from rightreasons.lvlm import LVLM, open_lvlm
-from rightreasons.lvlm.prices import likely_input_tokens
+from rightreasons.lvlm.ledger.prices import likely_input_tokens
 from rightreasons.lvlm.protocol import Answer, Request
 from rightreasons.pipeline.find import prepare
-from rightreasons.progress import Silent
-from rightreasons.project import open_lvlms, open_project
-from rightreasons.runs import RunFolder
-from rightreasons.seeds import seeded
+from rightreasons.project.project import open_lvlms, open_project
+from rightreasons.runs.folder import RunFolder
 
 BYTES_A_TOKEN = 4
 

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 
-from tests.asker import kill_at_random  # noqa: E402 -- after what the commands to be killed inherit
+from tests.support.asker import kill_at_random  # noqa: E402 -- after what the commands to be killed inherit
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from tests.soak import soak
+from tests.support.soak import soak
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rightreasons.seeds import seeded
+from rightreasons.common.seeds import seeded
 
 
 class TinyCNN(nn.Module):

@@ -28,7 +28,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from tests.soak import resident_mib
+from tests.support.soak import resident_mib
 
 from rightreasons.config import DataConfig
 from rightreasons.data import open_data

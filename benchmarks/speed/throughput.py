@@ -22,15 +22,15 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from tests.fault_server import INPUT_USD, OUTPUT_USD, FaultServer
-from tests.soak import resident_mib
+from tests.support.fault_server import INPUT_USD, OUTPUT_USD, FaultServer
+from tests.support.soak import resident_mib
 
-from rightreasons.dispatch import map_in_order
+from rightreasons.common.parallel import map_in_order
 from rightreasons.lvlm import open_lvlm
-from rightreasons.lvlm.ledger import Ledger
-from rightreasons.lvlm.prices import Price
+from rightreasons.lvlm.ledger.ledger import Ledger
+from rightreasons.lvlm.ledger.prices import Price
+from rightreasons.lvlm.ledger.throttle import count_workers
 from rightreasons.lvlm.protocol import Request
-from rightreasons.lvlm.throttle import count_workers
 
 
 def picture(row: int) -> bytes:

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rightreasons.errors import RightReasonsError
     from rightreasons.lvlm import open_lvlm
-    from rightreasons.measure import score
+    from rightreasons.networks.presets import Preset
     from rightreasons.pipeline.shortcuts import find_shortcuts, fix_shortcuts
-    from rightreasons.presets import Preset
     from rightreasons.records import ClassDescription, GroundTruth, Scores, Verdict
     from rightreasons.run import Run
+    from rightreasons.scoring.scores import score
 
 # Imported when asked for: the command line starts without torch, and can set what torch reads as it loads.
 _HOMES = {

@@ -73,6 +73,12 @@ class ModelConfig(_Table):
     learning_rate: float = Field(default=1e-3, gt=0)
     batch_size: int = Field(default=64, ge=2)
 
+    @field_validator("source")
+    @classmethod
+    def _read_old_name(cls, source: str) -> str:
+        """Run folders from before the network had a name of its own spell it so."""
+        return "packaged:small-mlp" if source == "python:rightreasons.models:small_mlp" else source
+
     @model_validator(mode="after")
     def _both_or_none(self) -> ModelConfig:
         if len(self.mean or ()) != len(self.std or ()):
@@ -129,7 +135,7 @@ class CriticConfig(_Table):
     mode: Literal["two-call", "fused"] = Field(default="two-call", description="critic, then judge; or both in one structured answer")
     votes: Annotated[int, Field(ge=1, le=9)] = Field(default=1, description="how often the critic is asked about an image, with permuted IDs; odd")
     max_usd: Annotated[float, Field(ge=0)] | None = Field(default=None, description="stop before the next request could pass this many US dollars")
-    prices: str | None = Field(default=None, description="a file of prices like lvlm/prices.toml, which come before the packaged ones")
+    prices: str | None = Field(default=None, description="a file of prices like lvlm/ledger/prices.toml, which come before the packaged ones")
     examples: str | None = Field(default=None, description="a file of critique -> verdict pairs for the judge; default: the packaged one")
 
     def server(self, role: Literal["critic", "judge"]) -> tuple[str, str | None]:

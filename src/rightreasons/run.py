@@ -12,18 +12,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from rightreasons.common.seeds import seeded
 from rightreasons.config import Config
+from rightreasons.critic.outcome import Coverage, RunOutcome, count_coverage, decide_outcome
+from rightreasons.critic.votes import Waiting, queue_verdicts
 from rightreasons.data.loading import StoredImages, count_images, read_batches
 from rightreasons.errors import ConfigError
-from rightreasons.mask import build_masks
-from rightreasons.models import copy_model, hash_weights, load_checkpoint
-from rightreasons.outcome import Coverage, RunOutcome, count_coverage, decide_outcome
-from rightreasons.project import Project, fresh_model, project_of_run
+from rightreasons.networks.classifier import copy_model, hash_weights, load_checkpoint
+from rightreasons.project.project import Project, fresh_model, project_of_run
 from rightreasons.records import Attribution, ClassDescription, Control, Criticism, Critique, Segmentation, Selection, Verdict
-from rightreasons.runs import RunFolder
-from rightreasons.seeds import seeded
-from rightreasons.swap import count_flips, flip_rate
-from rightreasons.votes import Waiting, queue_verdicts
+from rightreasons.repair.masks import build_masks
+from rightreasons.repair.swap import count_flips, flip_rate
+from rightreasons.runs.folder import RunFolder
 
 # Held-out images into which judged-spurious segments are pasted, to see what that does to the answers.
 SWAP_HOSTS = 1000

@@ -8,9 +8,10 @@ from types import ModuleType
 from typing import Any
 
 from rightreasons.config import DataConfig, Format
-from rightreasons.data import celeba, decoy_mnist, folder, huggingface, isic, labels, parquet, solar, spuco, stamps
 from rightreasons.data.assemble import assemble_task
 from rightreasons.data.beside import look_beside
+from rightreasons.data.built_in import decoy_mnist, solar, stamps
+from rightreasons.data.formats import celeba, class_folders, huggingface, isic, label_table, parquet, spuco
 from rightreasons.data.task import Task
 from rightreasons.data.tree import IMAGE_SUFFIXES, Tree, list_tree
 from rightreasons.data.unread import describe_unread, list_unread
@@ -24,9 +25,9 @@ _FORMATS: dict[Format, ModuleType] = {
     "parquet": parquet,
     "celeba": celeba,
     "isic": isic,
-    "table": labels,
+    "table": label_table,
     "spuco": spuco,
-    "class-folders": folder,
+    "class-folders": class_folders,
 }
 
 
@@ -43,7 +44,7 @@ def open_data(config: DataConfig, *, root: Path, seed: int) -> Task:
         is_folder, is_file = path.is_dir(), path.is_file()
     except OSError as error:
         raise DataError(f"[data] path = {config.path[:80]!r}: {error.strerror}") from error
-    if is_file and path.suffix.lower() in labels.TABLE_SUFFIXES:
+    if is_file and path.suffix.lower() in label_table.TABLE_SUFFIXES:
         path, config, is_folder = path.parent, config.model_copy(update={"table": path.name}), True
     if not is_folder:
         what = "is a file" if is_file else "does not exist"
@@ -71,7 +72,7 @@ def _recognise(tree: Tree, config: DataConfig) -> Format:
     for kind, module in _FORMATS.items():
         if module.recognise(tree, config):
             return kind
-    tables = labels.list_tables(tree)
+    tables = label_table.list_tables(tree)
     if tables:
         return "table"
     images = tree.images()
@@ -79,6 +80,6 @@ def _recognise(tree: Tree, config: DataConfig) -> Format:
         there = f"{len(images)} images, such as {images[0]}" if images else f"no images (looked for {', '.join(sorted(IMAGE_SUFFIXES))})"
         raise DataError(
             f"{tree.root} has {there}, 0 class folders and no table of labels: put the images of each class into a folder of their own, "
-            "at least two, or add a table (labels.csv) with the columns 'filename' and 'label'"
+            "at least two, or add a table (label_table.csv) with the columns 'filename' and 'label'"
         )
     return "class-folders"

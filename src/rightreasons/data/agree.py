@@ -9,13 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
+from rightreasons.common.seeds import seeded
 from rightreasons.config import DataConfig
 from rightreasons.data.decode import Header, decode_mask, sample_values
 from rightreasons.data.images import THREADS
 from rightreasons.data.listing import Entry, Listing
 from rightreasons.data.window import KINDS, Kind, Window, Windows, describe_kind, guess_window
 from rightreasons.errors import DataError, UnreadableImage
-from rightreasons.seeds import seeded
 
 # Files that are decoded for it: of each kind, and of masks.
 MOST_FILES = 64

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 from torch.utils.data import Dataset
 
+from rightreasons.common.progress import Advance
 from rightreasons.data.loading import count_images, read_batches
 from rightreasons.data.task import Fingerprint, hash_tensors
-from rightreasons.progress import Advance
 
 # The splits that must have no image in common; a task may have others, such as the validation images drawn once more.
 APART = ("train", "validation", "test")

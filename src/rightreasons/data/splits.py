@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from rightreasons.common.seeds import seeded
 from rightreasons.errors import DataError
-from rightreasons.seeds import seeded
 
 # What the splits are called, by people and by the published sets.
 SPLITS: Mapping[str, tuple[str, ...]] = {

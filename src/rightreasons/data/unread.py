@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from rightreasons.data.beside import MASK, THUMBNAIL, kind_by_suffix
+from rightreasons.data.formats.rows import MARK
 from rightreasons.data.listing import Listing
-from rightreasons.data.rows import MARK
 from rightreasons.data.tree import Tree
 
 HIDDEN = "hidden files and folders"

@@ -61,43 +61,43 @@ def open_lvlm(
 
 
 def _open_openai(model: str, *, base_url: str | None, allow_remote: tuple[str, ...], timeout: float, **_: object) -> LVLM:
-    from rightreasons.lvlm.openai import OpenAICompatible
+    from rightreasons.lvlm.backends.openai import OpenAICompatible
 
     return OpenAICompatible(model, base_url=base_url or LOCAL_SERVER, allow_remote=allow_remote, timeout=timeout)
 
 
 def _open_anthropic(model: str, *, base_url: str | None, allow_remote: tuple[str, ...], timeout: float, **_: object) -> LVLM:
-    from rightreasons.lvlm.anthropic import Anthropic
+    from rightreasons.lvlm.backends.anthropic import Anthropic
 
     return Anthropic(model, base_url=base_url, allow_remote=allow_remote, timeout=timeout)
 
 
 def _open_gemini(model: str, *, base_url: str | None, allow_remote: tuple[str, ...], timeout: float, **_: object) -> LVLM:
-    from rightreasons.lvlm.gemini import Gemini
+    from rightreasons.lvlm.backends.gemini import Gemini
 
     return Gemini(model, base_url=base_url, allow_remote=allow_remote, timeout=timeout)
 
 
 def _open_local(folder: str, *, root: Path, **_: object) -> LVLM:
-    from rightreasons.lvlm.local import Local
+    from rightreasons.lvlm.backends.local import Local
 
     return Local(folder, root)
 
 
 def _open_replay(file: str, *, root: Path, **_: object) -> LVLM:
-    from rightreasons.lvlm.replay import Replay
+    from rightreasons.lvlm.backends.replay import Replay
 
     return Replay(file, root)
 
 
 def _open_human(file: str, *, root: Path, **_: object) -> LVLM:
-    from rightreasons.lvlm.human import Human
+    from rightreasons.lvlm.backends.human import Human
 
     return Human(file, root)
 
 
 def _open_simulated(options: str, *, truth: GroundTruth | None, seed: int, **_: object) -> LVLM:
-    from rightreasons.lvlm.simulated import Simulated
+    from rightreasons.lvlm.backends.simulated import Simulated
 
     if truth is None or (truth.masked is not None and not truth.masked):
         raise LVLMUnavailable("simulated: needs ground-truth masks, which these data do not have; name a real model: lvlm = 'openai:MODEL'")
@@ -105,7 +105,7 @@ def _open_simulated(options: str, *, truth: GroundTruth | None, seed: int, **_: 
 
 
 def _open_scripted(path: str, *, root: Path, **_: object) -> LVLM:
-    from rightreasons.lvlm.scripted import Scripted
+    from rightreasons.lvlm.backends.scripted import Scripted
 
     return Scripted.from_file(path, root)
 

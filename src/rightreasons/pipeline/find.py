@@ -16,33 +16,33 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from rightreasons.answers import describe_input
-from rightreasons.budget import release_memory
-from rightreasons.case import Case, Cases, warn_of_lettering
-from rightreasons.consult import Panel, consult_case
-from rightreasons.controls import controls_for, read_controls
+from rightreasons.common.files import write_atomically
+from rightreasons.common.memory import release_memory
+from rightreasons.common.parallel import map_in_order
+from rightreasons.common.progress import Reporter
+from rightreasons.common.seeds import seeded
+from rightreasons.critic.case import Case, Cases, warn_of_lettering
+from rightreasons.critic.controls import controls_for, read_controls
+from rightreasons.critic.descriptions import check_descriptions
+from rightreasons.critic.judge import read_examples
+from rightreasons.critic.outcome import explain_outcome
+from rightreasons.critic.panel import Panel, consult_case
 from rightreasons.data.loading import check_labels, read_batches
 from rightreasons.data.manifest import describe_leaks, find_leaks, list_hashes
-from rightreasons.descriptions import check_descriptions
-from rightreasons.dispatch import map_in_order
-from rightreasons.files import write_atomically
-from rightreasons.inspection import gather_evidence
-from rightreasons.judge import read_examples
+from rightreasons.explain.evidence import gather_evidence
 from rightreasons.lvlm import LVLM
-from rightreasons.lvlm.hosts import read_host
-from rightreasons.lvlm.ledger import Ledger
-from rightreasons.lvlm.prices import Price, required_price
-from rightreasons.lvlm.privacy import is_loopback
-from rightreasons.lvlm.throttle import count_workers
-from rightreasons.models import hash_weights, load_checkpoint, save_checkpoint
-from rightreasons.outcome import explain_outcome
-from rightreasons.progress import Reporter
-from rightreasons.project import Project, example_file, fresh_model, go_on, open_lvlms, price_file
+from rightreasons.lvlm.ledger.ledger import Ledger
+from rightreasons.lvlm.ledger.prices import Price, required_price
+from rightreasons.lvlm.ledger.throttle import count_workers
+from rightreasons.lvlm.wire.privacy import is_loopback
+from rightreasons.lvlm.wire.server import read_host
+from rightreasons.networks.answers import describe_input
+from rightreasons.networks.classifier import hash_weights, load_checkpoint, save_checkpoint
+from rightreasons.networks.training import Recipe, train_plainly
+from rightreasons.project.project import Project, example_file, fresh_model, go_on, open_lvlms, price_file
 from rightreasons.records import Control, Criticism, Critique, Verdict
 from rightreasons.run import Run
-from rightreasons.runs import RunFolder
-from rightreasons.seeds import seeded
-from rightreasons.training import Recipe, train_plainly
+from rightreasons.runs.folder import RunFolder
 
 
 def find(

@@ -10,25 +10,20 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from rightreasons.align import AlignmentSet, align_model
+from rightreasons.common.files import write_atomically
+from rightreasons.common.progress import Reporter
+from rightreasons.common.seeds import seeded
 from rightreasons.data.loading import count_images, read_all, read_batches, some_images
 from rightreasons.errors import ConfigError
-from rightreasons.files import write_atomically
-from rightreasons.guard import find_harm, measure_held_out
-from rightreasons.mask import build_masks
-from rightreasons.models import (
-    copy_model,
-    hash_weights,
-    load_checkpoint,
-    save_checkpoint,
-)
-from rightreasons.predictions import Predictions, predict_labels
-from rightreasons.progress import Reporter
+from rightreasons.networks.classifier import copy_model, hash_weights, load_checkpoint, save_checkpoint
+from rightreasons.networks.predictions import Predictions, predict_labels
 from rightreasons.records import HeldOut
+from rightreasons.repair.align import AlignmentSet, align_model
+from rightreasons.repair.guard import find_harm, measure_held_out
+from rightreasons.repair.masks import build_masks
+from rightreasons.repair.propagate import spread_verdicts
 from rightreasons.run import Alignment, Run
-from rightreasons.runs import RunFolder
-from rightreasons.seeds import seeded
-from rightreasons.spread import spread_verdicts
+from rightreasons.runs.folder import RunFolder
 
 # Held-out images that tell the best epoch of fine-tuning.
 EPOCH_HOSTS = 1000

@@ -7,16 +7,16 @@ from typing import Any
 
 import torch
 
+from rightreasons.common.progress import Reporter
 from rightreasons.data.images import ImageFiles
 from rightreasons.data.loading import StoredImages
-from rightreasons.inspection import explain_images
-from rightreasons.measure import build_metrics, read_scores, score_key, score_once, stored_scores
+from rightreasons.explain.evidence import explain_images
 from rightreasons.pipeline.fix import alignment_job
-from rightreasons.progress import Reporter
 from rightreasons.records import Scores
-from rightreasons.report import write_report
+from rightreasons.report.page import write_report
 from rightreasons.run import Alignment, Run
-from rightreasons.runs import RunFolder
+from rightreasons.runs.folder import RunFolder
+from rightreasons.scoring.scores import build_metrics, read_scores, score_key, score_once, stored_scores
 
 
 def write_results(

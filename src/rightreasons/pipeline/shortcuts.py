@@ -8,17 +8,17 @@ from pathlib import Path
 from torch import nn
 from torch.utils.data import Dataset
 
+from rightreasons.common.progress import Logged, Reporter
 from rightreasons.lvlm import LVLM
-from rightreasons.models import unwrap
+from rightreasons.networks.classifier import unwrap
+from rightreasons.networks.presets import Preset
 from rightreasons.pipeline.find import find
 from rightreasons.pipeline.fix import fix
 from rightreasons.pipeline.results import write_results
-from rightreasons.presets import Preset
-from rightreasons.progress import Logged, Reporter
-from rightreasons.project import project_in_memory
+from rightreasons.project.project import project_in_memory
 from rightreasons.records import ClassDescription
 from rightreasons.run import Run
-from rightreasons.runs import RunFolder
+from rightreasons.runs.folder import RunFolder
 
 
 def find_shortcuts(

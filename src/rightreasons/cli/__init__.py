@@ -1,0 +1,5 @@
+"""The command line: ``rightreasons COMMAND``."""
+
+from rightreasons.cli.commands import app
+
+__all__ = ["app"]

@@ -1,0 +1,5 @@
+"""``python -m rightreasons.cli``."""
+
+from rightreasons.cli import app
+
+app()

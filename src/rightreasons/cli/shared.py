@@ -1,0 +1,128 @@
+"""What the commands share: their options, and how an error ends them."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rightreasons.common.progress import Reporter
+
+STOPPING = "stopping: answers under way are kept; the same command goes on"
+# Seconds from Ctrl-C to the end.
+LONGEST_STOP = 1.0
+# Of files that are left out, by name.
+MOST_NOTES = 20
+
+Out = Annotated[Path | None, typer.Option("--out", help="Folder for the results. The same command on it continues where it stopped.")]
+AllowRemote = Annotated[
+    list[str] | None,
+    typer.Option("--allow-remote", metavar="HOST", help="Let inspected images be sent to this host; http://HOST: unencrypted too."),
+]
+Device = Annotated[
+    str | None,
+    typer.Option("--device", metavar="DEVICE", callback=lambda name: _use_device(name), help="cpu, cuda, cuda:1 or mps; default: the best there is."),
+]
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="A configuration in TOML.")]
+
+
+def default_folder(config: Path) -> Path:
+    """Where the results of a configuration go unless --out says otherwise."""
+    return Path("runs") / config.stem
+
+
+def register(app: typer.Typer, example: str, name: str | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Makes a function a command of ``app`` whose help ends with an example. Errors raised on purpose are one message and exit code 1."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        return app.command(name, epilog=f"Example: {example}")(_clear_errors(command))
+
+    return decorate
+
+
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A table for people; the first column says what a row is."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for number, name in enumerate(columns):
+        table.add_column(name, justify="right" if number else "left", overflow="fold", no_wrap=number == 0)
+    for row in rows:
+        table.add_row(*row)
+    # Where there is no terminal to ask for its width, a file has room.
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+def note_left_out(left_out: Mapping[str, str], reporter: Reporter, rest: str) -> None:
+    """The files that are left out, and why; past a screenful ``rest`` says where the others are named."""
+    from rightreasons.common.text import clean_text
+
+    for path, reason in itertools.islice(left_out.items(), MOST_NOTES):
+        reporter.note(clean_text(f"left out {path}: {reason}"))
+    if len(left_out) > MOST_NOTES:
+        reporter.note(f"and {len(left_out) - MOST_NOTES} more files are left out: {rest}")
+
+
+def _use_device(name: str | None) -> str | None:
+    if name is not None:
+        os.environ["RIGHTREASONS_DEVICE"] = name
+    return name
+
+
+def _stops_at_once(command: Callable[..., None]) -> Callable[..., None]:
+    """Ctrl-C ends the command with one line and exit code 130, and waits for nothing: whatever is written is written whole, and couriers go on."""
+
+    @wraps(command)
+    def wrapped(*args: object, **kwargs: object) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return command(*args, **kwargs)
+        before = signal.signal(signal.SIGINT, _interrupt)
+        try:
+            command(*args, **kwargs)
+        except KeyboardInterrupt:
+            _leave()
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    return wrapped
+
+
+def _interrupt(number: int, frame: object) -> None:
+    """Lets the command tidy up, but not for long: threads that read images or wait for answers would hold it."""
+    timer = threading.Timer(LONGEST_STOP, _leave)
+    timer.daemon = True
+    timer.start()
+    raise KeyboardInterrupt
+
+
+def _leave() -> None:
+    show_cursor = b"\x1b[?25h" if sys.stderr.isatty() else b""
+    os.write(2, show_cursor + STOPPING.encode() + b"\n")
+    os._exit(130)
+
+
+def _clear_errors(command: Callable[..., None]) -> Callable[..., None]:
+    @wraps(command)
+    @_stops_at_once
+    def wrapped(*args: object, **kwargs: object) -> None:
+        from rightreasons.common.text import clean_text
+        from rightreasons.errors import RightReasonsError
+        from rightreasons.lvlm.wire.privacy import redact
+
+        try:
+            command(*args, **kwargs)
+        except RightReasonsError as error:
+            typer.echo(f"error: {clean_text(redact(str(error)))}", err=True)
+            raise typer.Exit(1) from error
+
+    return wrapped

@@ -1,0 +1,128 @@
+"""An image as it is put to the critic, and the pictures that show it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from rightreasons.common.files import write_bytes, write_text
+from rightreasons.common.progress import Reporter
+from rightreasons.critic.lettering import has_lettering
+from rightreasons.critic.pictures import FIRST_STYLE, LONGEST, STYLE, render_pictures, to_bytes
+from rightreasons.data.loading import own_pixels
+from rightreasons.explain.evidence import Evidence
+from rightreasons.records import ClassDescription, Pictures, Subject
+from rightreasons.runs.folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Case:
+    """An image as it is put to the critic.
+
+    ``shown`` lies over the whole of it and has the pixels of each segment that carry its effect (-1 elsewhere); ``pictures`` shows them.
+    """
+
+    image: Float[Tensor, "channel image_height image_width"]
+    shown: Int[Tensor, "height width"]
+    pictures: Pictures
+    subject: Subject
+    label: int
+    descriptions: Sequence[ClassDescription]
+    shares: Sequence[float]
+
+    @property
+    def is_control(self) -> bool:
+        """Whether the right verdict is known, so that the answer says something of the critic and nothing of the classifier."""
+        return self.subject.known is not None
+
+
+@dataclass(frozen=True)
+class Cases:
+    """The inspected images as cases, by row. Their pictures are drawn once and kept in the run folder."""
+
+    evidence: Evidence
+    descriptions: Sequence[ClassDescription]
+    folder: RunFolder
+
+    @property
+    def rows(self) -> list[int]:
+        """The images with segments."""
+        return self.evidence.examined
+
+    def __getitem__(self, row: int) -> Case:
+        """One image as a case."""
+        evidence = self.evidence
+        shares = evidence.segmentation.shares[row, : evidence.segmentation.count(row)].tolist()
+        label = int(evidence.selection.labels[row])
+        return Case(self.image(row), self.shown(row), self.pictures(row), self.subject(row), label, self.descriptions, shares)
+
+    def image(self, row: int) -> Float[Tensor, "channel image_height image_width"]:
+        """The image as the critic sees it: the pixels of its file if the data set has files, or else those that the network sees."""
+        images = self.evidence.images
+        if _picture_style(self.folder) == FIRST_STYLE:
+            return images[row]
+        own = own_pixels(images.dataset, int(images.indices[row]), LONGEST)
+        return images[row] if own is None else own.float() / 255
+
+    def shown(self, row: int) -> Int[Tensor, "height width"]:
+        """Of each segment the pixels that carry its effect, -1 elsewhere."""
+        segmentation = self.evidence.segmentation
+        return torch.where(segmentation.effect[row], segmentation.segments[row], -1)
+
+    def subject(self, row: int) -> Subject:
+        """The image as a simulated critic knows it."""
+        evidence = self.evidence
+        return Subject(int(evidence.selection.indices[row]), evidence.segmentation.segments[row], evidence.shown_effect(row))
+
+    def pictures(self, row: int) -> Pictures:
+        """What the critic is shown of the image, read from the run folder if it was drawn before."""
+        style = _picture_style(self.folder)
+        index = int(self.evidence.images.indices[row])
+        paths = {kind: self.folder.pictures / f"{index:06d}-{kind}.png" for kind in ("clean", "contours", "map")}
+        if all(path.exists() for path in paths.values()):
+            return Pictures(**{kind: path.read_bytes() for kind, path in paths.items()}, style=style)
+        drawn = render_pictures(self.image(row), self.shown(row), style)
+        for kind, path in paths.items():
+            write_bytes(path, getattr(drawn, kind))
+        return drawn
+
+    def draw(self, reporter: Reporter) -> None:
+        """Draws the pictures that have not been drawn."""
+        with reporter.stage("render") as advance:
+            advance(0, len(self.rows))
+            for done, row in enumerate(self.rows, start=1):
+                self.pictures(row)
+                advance(done, len(self.rows))
+
+
+def warn_of_lettering(cases: Cases, reporter: Reporter) -> None:
+    """Notes which images seem to carry printed text, which may name a patient, before any of them is sent."""
+    with reporter.stage("lettering") as advance:
+        marked = []
+        advance(0, len(cases.rows))
+        for done, row in enumerate(cases.rows, start=1):
+            if has_lettering(to_bytes(cases.image(row))):
+                marked.append(int(cases.evidence.images.indices[row]))
+            advance(done, len(cases.rows))
+    if marked:
+        shown = ", ".join(map(str, marked[:5])) + (", ..." if len(marked) > 5 else "")
+        reporter.note(
+            f"{len(marked)} of {len(cases.rows)} inspected images seem to have text burned into them (training images {shown}): see whether "
+            f"it names a person before they are sent anywhere. It is a light look, which can be wrong both ways (docs/critic.md)"
+        )
+
+
+def _picture_style(folder: RunFolder) -> str:
+    """The style in which a run's pictures are drawn, which is kept beside them; pictures from before it was kept are of the first style."""
+    path = folder.pictures / "style.txt"
+    if path.exists():
+        return path.read_text(encoding="utf-8")
+    if any(folder.pictures.glob("*.png")):
+        return FIRST_STYLE
+    folder.pictures.mkdir(exist_ok=True, mode=0o700)
+    write_text(path, STYLE)
+    return STYLE

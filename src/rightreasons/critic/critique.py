@@ -1,0 +1,119 @@
+"""The critic: a vision-language model reasons about one image in six steps, and ends with a paragraph per segment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from rightreasons.common.text import clean_text, contain
+from rightreasons.critic.parse import read_paragraphs
+from rightreasons.critic.prompts import fill_prompt, prompt_version
+from rightreasons.lvlm.protocol import Answer, Request
+from rightreasons.records import ClassDescription, Critique, Pictures, Subject
+
+Ask = Callable[[Request], Answer]
+# Characters of an answer that go back to its writer, to be put right.
+SHOWN_AGAIN = 6000
+
+
+def critique_image(
+    ask: Ask,
+    pictures: Pictures,
+    subject: Subject,
+    *,
+    label: int,
+    descriptions: Sequence[ClassDescription],
+    shares: Sequence[float],
+    vote: int = 0,
+    permutation: int = 0,
+) -> Critique:
+    """The critic's words on one image. Where no paragraph names a segment, it is asked once more, by text alone."""
+    request = critic_request(pictures, subject, label=label, descriptions=descriptions, shares=shares, vote=vote, permutation=permutation)
+    answer = ask(request)
+    ids = segment_ids(len(shares))
+    if answer.problem is None and not _names_one_of(answer.text, ids):
+        answer = ask(ask_again(request, answer.text, "it has no paragraph that starts with a segment's ID. Write those paragraphs now"))
+        if answer.problem is None and not _names_one_of(answer.text, ids):
+            return Critique(subject.index, clean_text(answer.text), "malformed: no paragraph names a segment", vote)
+    return Critique(subject.index, clean_text(answer.text), answer.problem and clean_text(answer.problem), vote)
+
+
+def critic_request(
+    pictures: Pictures,
+    subject: Subject,
+    *,
+    label: int,
+    descriptions: Sequence[ClassDescription],
+    shares: Sequence[float],
+    vote: int = 0,
+    permutation: int = 0,
+) -> Request:
+    """What the critic is asked about one image. ``shares`` has the positive effect's share of each segment, from S1 on."""
+    prompt = fill_prompt("critic", **describe_case(subject, label=label, descriptions=descriptions, shares=shares))
+    version = prompt_version("critic", pictures.style)
+    return Request("critic", show_pictures(prompt, pictures), vote=vote, permutation=permutation, prompt=version, subject=subject)
+
+
+def ask_again(request: Request, said: str, complaint: str) -> Request:
+    """The same question by text alone, with the answer that could not be used."""
+    prompt = request.parts[0]
+    words, why = contain(said[:SHOWN_AGAIN], "answer"), contain(complaint, "answer")
+    again = f"{prompt}\n\nYou have answered:\n<answer>\n{words}\n</answer>\nThat could not be used: {why}."
+    return replace(request, parts=(again,))
+
+
+def describe_case(subject: Subject, *, label: int, descriptions: Sequence[ClassDescription], shares: Sequence[float]) -> dict[str, str]:
+    """The words for one image in a prompt: its class, what the expert said, and each segment's ID, place and share."""
+    ids = segment_ids(len(shares))
+    # What the pictures show of a segment: the pixels that carry its effect.
+    places = describe_positions(torch.where(subject.positive_effect > 0, subject.segments, -1))
+    return {
+        "label": descriptions[label].name,
+        "descriptions": "\n".join(_describe(description) for description in descriptions),
+        "segments": "\n".join(f"{name}: {where}, {share:.0%}" for name, where, share in zip(ids, places, shares, strict=False)),
+        "ids": ", ".join(ids),
+    }
+
+
+def show_pictures(prompt: str, pictures: Pictures) -> tuple[str | bytes, ...]:
+    """The prompt and the three pictures, each announced."""
+    return (prompt, "The image as it is:", pictures.clean, "With outlines:", pictures.contours, "The segments alone:", pictures.map)
+
+
+def segment_ids(count: int) -> list[str]:
+    """What segments are called before a model: S1, S2, ..."""
+    return [f"S{segment + 1}" for segment in range(count)]
+
+
+def describe_positions(segments: Int[Tensor, "height width"]) -> list[str]:
+    """Where the centre of each segment lies, in words: "top left", "middle", ..."""
+    height, width = segments.shape
+    places = []
+    for segment in range(int(segments.max()) + 1):
+        rows, columns = _centre(segments == segment)
+        vertical = ("top", "", "bottom")[min(2, int(3 * rows / height))]
+        horizontal = ("left", "", "right")[min(2, int(3 * columns / width))]
+        places.append(f"{vertical} {horizontal}".strip() or "middle")
+    return places
+
+
+def _centre(mask: Bool[Tensor, "height width"]) -> tuple[float, float]:
+    where: Float[Tensor, "pixel 2"] = mask.nonzero().float()
+    return tuple((where.mean(0) + 0.5).tolist()) if len(where) else (0.0, 0.0)
+
+
+def _describe(description: ClassDescription) -> str:
+    lines = [f'- Class "{description.name}".']
+    if description.description.strip():
+        lines.append(f"What matters: {description.description.strip()}")
+    if description.irrelevant.strip():
+        lines.append(f"What does not matter: {description.irrelevant.strip()}")
+    return " ".join(lines)
+
+
+def _names_one_of(text: str, ids: Sequence[str]) -> bool:
+    return not set(ids).isdisjoint(read_paragraphs(text))

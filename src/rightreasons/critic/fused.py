@@ -1,0 +1,137 @@
+"""Mode ``fused``: critic and judge in one structured answer, which states what a segment covers and why before its verdict."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rightreasons.common.text import clean_text
+from rightreasons.critic.critique import Ask, ask_again, describe_case, segment_ids, show_pictures
+from rightreasons.critic.judge import all_unsure, find_contradiction
+from rightreasons.critic.parse import MalformedAnswer, check_ids, read_json, read_tagged, read_values
+from rightreasons.critic.prompts import fill_prompt, prompt_version
+from rightreasons.lvlm.protocol import Request
+from rightreasons.records import VALUES, ClassDescription, Critique, Pictures, Subject, Value, Verdict
+
+# Characters of each text in an answer.
+LONGEST = 600
+
+
+@dataclass(frozen=True)
+class FusedAnswer:
+    """A structured answer: what the critic saw, and by segment ID its words and its verdict."""
+
+    observation: str
+    region: str
+    words: Mapping[str, str]
+    values: Mapping[str, Value]
+
+
+def judge_image(
+    ask: Ask,
+    pictures: Pictures,
+    subject: Subject,
+    *,
+    label: int,
+    descriptions: Sequence[ClassDescription],
+    shares: Sequence[float],
+    source: str,
+    vote: int = 0,
+    permutation: int = 0,
+) -> tuple[Critique, list[Verdict]]:
+    """The critic's words on one image and its verdicts. What cannot be read is asked for once more, by text alone, and is unsure after that."""
+    ids = segment_ids(len(shares))
+    request = fused_request(pictures, subject, label=label, descriptions=descriptions, shares=shares, vote=vote, permutation=permutation)
+    asked, said, problem = request, "", ""
+    for _ in range(2):
+        answer = ask(asked)
+        if answer.problem is not None:
+            said, problem = answer.text, answer.problem
+            break
+        try:
+            read = parse_fused(answer.text, ids)
+        except MalformedAnswer as error:
+            said, problem = answer.text, f"malformed: {error}"
+            asked = ask_again(request, answer.text, f"{error}. Answer with the JSON object alone")
+        else:
+            critique = Critique(subject.index, write_critique(read), vote=vote)
+            doubts = [find_contradiction(read.words[name], read.values[name]) for name in ids]
+            return critique, [Verdict(subject.index, i, read.values[name], source, doubt=doubts[i]) for i, name in enumerate(ids)]
+    critique = Critique(subject.index, clean_text(said), clean_text(problem), vote)
+    return critique, all_unsure(subject.index, len(ids), source, problem)
+
+
+def fused_request(
+    pictures: Pictures,
+    subject: Subject,
+    *,
+    label: int,
+    descriptions: Sequence[ClassDescription],
+    shares: Sequence[float],
+    vote: int = 0,
+    permutation: int = 0,
+) -> Request:
+    """What is asked about one image in one call. ``shares`` has the positive effect's share of each segment, from S1 on."""
+    ids = segment_ids(len(shares))
+    shape = {
+        "image_observation": "...",
+        "class_region": "...",
+        "segments": {name: {"covers": "...", "reason": "...", "verdict": VALUES[i % 2]} for i, name in enumerate(ids)},
+    }
+    words = describe_case(subject, label=label, descriptions=descriptions, shares=shares)
+    prompt = fill_prompt("fused", **words, shape=json.dumps(shape), longest=str(LONGEST))
+    return Request(
+        "fused",
+        show_pictures(prompt, pictures),
+        schema=fused_schema(ids),
+        vote=vote,
+        permutation=permutation,
+        prompt=prompt_version("fused", pictures.style),
+        subject=subject,
+    )
+
+
+def fused_schema(ids: Sequence[str]) -> dict[str, Any]:
+    """The JSON schema of an answer: evidence before verdict, every ID required, no others.
+
+    Texts have no maxLength: xgrammar 0.2, which holds local models and several servers to a schema, takes no escape into a string
+    that has one, and a segment may cover quoted letters. The prompt says how long a text may be, and ``parse_fused`` cuts it.
+    """
+    text = {"type": "string"}
+    segment = _object({"covers": text, "reason": text, "verdict": {"type": "string", "enum": list(VALUES)}})
+    return _object({"image_observation": text, "class_region": text, "segments": _object(dict.fromkeys(ids, segment))})
+
+
+def parse_fused(text: str, ids: Sequence[str]) -> FusedAnswer:
+    """The structured answer in ``text``; lines ``S1: spurious`` do where a model writes no JSON at all. Texts are cut at their bound.
+
+    Raises MalformedAnswer unless its segments are exactly ``ids``, each once, with one of the three verdicts.
+    """
+    tagged = read_tagged(text, ids) if "{" not in text else None
+    if tagged is not None:
+        return FusedAnswer("", "", dict.fromkeys(ids, ""), read_values(tagged))
+    said = read_json(text, ["segments"])
+    segments = said.get("segments")
+    if not isinstance(segments, dict) or not all(isinstance(part, dict) for part in segments.values()):
+        raise MalformedAnswer('"segments" is not an object with an object for each segment')
+    check_ids(segments, ids)
+    values = read_values({name: segments[name].get("verdict") for name in ids})
+    words = {name: " ".join(filter(None, (_words(segments[name].get(key)) for key in ("covers", "reason")))) for name in ids}
+    return FusedAnswer(_words(said.get("image_observation")), _words(said.get("class_region")), words, values)
+
+
+def write_critique(answer: FusedAnswer) -> str:
+    """The answer as a critique is written: prose, then a paragraph for each segment."""
+    paragraphs = [f"{name}: {words}" for name, words in answer.words.items()]
+    return "\n".join(filter(None, [answer.observation, answer.region, *paragraphs]))
+
+
+def _object(properties: Mapping[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "properties": dict(properties), "required": list(properties), "additionalProperties": False}
+
+
+def _words(said: object) -> str:
+    """One line of text: a line break inside it could pass for another segment's paragraph."""
+    return " ".join(clean_text(said).split())[:LONGEST] if isinstance(said, str) else ""

@@ -1,0 +1,94 @@
+"""One image before the critic and the judge, in either mode and as many times as there are votes. Asks through whatever ``ask`` it is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from rightreasons.config import Config
+from rightreasons.critic.case import Case
+from rightreasons.critic.critique import critique_image
+from rightreasons.critic.fused import judge_image
+from rightreasons.critic.judge import Example, judge_critique, judge_version
+from rightreasons.critic.pictures import STYLE, render_pictures
+from rightreasons.critic.prompts import prompt_version
+from rightreasons.critic.votes import count_votes, draw_permutation, permute_segments, renumber, restore_vote
+from rightreasons.lvlm.protocol import LVLM, Answer, Request
+from rightreasons.records import Critique, Verdict
+
+AskLVLM = Callable[[LVLM, Request], Answer]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Who is asked, how, and how often."""
+
+    critic: LVLM
+    judge: LVLM
+    examples: Sequence[Example]
+    mode: str = "two-call"
+    votes: int = 1
+    seed: int = 0
+    max_tokens: int | None = None
+
+    @classmethod
+    def of(cls, config: Config, critic: LVLM, judge: LVLM, examples: Sequence[Example]) -> Panel:
+        """As a configuration has it."""
+        return cls(critic, judge, examples, config.critic.mode, config.critic.votes, config.run.seed, config.critic.max_tokens)
+
+    @property
+    def prompts(self) -> dict[str, str]:
+        """The version of each prompt that is used: its text, few-shot pairs and render settings."""
+        if self.mode == "fused":
+            return {"fused": prompt_version("fused", STYLE)}
+        return {"critic": prompt_version("critic", STYLE), "judge": judge_version(self.examples)}
+
+
+def consult_case(case: Case, panel: Panel, ask: AskLVLM) -> tuple[list[Critique], list[Verdict]]:
+    """The critic's words of every vote, and one verdict per segment. All votes are asked for, whatever becomes of one.
+
+    A control is asked once, and what the critic is asked of it has the role "control".
+    """
+
+    def ask_as_set(lvlm: LVLM, request: Request) -> Answer:
+        if case.is_control and request.role != "judge":
+            request = replace(request, role="control")
+        return ask(lvlm, request if panel.max_tokens is None else replace(request, max_tokens=panel.max_tokens))
+
+    votes = [_vote(case, panel, ask_as_set, vote) for vote in range(1 if case.is_control else panel.votes)]
+    return [critique for critique, _ in votes], count_votes([verdicts for _, verdicts in votes])
+
+
+def _vote(case: Case, panel: Panel, ask: AskLVLM, vote: int) -> tuple[Critique, list[Verdict]]:
+    permutation = draw_permutation(panel.seed, case.subject.index, vote)
+    order = permute_segments(len(case.shares), permutation)
+    if permutation:
+        case = _permute(case, order)
+    told = {
+        "label": case.label,
+        "descriptions": case.descriptions,
+        "shares": case.shares,
+        "vote": vote,
+        "permutation": permutation,
+    }
+    if panel.mode == "fused":
+        critique, verdicts = judge_image(lambda request: ask(panel.critic, request), case.pictures, case.subject, **told, source=panel.critic.name)
+    else:
+        critique = critique_image(lambda request: ask(panel.critic, request), case.pictures, case.subject, **told)
+        verdicts = judge_critique(
+            lambda request: ask(panel.judge, request),
+            critique,
+            segments=len(case.shares),
+            examples=panel.examples,
+            source=panel.judge.name,
+            permutation=permutation,
+        )
+    return restore_vote(critique, verdicts, order)
+
+
+def _permute(case: Case, order: Sequence[int]) -> Case:
+    """The same image with other IDs, and so with other colours and in another order."""
+    shown = renumber(case.shown, order)
+    subject = replace(case.subject, segments=renumber(case.subject.segments, order), order=tuple(order))
+    pictures = render_pictures(case.image, shown, case.pictures.style)
+    return replace(case, shown=shown, pictures=pictures, subject=subject, shares=[case.shares[segment] for segment in order])

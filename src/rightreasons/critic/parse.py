@@ -1,0 +1,183 @@
+"""Reading what a model wrote: JSON with the usual slips repaired, lines of verdicts, paragraphs of a critique.
+
+Nothing here guesses: an answer that names a segment twice, one that does not exist, or no verdict of the three is malformed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rightreasons.common.text import clean_text, drop_thoughts
+from rightreasons.records import VALUES, Value
+
+# Past this an answer is no answer: the cap on tokens is far below it.
+LONGEST_ANSWER = 200_000
+# None of these looks at a character over and over: a model that repeats itself to its cap, or a hostile one, must not hold up a run. The rest after a
+# quote that nothing closes is one token.
+_STRING_OR_SLIP = re.compile(r""""(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|["'].*|,(?=\s*[}\]])""", re.DOTALL)
+_NOISE = r"(?:[^\w\n]|_)"
+_BRACE_OR_STRING = re.compile(r'[{}]|"(?:[^"\\]|\\.)*(?:"|\Z)', re.DOTALL)
+_LIKE_AN_OBJECT = re.compile(r"\{\s*[\"']")
+# A model that thinks aloud uses some; past this an answer is no answer.
+MOST_BRACES = 500
+# An ID at the start of a line, with Markdown around it, in a numbered list or as "Segment S1".
+_ID = rf"{_NOISE}*(?:\d+[.)]{_NOISE}*)?(?:(?i:segment){_NOISE}+)?(S\d+)(?![^\W_])"
+_STARTS_WITH_ID = re.compile(_ID)
+_VERDICT_LINE = re.compile(rf"^{_ID}{_NOISE}+({'|'.join(VALUES)}){_NOISE}*$", re.MULTILINE | re.IGNORECASE)
+_CONCLUSION = re.compile(r"conclusion\W{1,6}(?:it )?(matters|does not matter|doesn't matter|is unclear|unclear)\b", re.IGNORECASE)
+_MARKS = " \t*_#>|:.,;)-\u2013\u2014"
+_CONCLUSIONS: Mapping[str, Value] = {"matters": "relevant", "does not matter": "spurious", "doesn't matter": "spurious"}
+
+
+class MalformedAnswer(ValueError):
+    """An answer that cannot be read as what was asked for."""
+
+
+def read_json(text: str, keys: Sequence[str] = ()) -> dict[str, Any]:
+    """The JSON object in ``text``, which may stand after thoughts, in a code fence or between words, with raw control characters.
+
+    Where there are several, those with one of ``keys`` count, and all of them must say the same: an answer may be written twice, and a draft that
+    the last one overrules cannot be told from an answer. Commas before a bracket and single quotes are repaired.
+    Raises MalformedAnswer where there is no object, none that is meant, or a key comes twice in one.
+    """
+    if len(text) > LONGEST_ANSWER:
+        raise MalformedAnswer(f"an answer of {len(text):,} characters")
+    # Between tokens a control character is noise; inside a string json.loads takes it, and clean_text sees to it later.
+    written = re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufeff]", "", drop_thoughts(text))
+    found, problem = _find_objects(written)
+    if problem is not None and (found or "}" in written):
+        raise MalformedAnswer(f"not JSON: {problem}")
+    if not found:
+        raise MalformedAnswer(f"no JSON object in {clean_text(text[:80])!r}")
+    meant = [said for said in found if said.keys() & set(keys)] or found
+    if any(said != meant[0] for said in meant):
+        raise MalformedAnswer(f"{len(meant)} JSON objects that do not say the same")
+    return meant[0]
+
+
+def read_tagged(text: str, ids: Sequence[str]) -> dict[str, Any] | None:
+    """Verdicts as lines ``S1: spurious``, from a model that writes no JSON; None unless every one of ``ids``, and no other, has just one."""
+    lines = _VERDICT_LINE.findall(text)
+    return dict(lines) if sorted(name for name, _ in lines) == sorted(ids) else None
+
+
+def check_ids(said: Mapping[str, Any], ids: Sequence[str]) -> None:
+    """Raises MalformedAnswer unless the keys of ``said`` are exactly ``ids``."""
+    unknown, missing = [clean_text(key)[:20] for key in said if key not in ids], [key for key in ids if key not in said]
+    if unknown or missing:
+        detail = f"segments that do not exist: {', '.join(unknown[:10])}" if unknown else f"no verdict for {', '.join(missing)}"
+        raise MalformedAnswer(f"{detail}; expected {', '.join(ids)}")
+
+
+def read_values(said: Mapping[str, Any]) -> dict[str, Value]:
+    """Verdicts in whatever case they are written. Raises MalformedAnswer for what is not one of the three."""
+    spelled: dict[str, Value] = {value: value for value in VALUES}
+    plain = {key: str(value).strip(" \t\r\n.\x00").lower() for key, value in said.items()}
+    wrong = [f"{key}: {clean_text(value)!r}" for key, value in plain.items() if value not in spelled]
+    if wrong:
+        raise MalformedAnswer(f"not a verdict: {', '.join(wrong)[:120]}; expected {', '.join(VALUES)}")
+    return {key: spelled[value] for key, value in plain.items()}
+
+
+def read_paragraphs(critique: str) -> dict[str, str]:
+    """A critique's words on each segment that it names: the last paragraph that starts with its ID.
+
+    Where the ID is a heading it is the paragraph below; a conclusion in a paragraph of its own belongs to the segment before it.
+    """
+    paragraphs: dict[str, list[str]] = {}
+    words: list[str] = []
+    within = False
+    for line in critique.split("\n"):
+        if found := _STARTS_WITH_ID.match(line):
+            first = line[found.end() :].lstrip(_MARKS)
+            words = paragraphs[found[1]] = [first] if first else []
+            within = True
+        elif not line.strip():
+            within = within and not words
+        elif within or _CONCLUSION.match(line.lstrip(_MARKS)):
+            words.append(line if words else line.lstrip(_MARKS))
+        else:
+            words = []
+    return {name: "\n".join(lines).strip() for name, lines in paragraphs.items()}
+
+
+def read_conclusion(words: str) -> Value | None:
+    """What a paragraph concludes, where it says so in the sentence that the prompt asks for; None where it does not, or in two ways."""
+    said: set[Value] = {_CONCLUSIONS.get(word.lower(), "unsure") for word in _CONCLUSION.findall(words)}
+    return said.pop() if len(said) == 1 else None
+
+
+def _find_objects(written: str) -> tuple[list[dict[str, Any]], str | None]:
+    """Every JSON object that lies in no other one; and what is wrong with whatever looks like one and comes after the last that can be read."""
+    found: list[dict[str, Any]] = []
+    problem, at = None, 0
+    ends, repairable = _match_braces(written), 2 * LONGEST_ANSWER
+    for _ in range(MOST_BRACES):
+        at = written.find("{", at)
+        if at < 0:
+            return found, problem
+        try:
+            said, at = _DECODER.raw_decode(written, at)
+        except MalformedAnswer:
+            raise
+        except (ValueError, RecursionError) as error:
+            if not _LIKE_AN_OBJECT.match(written, at):
+                at += 1
+                continue
+            end = ends.get(at, at)
+            repairable -= end - at  # braces within braces would otherwise be repaired over and over
+            repaired = _repair_object(written[at:end]) if repairable > 0 else None
+            if repaired is None:
+                problem = problem or clean_text(str(error))
+                at += 1
+            else:
+                found.append(repaired)
+                problem, at = None, end
+        else:
+            found.append(said)
+            problem = None
+    return found, f"more than {MOST_BRACES} braces"
+
+
+def _match_braces(written: str) -> dict[int, int]:
+    """By the place of an opening brace, the place after the brace that closes it; strings in double quotes are passed over."""
+    ends: dict[int, int] = {}
+    opened: list[int] = []
+    for token in _BRACE_OR_STRING.finditer(written):
+        if token.group() == "{":
+            opened.append(token.start())
+        elif token.group() == "}" and opened:
+            ends[opened.pop()] = token.end()
+    return ends
+
+
+def _repair_object(written: str) -> dict[str, Any] | None:
+    """The object in a text with the usual slips; None where there is none."""
+    try:
+        said = _DECODER.decode(_STRING_OR_SLIP.sub(_repair, written))
+    except MalformedAnswer:
+        raise
+    except (ValueError, RecursionError):
+        return None
+    return said if isinstance(said, dict) else None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    if len(set(keys)) < len(keys):
+        raise MalformedAnswer(f"a key comes twice: {clean_text(', '.join(keys))[:80]}")
+    return dict(pairs)
+
+
+def _repair(found: re.Match[str]) -> str:
+    """A string as JSON writes it; a comma too many as nothing."""
+    token = found.group()
+    if token.startswith("'"):
+        return '"' + re.sub(r'(?<!\\)"', r'\\"', token[1:-1].replace("\\'", "'")) + '"'
+    return token if token.startswith('"') else ""
+
+
+_DECODER = json.JSONDecoder(strict=False, object_pairs_hook=_unique)

@@ -1,0 +1,101 @@
+"""Several votes on one image, each with the segments' IDs, colours and order permuted, into one verdict per segment; and what a person decides."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from rightreasons.common.seeds import seeded
+from rightreasons.records import Critique, Segmentation, Selection, Value, Verdict, settle_verdicts
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A segment that a person should look at: why, its share of the positive effect, and how uncertain its verdict is (0 to 1)."""
+
+    index: int
+    segment: int
+    value: Value
+    reason: str
+    share: float
+    p: float
+    uncertainty: float
+
+    @property
+    def weight(self) -> float:
+        """What the queue is sorted by."""
+        return self.share * self.uncertainty
+
+
+def draw_permutation(seed: int, index: int, vote: int) -> int:
+    """What seeds the permutation of one vote on one image; 0 for the first, which permutes nothing, so that more votes reuse a single one."""
+    return 0 if vote == 0 else int(torch.randint(1, 2**31 - 1, (), generator=seeded(seed, "votes", index, vote)))
+
+
+def permute_segments(count: int, permutation: int) -> tuple[int, ...]:
+    """The segment that is shown as S1, S2, ...; all in order where ``permutation`` is 0."""
+    order = torch.arange(count) if permutation == 0 else torch.randperm(count, generator=torch.Generator().manual_seed(permutation))
+    return tuple(order.tolist())
+
+
+def renumber(segments: Int[Tensor, "height width"], order: Sequence[int]) -> Int[Tensor, "height width"]:
+    """The map in which segment ``order[0]`` is 0, ``order[1]`` is 1, ...; -1 stays. IDs and colours follow from the number."""
+    shown = torch.full((len(order) + 1,), -1, dtype=segments.dtype)
+    shown[torch.tensor(order, dtype=torch.int64)] = torch.arange(len(order), dtype=segments.dtype)
+    return shown[segments.long()]
+
+
+def restore_names(text: str, order: Sequence[int]) -> str:
+    """A vote's words, with every segment called as in the first vote. Names of segments that do not exist stay."""
+    names = {f"S{shown + 1}": f"S{segment + 1}" for shown, segment in enumerate(order)}
+    return re.sub(r"(?<![^\W_])S\d+(?![^\W_])", lambda found: names.get(found.group(), found.group()), text)
+
+
+def restore_vote(critique: Critique, verdicts: Sequence[Verdict], order: Sequence[int]) -> tuple[Critique, list[Verdict]]:
+    """A vote's words and verdicts under the segments' own numbers, in their order."""
+    mapped = [replace(verdict, segment=order[verdict.segment]) for verdict in verdicts]
+    return replace(critique, text=restore_names(critique.text, order)), sorted(mapped, key=lambda verdict: verdict.segment)
+
+
+def probability(values: Sequence[Value]) -> float:
+    """p = (spurious + 1/2) / (n + 1), where unsure counts half a vote; 1/2 without any."""
+    spurious = sum({"spurious": 1.0, "unsure": 0.5}.get(value, 0.0) for value in values)
+    return (spurious + 0.5) / (len(values) + 1)
+
+
+def count_votes(votes: Sequence[Sequence[Verdict]]) -> list[Verdict]:
+    """One verdict per segment from the votes of one image, each with the segments in one order. An answer that could not be read is no vote."""
+    return [_count(ballots) for ballots in zip(*votes, strict=True)]
+
+
+def _count(ballots: Sequence[Verdict]) -> Verdict:
+    valid = [ballot for ballot in ballots if ballot.problem is None]
+    if not valid:
+        return replace(ballots[0], p=probability([]))
+    # A verdict against its own critique says as little as an unsure one.
+    p = probability(["unsure" if ballot.doubt else ballot.value for ballot in valid])
+    value: Value = "spurious" if p > 0.5 else "relevant" if p < 0.5 else "unsure"
+    values = [ballot.value for ballot in valid]
+    contradictions = [ballot.doubt for ballot in valid if ballot.doubt]
+    doubt = contradictions[0] if contradictions else "unsure" if value == "unsure" else None
+    if len(set(values)) > 1:
+        doubt = "votes differ: " + ", ".join(f"{values.count(kind)} {kind}" for kind in ("spurious", "relevant", "unsure") if kind in values)
+    return replace(valid[0], value=value, p=p, doubt=doubt)
+
+
+def queue_verdicts(verdicts: Iterable[Verdict], selection: Selection, segmentation: Segmentation) -> list[Waiting]:
+    """What waits for a person, most worth a look first: no verdict, an unsure or a split one, or one that contradicts its critique."""
+    row_of: Mapping[int, int] = {index: row for row, index in enumerate(selection.indices.tolist())}
+    waiting = []
+    for (index, segment), verdict in settle_verdicts(verdicts).items():
+        reason = verdict.problem or verdict.doubt
+        if reason is not None and verdict.source != "human":
+            share = float(segmentation.shares[row_of[index], segment])
+            p = 0.5 if verdict.p is None else verdict.p
+            waiting.append(Waiting(index, segment, verdict.value, reason, share, p, 1 - abs(2 * p - 1)))
+    return sorted(waiting, key=lambda entry: (-entry.weight, entry.index, entry.segment))

@@ -1,0 +1,264 @@
+"""How much each pixel adds to the predicted class, against typical images: exact DeepLIFT SHAP, or Integrated Gradients.
+
+DeepLIFT's rescale rule (Shrikumar et al. 2017, eq. 8; see ``rescale``) replaces the derivative of each nonlinearity by delta_out / delta_in
+between an input and a baseline; DeepLIFT SHAP (Lundberg and Lee 2017) averages over baselines. Baselines are forwarded once
+and their activations kept; inputs are forwarded once; then one backward pass per baseline, over the inputs alone.
+Integrated Gradients (Sundararajan et al. 2017) need no rule and so cover attention too, at many passes per baseline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from rightreasons.common.memory import how_many
+from rightreasons.common.progress import Advance
+from rightreasons.errors import ModelError, RightReasonsError, UnsupportedLayer
+from rightreasons.explain.rescale import ALTERNATIVE, Tape, record, replay, weigh
+from rightreasons.networks.classifier import as_classifier, check_finite, frozen, model_device
+from rightreasons.networks.graph import CHECKPOINTED, find_hidden_part
+from rightreasons.records import Attribution
+
+__all__ = ["Attribution", "AttributionMethod", "UnsupportedLayer", "attribute_images", "check_attribution"]
+
+AttributionMethod = Literal["deeplift-shap", "integrated-gradients"]
+
+# Bytes of activations held at once: of a group of baselines, and again of a chunk of images. On a GPU they are in its own memory.
+KEPT_BYTES, KEPT_BYTES_ON_GPU = 2**28, 2**30
+LARGEST_CHUNK = 256
+# Arrays of an image's or a baseline's own size that there are while it is explained, beside the activations.
+PIXEL_ARRAYS = 6
+# Chunks between two savings of heatmaps. Integrated Gradients take many passes for an image, so that a stop may lose fewer of them.
+CHUNKS_BETWEEN_SAVINGS = {"deeplift-shap": 4, "integrated-gradients": 1 / 8}
+# Points on the way from a baseline to an image at which Integrated Gradients take the gradient.
+STEPS = 32
+# How far a heatmap's sum may be from the difference of the logits, as a share of the sum of |heatmap|. With every network that was tried rounding
+# stays below 3e-6 on a CPU; a GPU may round the inputs of a convolution to ten bits.
+ROUNDING, COARSE_ROUNDING = 1e-4, 1e-2
+# The same for Integrated Gradients. The kinks of a ReLU network cost up to 2e-2 at 32 points.
+QUADRATURE = 5e-2
+# Kinks may cost a single image more, so that the median of fewer images than this is not judged by it: ``check_attribution`` has been passed.
+FEWEST_JUDGED = 8
+# A check takes more and more points until the error is below this: quadrature converges, and what has no gradient stays missing.
+CHECKED_STEPS, CHECKED_QUADRATURE = (8, 32, 128), 1e-2
+# Rounding of the logits themselves, which is most of the error where image and baseline hardly differ.
+LOGIT_ROUNDING = 1e-5
+
+
+class _Explained(NamedTuple):
+    """An attribution, and the share of each heatmap's sum of |effect| by which its sum misses the difference of the logits."""
+
+    attribution: Attribution
+    missing: Float[Tensor, " image"]
+
+
+def attribute_images(
+    model: nn.Module,
+    images: Float[Tensor, "image channel height width"],
+    baselines: Float[Tensor, "baseline channel height width"],
+    targets: Int[Tensor, " image"] | None = None,
+    *,
+    method: AttributionMethod = "deeplift-shap",
+    chunk: int | None = None,
+    progress: Advance | None = None,
+) -> Attribution:
+    """Heatmaps against the mean over baselines, summed over channels, for ``targets`` (default: the predicted class).
+
+    ``chunk`` images are held at once, by default as many as keep about ``KEPT_BYTES`` of activations; so are as many baselines.
+    The completeness error of an image is |sum of its heatmap - (f(x) - mean f(b))| / |f(x) - mean f(b)|.
+
+    Raises UnsupportedLayer where the rescale rule does not cover a function that the model calls, and where the heatmaps do not add up.
+    """
+    if len(baselines) == 0:
+        raise ModelError("attribution needs at least one baseline image, and got none")
+    explain = partial(_METHODS[method], targets=targets, chunk=chunk, progress=progress or (lambda done, total: None))
+    with frozen(model):
+        attribution, missing = _explain(explain, model, images.detach(), baselines.detach())
+        if method == "deeplift-shap":
+            _refuse_incomplete(missing.nanmedian().item(), _rounding(images), method, model, images)
+        elif len(images) >= FEWEST_JUDGED:
+            _refuse_incomplete(missing.nanmedian().item(), QUADRATURE, method, model, images)
+    return attribution
+
+
+def part_size(model: nn.Module, image: Float[Tensor, "1 channel height width"], method: AttributionMethod) -> int:
+    """After how many images it is worth while to save their heatmaps. It follows from the network's activations and from no clock."""
+    with frozen(model):
+        saved = weigh(model, image)[1]
+    return _how_many(int((saved + PIXEL_ARRAYS * image.nbytes) / CHUNKS_BETWEEN_SAVINGS[method]), image.device)
+
+
+def check_attribution(model: nn.Module, images: Float[Tensor, "image channel height width"], method: AttributionMethod = "deeplift-shap") -> float:
+    """Two of the images against the last one (a single one against black; Integrated Gradients explain one). Gives the share that is missing.
+
+    Raises UnsupportedLayer where ``attribute_images`` would, or where a heatmap's sum is not the difference of the logits: both methods promise
+    that it is (docs/method.md, section 2), so that it proves that they see all of the model.
+    """
+    images = images.detach().to(model_device(model))
+    baselines, shown = (images[-1:], images[:-1][:2]) if len(images) > 1 else (torch.zeros_like(images), images)
+    explain = partial(_METHODS[method], targets=None, chunk=None, progress=lambda done, total: None)
+    trials, limit, worst = [explain], _rounding(images), 0.0
+    if method == "integrated-gradients":
+        trials, limit, shown = [partial(explain, steps=steps) for steps in CHECKED_STEPS], CHECKED_QUADRATURE, shown[:1]
+    with frozen(model):
+        for trial in trials:
+            attribution, missing = _explain(trial, model, shown, baselines)
+            check_finite(attribution.heatmaps.cpu(), shown, torch.arange(len(shown)), "effects of the pixels (the heatmap)")
+            worst = missing.max().item()
+            if worst <= limit:
+                return worst
+        _refuse_incomplete(worst, limit, method, model, shown)
+    return worst
+
+
+def _explain(explain: Callable[..., _Explained], model: nn.Module, images: Tensor, baselines: Tensor) -> _Explained:
+    """What a method gives; what torch raises in it becomes an UnsupportedLayer."""
+    try:
+        return explain(model, images, baselines)
+    except (RightReasonsError, torch.OutOfMemoryError):
+        raise
+    except RuntimeError as error:
+        raise UnsupportedLayer(f"the model cannot be explained: {_find_cause(model, images)}. {ALTERNATIVE} (torch says: {error})") from error
+
+
+def _refuse_incomplete(missing: float, limit: float, method: str, model: nn.Module, images: Tensor) -> None:
+    if missing > limit:
+        alternative = f" {ALTERNATIVE}." if method == "deeplift-shap" else ""
+        raise UnsupportedLayer(
+            f"{method} explains the model only in part: {missing:.2g} of the effect is missing from the heatmaps, and an error of {limit:g} is to be "
+            f"expected. The likely cause: {_find_cause(model, images)}.{alternative}"
+        )
+
+
+def _find_cause(model: nn.Module, images: Tensor) -> str:
+    """What of the model, which is frozen, escapes an explanation."""
+    for name, module in as_classifier(model).network.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            what = f"its module {name}" if name else "it"
+            return f"{what} was compiled by torch.jit (script or trace): use the Python code that it was made of"
+    try:
+        with torch.autograd.graph.disable_saved_tensors_hooks(CHECKPOINTED), torch.enable_grad():
+            return find_hidden_part(model(images[:1].clone().requires_grad_().clone()))
+    except RuntimeError as error:  # CHECKPOINTED, or the network's own
+        return str(error)
+
+
+def _rounding(images: Tensor) -> float:
+    return ROUNDING if images.device.type == "cpu" else COARSE_ROUNDING
+
+
+def _deeplift(
+    model: nn.Module,
+    images: Float[Tensor, "image channel height width"],
+    baselines: Float[Tensor, "baseline channel height width"],
+    targets: Int[Tensor, " image"] | None,
+    chunk: int | None,
+    progress: Advance,
+) -> _Explained:
+    """One tape for each group of baselines, replayed on every chunk of images."""
+    trial, _ = record(model, torch.cat([baselines[:1]] * 2))
+    pixels = PIXEL_ARRAYS * baselines[0].nbytes
+    size = chunk or _how_many(trial.saved_bytes // 2 + pixels, images.device)
+    parts = images.split(size)
+    wanted = [None] * len(parts) if targets is None else targets.split(size)
+    groups = baselines.split(_how_many(trial.kept_bytes // 2 + pixels, images.device))
+    effects: list[Tensor] = [torch.zeros_like(part[:, 0]) for part in parts]
+    logits: list[Tensor] = [torch.empty(0)] * len(parts)
+    references = []
+    for number, group in enumerate(groups):
+        tape, reference = record(model, group)
+        references.append(reference)
+        for place, part in enumerate(parts):
+            effect, logits[place] = _against_tape(model, part, group, wanted[place], tape)
+            effects[place] += effect / len(baselines)
+            progress((number * len(images) + place * size + len(part)) // len(groups), len(images))
+        del tape  # before the next is made
+    return _complete(torch.cat(effects), torch.cat(logits), torch.cat(references), targets)
+
+
+def _against_tape(
+    model: nn.Module,
+    images: Float[Tensor, "image channel height width"],
+    baselines: Float[Tensor, "baseline channel height width"],
+    targets: Int[Tensor, " image"] | None,
+    tape: Tape,
+) -> tuple[Float[Tensor, "image height width"], Float[Tensor, "image class_"]]:
+    """The sum over the tape's baselines of multiplier * difference, and the images' logits."""
+    leaf = images.detach().clone().requires_grad_()
+    logits = replay(model, leaf, tape)
+    with torch.enable_grad():
+        score = _pick(logits, _targets(logits, targets)).sum()
+    effect = torch.zeros_like(images)
+    for index, baseline in enumerate(baselines):
+        tape.baseline = index
+        (multiplier,) = torch.autograd.grad(score, leaf, retain_graph=index + 1 < len(baselines))
+        effect += multiplier.mul_(images - baseline)
+    return effect.sum(1), logits.detach()
+
+
+def _integrate(
+    model: nn.Module,
+    images: Float[Tensor, "image channel height width"],
+    baselines: Float[Tensor, "baseline channel height width"],
+    targets: Int[Tensor, " image"] | None,
+    chunk: int | None,
+    progress: Advance,
+    steps: int = STEPS,
+) -> _Explained:
+    """The mean over baselines of (x - b) times the mean gradient on the way from b to x, by Gauss-Legendre quadrature."""
+    size = chunk or _how_many(weigh(model, baselines[:1])[1] + PIXEL_ARRAYS * baselines[0].nbytes, images.device)
+    nodes, weights = np.polynomial.legendre.leggauss(steps)  # on [-1, 1]
+    with torch.no_grad():
+        logits, references = (torch.cat([model(part.clone()) for part in whole.split(size)]) for whole in (images, baselines))
+    effects, done = [], 0
+    for part, wanted in zip(images.split(size), _targets(logits, targets).split(size), strict=True):
+        effect = torch.zeros_like(part)
+        for number, baseline in enumerate(baselines):
+            difference = part - baseline
+            gradient = torch.zeros_like(part)
+            for node, weight in zip(nodes.tolist(), weights.tolist(), strict=True):
+                leaf = (baseline + (node + 1) / 2 * difference).requires_grad_()
+                with torch.enable_grad():
+                    score = _pick(model(leaf.clone()), wanted).sum()
+                gradient += torch.autograd.grad(score, leaf)[0] * (weight / 2)
+            effect += gradient * difference / len(baselines)
+            progress(done + len(part) * (number + 1) // len(baselines), len(images))
+        effects.append(effect.sum(1))
+        done += len(part)
+    return _complete(torch.cat(effects), logits, references, targets)
+
+
+def _complete(
+    heatmaps: Float[Tensor, "image height width"],
+    logits: Float[Tensor, "image class_"],
+    references: Float[Tensor, "baseline class_"],
+    targets: Int[Tensor, " image"] | None,
+) -> _Explained:
+    targets = _targets(logits, targets)
+    output, reference = _pick(logits, targets), references[:, targets].mean(0)
+    expected = output - reference
+    error = (heatmaps.sum((1, 2)) - expected).abs()
+    beyond = (error - LOGIT_ROUNDING * (output.abs() + reference.abs())).clamp_min(0)
+    missing = torch.where(beyond == 0, beyond, beyond / heatmaps.abs().sum((1, 2)))
+    return _Explained(Attribution(heatmaps, targets, error / expected.abs().clamp_min(torch.finfo(expected.dtype).tiny)), missing)
+
+
+def _targets(logits: Float[Tensor, "image class_"], targets: Int[Tensor, " image"] | None) -> Int[Tensor, " image"]:
+    return logits.argmax(1) if targets is None else targets.to(logits.device)
+
+
+def _pick(logits: Float[Tensor, "image class_"], targets: Int[Tensor, " image"]) -> Float[Tensor, " image"]:
+    return logits.gather(1, targets[:, None])[:, 0]
+
+
+def _how_many(bytes_each: int, device: torch.device) -> int:
+    return how_many(bytes_each, KEPT_BYTES if device.type == "cpu" else KEPT_BYTES_ON_GPU, LARGEST_CHUNK)
+
+
+_METHODS = {"deeplift-shap": _deeplift, "integrated-gradients": _integrate}

@@ -1,0 +1,254 @@
+"""What the critic is asked about: the stages that ask nobody, from the choice of images to the pictures of their segments."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from rightreasons.common.memory import KEPT_IMAGE_BYTES, release_memory
+from rightreasons.common.progress import Advance, Reporter, describe_seconds
+from rightreasons.common.seeds import seeded
+from rightreasons.config import Config, SegmentConfig
+from rightreasons.data.loading import Batch, StoredImages, check_labels, count_images, read_batches, some_images
+from rightreasons.explain.attribute import attribute_images, part_size
+from rightreasons.explain.sample import select_images
+from rightreasons.explain.segment import segment_heatmaps, smooth_heatmaps
+from rightreasons.networks.answers import TRIED_IMAGES, Answers, check_chance, count_answers, describe_answers, judge_answers
+from rightreasons.networks.classifier import as_classifier, check_finite, model_device
+from rightreasons.records import Attribution, Segmentation, Selection
+from rightreasons.runs.folder import RunFolder
+
+# Past this median completeness error a note says so; rounding stays far below it.
+WORST_COMPLETENESS_ERROR = 1e-2
+# "auto": what won in docs/log.md. A network with convolutions has noisy heatmaps, and one without has none to smooth.
+AUTO_SMOOTH = 0.035
+AUTO_PEAK_SHARE = 0.15
+# Heatmaps that take longer than this are told of before the work starts.
+LONG_SECONDS = 300.0
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the classifier leans on in the inspected images. ``smooth`` is the width that the heatmaps were smoothed by before they were cut."""
+
+    images: StoredImages
+    selection: Selection
+    attribution: Attribution
+    segmentation: Segmentation
+    smooth: float
+
+    @property
+    def examined(self) -> list[int]:
+        """The rows of the images with segments."""
+        return [row for row in range(len(self.selection)) if self.segmentation.count(row)]
+
+    def shown_effect(self, row: int) -> Float[Tensor, "height width"]:
+        """The positive effect that one image's segments were cut from, where the critic is shown it: what a verdict is about."""
+        return shown_effect(self.attribution, self.segmentation, self.smooth, row)
+
+
+def gather_evidence(
+    config: Config, folder: RunFolder, model: nn.Module, train: Dataset, validation: Dataset, classes: Sequence[str], reporter: Reporter
+) -> Evidence:
+    """The stages that ask nobody, up to the segments. In a folder in which they have finished they are read; ``folder`` is locked by the caller."""
+    release_memory()
+    selection = folder.load_selection() or _select(model, train, validation, classes, config, folder, reporter)
+    _report_answers(folder, classes, reporter)
+    images = StoredImages(train, selection.indices)
+    attribution = folder.load_attribution() or _attribute(model, train, images, config, folder, reporter)
+    folder.drop_attribution_parts()
+    release_memory()
+    segmentation = folder.load_segmentation() or _segment(model, attribution, config, folder, reporter)
+    release_memory()
+    _report_outcomes(segmentation, attribution, reporter)
+    return Evidence(images, selection, attribution, segmentation, segment_settings(model, config.segment)[0])
+
+
+def explain_images(
+    model: nn.Module, images: StoredImages, train: Dataset, config: Config, *, progress: Advance = lambda done, total: None
+) -> Attribution:
+    """Heatmaps against the run's baselines. The result is on the CPU."""
+    return _join(list(explain_parts(model, images, read_baselines(model, train, config), config, progress=progress)))
+
+
+def read_baselines(model: nn.Module, train: Dataset, config: Config, most: int | None = None) -> Float[Tensor, "baseline channel height width"]:
+    """The run's baselines, which are seeded training images, or the first ``most`` of them, on the model's device."""
+    count = config.attribute.baselines if most is None else min(most, config.attribute.baselines)
+    return some_images(train, count, seeded(config.run.seed, "baselines")).images.to(model_device(model))
+
+
+def explain_parts(
+    model: nn.Module,
+    images: StoredImages,
+    baselines: Float[Tensor, "baseline channel height width"],
+    config: Config,
+    *,
+    first: int = 0,
+    progress: Advance = lambda done, total: None,
+) -> Iterator[Attribution]:
+    """The heatmaps of a few images at a time, in order, from row ``first`` on: as many as are worth saving before the next are begun.
+
+    Raises ModelError where one is not finite.
+    """
+    chunk = None if config.attribute.chunk == "auto" else config.attribute.chunk
+    size = chunk or part_size(model, baselines[:1], config.attribute.method)
+    for start in range(first, len(images), size):
+        part = images[start : start + size]
+        found = attribute_images(
+            model,
+            part.to(baselines.device),
+            baselines,
+            method=config.attribute.method,
+            chunk=chunk,
+            progress=lambda done, _, start=start: progress(start + done, len(images)),
+        )
+        check_finite(found.heatmaps.cpu(), part, images.indices[start : start + size], "effects of the pixels (the heatmap)")
+        yield Attribution(found.heatmaps.cpu(), found.targets.cpu(), found.completeness_error.cpu())
+
+
+def _join(parts: list[Attribution]) -> Attribution:
+    """One attribution of all parts, which are let go of one by one."""
+    heatmaps = torch.empty(sum(len(part.targets) for part in parts), *parts[0].heatmaps.shape[1:])
+    targets, errors, row = [], [], 0
+    while parts:
+        part = parts.pop(0)
+        heatmaps[row : row + len(part.targets)] = part.heatmaps
+        targets.append(part.targets)
+        errors.append(part.completeness_error)
+        row += len(part.targets)
+    return Attribution(heatmaps, torch.cat(targets), torch.cat(errors))
+
+
+def _tell_long_work(model: nn.Module, image: Tensor, baselines: Tensor, config: Config, count: int, reporter: Reporter) -> None:
+    """A note of how long the heatmaps of ``count`` images will take, if it is long: one image is explained on one baseline, and on two."""
+
+    def seconds(some: Tensor) -> float:
+        start = time.perf_counter()
+        attribute_images(model, image.to(some.device), some, method=config.attribute.method)
+        return time.perf_counter() - start
+
+    one = seconds(baselines[:1])
+    if one * count * len(baselines) < LONG_SECONDS:
+        return
+    # What comes once for an image, and the first pass's own cost, cancel out.
+    each = max(seconds(torch.cat([baselines[:1]] * 2)) - seconds(baselines[:1]), one / 10)
+    whole = each * count * len(baselines)
+    if whole >= LONG_SECONDS:
+        reporter.note(
+            f"the heatmaps will take about {describe_seconds(whole)} on {baselines.device.type} ({count} images, {len(baselines)} baselines each): "
+            "fewer [attribute] baselines, a smaller [sample] size or a GPU make it shorter. What is done is saved as it goes: it can be stopped"
+        )
+
+
+def segment_settings(model: nn.Module, config: SegmentConfig) -> tuple[float, float]:
+    """``smooth`` and ``peak_share``, with "auto" resolved by whether the network has convolutions."""
+    noisy = any(isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) for module in model.modules())
+    smooth = (AUTO_SMOOTH if noisy else 0.0) if config.smooth == "auto" else config.smooth
+    return smooth, AUTO_PEAK_SHARE if config.peak_share == "auto" else config.peak_share
+
+
+def shown_effect(attribution: Attribution, segmentation: Segmentation, smooth: float, row: int) -> Float[Tensor, "height width"]:
+    """The positive effect that one image's segments were cut from, where the critic is shown it: what a verdict is about."""
+    return smooth_heatmaps(attribution.heatmaps[row : row + 1], smooth)[0].clamp_min(0) * segmentation.effect[row]
+
+
+def _select(
+    model: nn.Module, train: Dataset, validation: Dataset, names: Sequence[str], config: Config, folder: RunFolder, reporter: Reporter
+) -> Selection:
+    count, classes, wanted = count_images(train), len(names), config.sample
+    if wanted.size > count:
+        reporter.note(f"[sample] size = {wanted.size} is more than the {count} training images: all of them are inspected")
+    size = min(wanted.size, count)
+    quota = wanted.per_class if isinstance(wanted.per_class, int) else math.ceil(size / classes) if wanted.per_class == "auto" else None
+    answers = Answers.none(classes)
+    with reporter.stage("sample") as advance:
+        selection = select_images(
+            model,
+            _checked(read_batches(train), count, classes, advance),
+            strategy=wanted.strategy,
+            size=size,
+            quota=quota,
+            classes=classes,
+            generator=seeded(config.run.seed, "sample"),
+            answers=answers,
+        )
+    with reporter.stage("validate") as advance:
+        held_out = count_answers(model, validation, classes, advance)
+    if folder.trained_model.exists():
+        # Trained on these classes and on this input: nothing but the training itself can be at fault.
+        problems = [words] if (words := check_chance(answers)) else []
+    else:
+        tried = some_images(train, TRIED_IMAGES, seeded(config.run.seed, "other inputs"), KEPT_IMAGE_BYTES)
+        problems = judge_answers(model, answers, held_out, names, tried, order_is_stated=as_classifier(model).order is not None)
+    folder.save_answers({"train": answers.counts, "validation": held_out.counts}, problems)
+    folder.save_selection(selection)
+    return selection
+
+
+def _attribute(model: nn.Module, train: Dataset, images: StoredImages, config: Config, folder: RunFolder, reporter: Reporter) -> Attribution:
+    with reporter.stage("attribute") as advance:
+        first = sum(len(part.targets) for part in folder.load_attribution_parts())
+        advance(first, len(images))
+        baselines = read_baselines(model, train, config)
+        release_memory()
+        if first < len(images):
+            _tell_long_work(model, images[first : first + 1], baselines, config, len(images) - first, reporter)
+        for part in explain_parts(model, images, baselines, config, first=first, progress=advance):
+            folder.save_attribution_part(part, first)
+            first += len(part.targets)
+        del baselines
+        release_memory()
+        attribution = _join(folder.load_attribution_parts())
+    folder.save_attribution(attribution)
+    return attribution
+
+
+def _segment(model: nn.Module, attribution: Attribution, config: Config, folder: RunFolder, reporter: Reporter) -> Segmentation:
+    smooth, peak_share = segment_settings(model, config.segment)
+    with reporter.stage("segment") as advance:
+        advance(0, len(attribution.heatmaps))
+        segmentation = segment_heatmaps(
+            attribution.heatmaps,
+            components=config.segment.components,
+            smooth=smooth,
+            peak_share=peak_share,
+            generator=seeded(config.run.seed, "segment"),
+            progress=advance,
+        )
+    folder.save_segmentation(segmentation)
+    return segmentation
+
+
+def _report_answers(folder: RunFolder, names: Sequence[str], reporter: Reporter) -> None:
+    """How often the classifier is right, and what is wrong with its answers; nothing of a run from before they were counted."""
+    counts, problems = folder.load_answers()
+    for split, table in counts.items():
+        reporter.note(describe_answers(split, Answers(table), names))
+    for problem in problems:
+        reporter.note(problem)
+
+
+def _report_outcomes(segmentation: Segmentation, attribution: Attribution, reporter: Reporter) -> None:
+    for outcome in sorted(set(segmentation.outcomes) - {"segmented"}):
+        reporter.note(f"{segmentation.outcomes.count(outcome)} of {len(segmentation.outcomes)} heatmaps have no segments ({outcome}): left out")
+    worst = attribution.completeness_error.nanmedian().item()
+    if worst > WORST_COMPLETENESS_ERROR:
+        reporter.note(f"the heatmaps' completeness error is {worst:.1%} in the median: they explain the model only in part")
+
+
+def _checked(batches: Iterable[Batch], count: int, classes: int, advance: Advance) -> Iterator[Batch]:
+    """The batches, with word of progress. Raises DataError for a label that no class has."""
+    done = 0
+    advance(0, count)
+    for batch in batches:
+        check_labels(batch.labels, batch.indices, classes)
+        yield batch
+        done += len(batch)
+        advance(done, count)

@@ -1,0 +1,108 @@
+"""Choose which training images to inspect, in one streaming pass.
+
+Shortcuts are easier to learn than core features, so a model is most certain where it uses one (docs/method.md, section 1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from rightreasons.data.loading import Batch
+from rightreasons.networks.answers import Answers
+from rightreasons.networks.classifier import check_finite, model_device, output_entropy
+from rightreasons.records import Selection
+
+
+def select_images(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    strategy: str,
+    size: int,
+    quota: int | None,
+    classes: int,
+    generator: torch.Generator,
+    answers: Answers | None = None,
+) -> Selection:
+    """The ``size`` images that rank lowest under ``strategy``, by rising output entropy, falling, or a random key.
+
+    With a ``quota`` every class gives at most so many, and places left over go to the lowest of the rest.
+    At most ``size`` candidates a class are held: memory does not depend on the number of images. ``answers`` counts what the model says of them all.
+    """
+    rank = _RANKS[strategy]
+    kept = {label: _Candidates.empty() for label in (range(classes) if quota is not None else [-1])}
+    model.eval()
+    device = model_device(model)
+    for batch in batches:
+        with torch.no_grad():
+            logits = model(batch.images.to(device)).cpu()
+        check_finite(logits, batch.images, batch.indices, "logits (training images, at the choice of images)")
+        if answers is not None:
+            answers.add(batch.labels, logits.argmax(1))
+        entropy = output_entropy(logits)
+        fresh = _Candidates(rank(entropy, generator), batch.indices, batch.labels, entropy)
+        for label in kept:
+            chosen = fresh if label == -1 else fresh.where(batch.labels == label)
+            kept[label] = kept[label].joined(chosen).lowest(size)
+    return _fill(list(kept.values()), size, size if quota is None else quota, strategy)
+
+
+def _by_low_entropy(entropy: Tensor, generator: torch.Generator) -> Tensor:
+    return entropy
+
+
+def _by_high_entropy(entropy: Tensor, generator: torch.Generator) -> Tensor:
+    return -entropy
+
+
+def _at_random(entropy: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.rand(entropy.shape, generator=generator)
+
+
+_RANKS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
+    "low-entropy": _by_low_entropy,
+    "high-entropy": _by_high_entropy,
+    "random": _at_random,
+}
+
+
+class _Candidates:
+    """The best so far, as parallel vectors sorted by rank."""
+
+    def __init__(
+        self, rank: Float[Tensor, " image"], indices: Int[Tensor, " image"], labels: Int[Tensor, " image"], entropy: Float[Tensor, " image"]
+    ) -> None:
+        self.columns = (rank, indices, labels, entropy)
+
+    @classmethod
+    def empty(cls) -> _Candidates:
+        return cls(torch.empty(0), torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64), torch.empty(0))
+
+    def __len__(self) -> int:
+        return len(self.columns[0])
+
+    def where(self, chosen: Tensor) -> _Candidates:
+        return _Candidates(*(column[chosen] for column in self.columns))
+
+    def joined(self, other: _Candidates) -> _Candidates:
+        return _Candidates(*(torch.cat(pair) for pair in zip(self.columns, other.columns, strict=True)))
+
+    def lowest(self, size: int) -> _Candidates:
+        # Stable: among equal ranks the earlier image stays, so the result does not depend on the batch size.
+        return self.where(self.columns[0].argsort(stable=True)[:size])
+
+
+def _fill(buckets: list[_Candidates], size: int, quota: int, strategy: str) -> Selection:
+    """At most ``quota`` of each bucket, then the places left over, by rank."""
+    first = _Candidates.empty()
+    rest = _Candidates.empty()
+    for bucket in buckets:
+        order = torch.arange(len(bucket))
+        first = first.joined(bucket.where(order < quota))
+        rest = rest.joined(bucket.where(order >= quota))
+    _, indices, labels, entropy = first.joined(rest.lowest(max(0, size - len(first)))).lowest(size).columns
+    return Selection(strategy, indices, labels, entropy)

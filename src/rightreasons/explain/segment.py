@@ -1,0 +1,335 @@
+"""PPEPS-WGM: cut a heatmap's positive effect into segments with a weighted Gaussian mixture.
+
+Each pixel is a point z in [0, 1]^2 with the weight w = M p, p its share of the positive effect (docs/method.md, eq. 4-6).
+log N(z) is linear in [1, x, y, xx, xy, yy], so that one EM step over a batch of images is two matrix products.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int8
+from torch import Tensor
+
+from rightreasons.common.memory import WORKING_BYTES, how_many
+from rightreasons.common.progress import Advance
+from rightreasons.records import Outcome, Segmentation
+
+# Added to each covariance's diagonal, in pixels squared: a segment is never narrower than about half a pixel.
+SMALLEST_VARIANCE = 0.25
+# A component with less of the positive effect than this is dropped: its pixels go to the others.
+SMALLEST_SHARE = 1e-3
+# The mixture is fitted on a heatmap pooled to at most this many pixels a side: as good, and the time no longer grows with the image.
+FITTED_SIDE = 64
+# What `components = "auto"` chooses from, by BIC.
+AUTO_COMPONENTS = range(1, 7)
+# Heatmaps that are fitted together: their mixtures take about as many steps as the slowest of them.
+LARGEST_CHUNK = 64
+# Of the temporary arrays, for each pixel: of a heatmap under its Gaussian, and of each component's responsibility.
+SMOOTHING_BYTES, COMPONENT_BYTES = 32, 24
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """One Gaussian mixture per image, on coordinates (x, y) in [0, 1]^2."""
+
+    weights: Float[Tensor, "image component"]
+    means: Float[Tensor, "image component 2"]
+    covariances: Float[Tensor, "image component 2 2"]
+    objective: Float[Tensor, " image"]
+
+
+def segment_heatmaps(
+    heatmaps: Float[Tensor, "image height width"],
+    *,
+    components: int | str = 5,
+    smooth: float = 0.0,
+    peak_share: float = 0.0,
+    restarts: int = 3,
+    generator: torch.Generator,
+    chunk: int = LARGEST_CHUNK,
+    progress: Advance | None = None,
+) -> Segmentation:
+    """Segments of the positive effect, largest share first.
+
+    ``smooth`` is the width (sigma) of a Gaussian as a share of the side, applied to the signed heatmap so that noise cancels;
+    ``peak_share`` limits a segment's ``effect`` to pixels above that share of its peak (0: every pixel with positive effect).
+    ``components`` is their greatest number, or "auto" to choose by BIC. A heatmap without a positive pixel, with equal pixels
+    or with a NaN gets no segments, and its outcome says which.
+    At most ``chunk`` heatmaps are worked on at once, fewer if they are large: beside the result, two bytes a pixel, memory is bounded.
+    """
+    size = max(AUTO_COMPONENTS) if components == "auto" else int(components)
+    segments = torch.full(heatmaps.shape, -1, dtype=torch.int8)
+    effect = torch.zeros(heatmaps.shape, dtype=torch.bool)
+    shares = torch.zeros(len(heatmaps), size)
+    outcomes: list[Outcome] = []
+    at_once = how_many(heatmaps.shape[1:].numel() * SMOOTHING_BYTES, WORKING_BYTES, chunk)
+    for start in range(0, len(heatmaps), at_once):
+        raw = heatmaps[start : start + at_once].float()
+        smoothed = smooth_heatmaps(raw, smooth)
+        outcomes += _outcomes(raw, smoothed)
+        usable = torch.tensor([row for row in range(len(raw)) if outcomes[start + row] == "segmented"], dtype=torch.int64)
+        if len(usable):
+            positive = smoothed[usable].clamp_min(0)
+            mixtures = _fit(smoothed[usable], components, restarts, generator)
+            cut, shares[start + usable] = _order_by_share(mixtures, positive, size)
+            segments[start + usable] = cut
+            effect[start + usable] = _above_peak_share(positive, cut, size, peak_share)
+        if progress is not None:
+            progress(min(start + at_once, len(heatmaps)), len(heatmaps))
+    return Segmentation(segments, effect, shares, tuple(outcomes))
+
+
+def smooth_heatmaps(heatmaps: Float[Tensor, "image height width"], smooth: float) -> Float[Tensor, "image height width"]:
+    """The signed heatmaps under a Gaussian whose sigma is ``smooth`` times the shorter side; unchanged at 0."""
+    sigma = smooth * min(heatmaps.shape[1:])
+    if sigma == 0:
+        return heatmaps
+    down, across = (_gaussian(side, sigma).to(heatmaps) for side in heatmaps.shape[1:])
+    return down @ heatmaps @ across
+
+
+def _gaussian(side: int, sigma: float) -> Float[Tensor, "side side"]:
+    """A Gaussian cut off at three sigma, as a symmetric matrix: a product with it is many times faster than a convolution with so wide a kernel."""
+    radius = max(1, math.ceil(3 * sigma))
+    kernel = torch.exp(-torch.arange(-radius, radius + 1, dtype=torch.float64).square() / (2 * sigma**2))
+    kernel /= kernel.sum()
+    distance = (torch.arange(side)[:, None] - torch.arange(side)).abs()
+    return torch.where(distance <= radius, kernel[(distance + radius).clamp_max(2 * radius)], 0.0)
+
+
+def fit_mixture(
+    weights: Float[Tensor, "image pixel"],
+    points: Float[Tensor, "pixel 2"],
+    means: Float[Tensor, "image component 2"],
+    *,
+    smallest_variance: float,
+    iterations: int = 100,
+    tolerance: float = 1e-5,
+) -> Mixture:
+    """EM from given means, for all images at once, until no component's share or mean moves by more than ``tolerance``.
+
+    ``weights`` sum to one per image. Component covariances start isotropic: the data's mean variance, divided by their number.
+    """
+    features = _features(points)
+    count = means.shape[1]
+    spread = (weights @ points.square() - (weights @ points).square()).mean(1) / count + smallest_variance
+    means = means.clone()
+    covariances = spread[:, None, None, None] * torch.eye(2, dtype=points.dtype, device=points.device).expand(len(weights), count, 2, 2)
+    shares = torch.full(means.shape[:2], 1 / count, dtype=points.dtype, device=points.device)
+    objective = torch.zeros(len(weights), dtype=points.dtype, device=points.device)
+    active = torch.arange(len(weights), device=points.device)
+    for _ in range(iterations):
+        share = weights[active]
+        joint = features @ _log_density(shares[active], means[active], covariances[active])
+        density = joint.logsumexp(2, keepdim=True)
+        moments = features.T @ (share[:, :, None] * (joint - density).exp())
+        moved = (moments[:, 0] - shares[active]).abs().amax(1)
+        objective[active] = (share * density[:, :, 0]).sum(1)
+        earlier = means[active]
+        shares[active], means[active], covariances[active] = _maximise(moments, smallest_variance)
+        moved = torch.maximum(moved, (means[active] - earlier).abs().amax((1, 2)))
+        # An image that has settled drops out, so that its result does not depend on the others in the batch.
+        active = active[moved >= tolerance]
+        if len(active) == 0:
+            break
+    return Mixture(shares, means, covariances, objective)
+
+
+def responsibilities(mixture: Mixture, points: Float[Tensor, "pixel 2"]) -> Float[Tensor, "image pixel component"]:
+    """r_ij: how far pixel i belongs to component j; sums to one over the components."""
+    features = _features(points)
+    return (features @ _log_density(mixture.weights, mixture.means, mixture.covariances)).softmax(2)
+
+
+def _features(points: Float[Tensor, "pixel 2"]) -> Float[Tensor, "pixel 6"]:
+    x, y = points.unbind(1)
+    return torch.stack([torch.ones_like(x), x, y, x * x, x * y, y * y], 1)
+
+
+def _log_density(
+    shares: Float[Tensor, "image component"], means: Float[Tensor, "image component 2"], covariances: Float[Tensor, "image component 2 2"]
+) -> Float[Tensor, "image 6 component"]:
+    """log pi_j + log N(z | mu_j, Sigma_j) as coefficients of [1, x, y, xx, xy, yy]."""
+    a, b, d = covariances[..., 0, 0], covariances[..., 0, 1], covariances[..., 1, 1]
+    determinant = a * d - b * b
+    p, q, s = d / determinant, -b / determinant, a / determinant
+    x, y = means[..., 0], means[..., 1]
+    constant = shares.clamp_min(torch.finfo(shares.dtype).tiny).log() - math.log(2 * math.pi) - determinant.log() / 2
+    constant = constant - (p * x * x + 2 * q * x * y + s * y * y) / 2
+    return torch.stack([constant, p * x + q * y, q * x + s * y, -p / 2, -q, -s / 2], 1)
+
+
+def _maximise(moments: Float[Tensor, "image 6 component"], smallest_variance: float) -> tuple[Tensor, Tensor, Tensor]:
+    shares = moments[:, 0]
+    scale = shares.clamp_min(1e-12)
+    means = moments[:, 1:3] / scale[:, None]
+    second = moments[:, 3:6] / scale[:, None]
+    variance_x = (second[:, 0] - means[:, 0] ** 2).clamp_min(0) + smallest_variance
+    variance_y = (second[:, 2] - means[:, 1] ** 2).clamp_min(0) + smallest_variance
+    covariance = second[:, 1] - means[:, 0] * means[:, 1]
+    matrix = torch.stack([torch.stack([variance_x, covariance], -1), torch.stack([covariance, variance_y], -1)], -1)
+    return shares, means.transpose(1, 2), matrix
+
+
+def _fit(smoothed: Float[Tensor, "image height width"], components: int | str, restarts: int, generator: torch.Generator) -> Mixture:
+    """A mixture per image, fitted on the signed heatmap pooled to a side of at most ``FITTED_SIDE``. Those of "auto" have empty components."""
+    pooled = _pool(smoothed).clamp_min(0)
+    # What little was positive may cancel out under the pool: then such an image is fitted on its finer map's pooled positive part.
+    flat = pooled.sum((1, 2)) <= 0
+    pooled[flat] = _pool(smoothed[flat].clamp_min(0))
+    weights = pooled.flatten(1) / pooled.sum((1, 2))[:, None]
+    points = _pooled_grid(smoothed.shape[1:])
+    if components != "auto":
+        return _fit_best(weights, points, int(components), restarts, generator)
+    chosen = None
+    lowest = torch.full((len(weights),), math.inf, dtype=weights.dtype, device=weights.device)
+    pixels = weights.shape[1]
+    for count in AUTO_COMPONENTS:
+        mixture = _fit_best(weights, points, count, restarts, generator)
+        # w_i = M p_i: a heatmap counts as M observations, with 6 free numbers a component less the shares' sum.
+        criterion = (6 * count - 1) * math.log(pixels) - 2 * pixels * mixture.objective
+        better = criterion < lowest
+        lowest = torch.where(better, criterion, lowest)
+        padded = _pad(mixture, max(AUTO_COMPONENTS))
+        chosen = padded if chosen is None else _choose(better, padded, chosen)
+    assert chosen is not None  # AUTO_COMPONENTS is not empty
+    return chosen
+
+
+def _pad(mixture: Mixture, size: int) -> Mixture:
+    """With components of no weight, to which no pixel belongs, up to ``size``."""
+    more = size - mixture.weights.shape[1]
+    means = torch.cat([mixture.means, mixture.means[:, :1].expand(-1, more, -1)], 1)
+    covariances = torch.cat([mixture.covariances, mixture.covariances[:, :1].expand(-1, more, -1, -1)], 1)
+    return Mixture(F.pad(mixture.weights, (0, more)), means, covariances, mixture.objective)
+
+
+def _choose(first: Bool[Tensor, " image"], one: Mixture, other: Mixture) -> Mixture:
+    def pick(name: str) -> Tensor:
+        a, b = getattr(one, name), getattr(other, name)
+        return torch.where(first.view(-1, *[1] * (a.ndim - 1)), a, b)
+
+    return Mixture(*(pick(name) for name in ("weights", "means", "covariances", "objective")))
+
+
+def _pool(heatmaps: Float[Tensor, "image height width"]) -> Float[Tensor, "image pooled_height pooled_width"]:
+    """Means over square blocks, so that the shorter side has at most ``FITTED_SIDE`` pixels; unchanged where it has not more."""
+    factor = _pool_factor(heatmaps.shape[1:])
+    return heatmaps if factor == 1 else F.avg_pool2d(heatmaps[:, None], factor, ceil_mode=True, count_include_pad=False)[:, 0]
+
+
+def _pool_factor(shape: torch.Size) -> int:
+    return math.ceil(min(shape) / FITTED_SIDE)
+
+
+def _fit_best(
+    weights: Float[Tensor, "image pixel"], points: Float[Tensor, "pixel 2"], components: int, restarts: int, generator: torch.Generator
+) -> Mixture:
+    """The best of several seeded starts, image by image."""
+    smallest = SMALLEST_VARIANCE / len(points)
+    repeated = weights.repeat_interleave(restarts, 0)
+    fitted = fit_mixture(repeated, points, _seed_means(repeated, points, components, generator), smallest_variance=smallest)
+    best = fitted.objective.view(-1, restarts).argmax(1) + torch.arange(len(weights), device=weights.device) * restarts
+    return Mixture(*(getattr(fitted, name)[best] for name in ("weights", "means", "covariances", "objective")))
+
+
+def _seed_means(
+    weights: Float[Tensor, "image pixel"], points: Float[Tensor, "pixel 2"], components: int, generator: torch.Generator
+) -> Float[Tensor, "image component 2"]:
+    """k-means++ (Arthur and Vassilvitskii 2007) on weighted pixels: the next mean is drawn by weight times squared distance to the nearest."""
+    means: list[Tensor] = []
+    distance = torch.ones_like(weights)
+    for _ in range(components):
+        chances = weights * distance
+        # All positive pixels may be taken already; then any of them again.
+        chances = torch.where(chances.sum(1, keepdim=True) > 0, chances, weights)
+        drawn = torch.multinomial(chances.cpu(), 1, generator=generator)[:, 0].to(points.device)
+        means.append(points[drawn])
+        away = torch.cdist(points[drawn][:, None], points[None].expand(len(drawn), -1, -1))[:, 0].square()
+        distance = away if len(means) == 1 else torch.minimum(distance, away)
+    return torch.stack(means, 1)
+
+
+def _order_by_share(
+    mixtures: Mixture, positive: Float[Tensor, "image height width"], size: int
+) -> tuple[Int8[Tensor, "image height width"], Float[Tensor, "image segment"]]:
+    """Hard assignment c_i = argmax_j r_ij, segments numbered by falling share; negligible components give their pixels to the others."""
+    total = positive.sum((1, 2))[:, None]
+    # No component is left out of the first assignment, and the negligible ones of the second.
+    negligible = torch.zeros_like(mixtures.weights, dtype=torch.bool)
+    assigned = _assign(mixtures, negligible, positive.shape)
+    negligible = _sum_by_segment(positive, assigned, negligible.shape[1]) / total < SMALLEST_SHARE
+    assigned = _assign(mixtures, negligible, positive.shape)
+    shares = _sum_by_segment(positive, assigned, negligible.shape[1]) / total
+    order = shares.argsort(dim=1, descending=True, stable=True)
+    rank = order.argsort(dim=1).to(torch.int8)
+    segments = torch.stack([ranks[places.int()] for ranks, places in zip(rank, assigned, strict=True)])
+    return segments, F.pad(shares.gather(1, order), (0, size - shares.shape[1]))
+
+
+def _assign(mixtures: Mixture, left_out: Bool[Tensor, "image component"], shape: torch.Size) -> Int8[Tensor, "image height width"]:
+    """The component that each pixel belongs to, a strip of rows at a time."""
+    count, height, width = shape
+    coefficients = _log_density(mixtures.weights, mixtures.means, mixtures.covariances)
+    assigned = torch.empty(shape, dtype=torch.int8)
+    rows = how_many(count * width * left_out.shape[1] * COMPONENT_BYTES, WORKING_BYTES)
+    for top in range(0, height, rows):
+        part = slice(top, min(top + rows, height))
+        # r_ij grows with log pi_j + log N(z_i), so that the largest is found without the division by their sum.
+        joint = (_features(_grid(shape[1:], part)) @ coefficients).masked_fill_(left_out[:, None], -math.inf)
+        assigned[:, part] = joint.argmax(2).view(count, -1, width)
+    return assigned
+
+
+def _sum_by_segment(
+    positive: Float[Tensor, "image height width"], assigned: Int8[Tensor, "image height width"], count: int
+) -> Float[Tensor, "image segment"]:
+    return torch.stack([(positive * (assigned == segment)).sum((1, 2)) for segment in range(count)], 1)
+
+
+def _above_peak_share(
+    positive: Float[Tensor, "image height width"], segments: Int8[Tensor, "image height width"], size: int, peak_share: float
+) -> Bool[Tensor, "image height width"]:
+    above = positive > 0
+    for segment in range(size):
+        inside = segments == segment
+        peak = (positive * inside).amax((1, 2), keepdim=True)
+        above &= ~inside | (positive >= peak_share * peak)
+    return above
+
+
+def _outcomes(raw: Float[Tensor, "image height width"], smoothed: Float[Tensor, "image height width"]) -> list[Outcome]:
+    """Borders darken under the Gaussian, so a constant map is one before it."""
+    return ["constant" if _outcome(before) == "constant" else _outcome(after) for before, after in zip(raw, smoothed, strict=True)]
+
+
+def _outcome(heatmap: Float[Tensor, "height width"]) -> Outcome:
+    if not heatmap.isfinite().all():
+        return "not-finite"
+    if heatmap.max() <= 0:
+        return "no-positive-effect"
+    if heatmap.numel() > 1 and heatmap.max() == heatmap.min():
+        return "constant"
+    return "segmented"
+
+
+def _grid(shape: torch.Size, rows: slice = slice(None)) -> Float[Tensor, "pixel 2"]:
+    """Pixel centres (x, y) in [0, 1]^2, row by row."""
+    height, width = shape
+    y, x = torch.meshgrid(((torch.arange(height) + 0.5) / height)[rows], (torch.arange(width) + 0.5) / width, indexing="ij")
+    return torch.stack([x.flatten(), y.flatten()], 1)
+
+
+def _pooled_grid(shape: torch.Size) -> Float[Tensor, "pixel 2"]:
+    """The centres of ``_pool``'s blocks, row by row."""
+    y, x = (_pool_line((torch.arange(side) + 0.5) / side, _pool_factor(shape)) for side in shape)
+    y, x = torch.meshgrid(y, x, indexing="ij")
+    return torch.stack([x.flatten(), y.flatten()], 1)
+
+
+def _pool_line(line: Float[Tensor, " pixel"], factor: int) -> Float[Tensor, " block"]:
+    return F.avg_pool1d(line[None], factor, ceil_mode=True, count_include_pad=False)[0]

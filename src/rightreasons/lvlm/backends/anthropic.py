@@ -1,0 +1,145 @@
+"""Claude through Anthropic's own SDK: its layer for OpenAI clients ignores schemas."""
+
+from __future__ import annotations
+
+import base64
+import importlib.util
+import threading
+from typing import TYPE_CHECKING, Any
+
+from rightreasons.errors import LVLMError, LVLMUnavailable, LVLMUnsupported, MissingExtra
+from rightreasons.lvlm.protocol import Answer, Request, Usage, read_count
+from rightreasons.lvlm.wire.failures import Failure, classify
+from rightreasons.lvlm.wire.privacy import KEYS, redact
+from rightreasons.lvlm.wire.server import CONNECT_SECONDS, Loop, Server
+
+if TYPE_CHECKING:
+    import anthropic
+
+BASE_URL = "https://api.anthropic.com"
+_LIKE = "Anthropic's API"
+_NO_SCHEMA = ("output_config", "output_format", "structured output")
+
+
+class Anthropic:
+    """One model at Anthropic, or at ``base_url``. The key comes from ANTHROPIC_API_KEY or the keyring and from nowhere else.
+
+    A model that takes no schema is asked without one as long as this object lives.
+    """
+
+    simulated = False
+    concurrency = (4, 32)
+
+    def __init__(self, model: str, *, base_url: str | None = None, allow_remote: tuple[str, ...] = (), timeout: float = 180.0) -> None:
+        if importlib.util.find_spec("anthropic") is None:
+            raise MissingExtra("anthropic", "anthropic")
+        self._server = Server(base_url or BASE_URL, allow_remote=allow_remote, keys=(KEYS["anthropic"],))
+        self.name = f"anthropic:{model}"
+        self.address: dict[str, Any] | None = {
+            "spec": self.name,
+            "base_url": self._server.base_url,
+            "allow_remote": list(allow_remote),
+            "timeout": timeout,
+        }
+        self._model, self._timeout = model, timeout
+        self._takes_schema = True
+        self._lock = threading.Lock()
+        self._open: tuple[Loop, anthropic.AsyncAnthropic] | None = None
+
+    def check(self) -> None:
+        """Asks for what there is to know of the model, which is free. A server that does not tell is taken as being there."""
+        import anthropic
+
+        loop, client = self._connect()
+        try:
+            loop.run(client.models.with_raw_response.retrieve(self._model), CONNECT_SECONDS)
+        except (TimeoutError, anthropic.APIConnectionError) as error:
+            raise LVLMUnavailable(f"no answer from {self._server.base_url} ({error.__cause__ or error!r}): is there a way to it?") from error
+        except anthropic.APIStatusError as error:
+            if error.status_code in (401, 403) or error.type == "not_found_error":
+                raise self._explain(error) from error
+        finally:
+            self.close()  # a courier does the sending
+
+    def body(self, request: Request) -> dict[str, Any]:
+        """The parameters of one message, as the batch service takes them too."""
+        import anthropic
+
+        content = [{"type": "text", "text": part} if isinstance(part, str) else _picture(part) for part in request.parts]
+        body: dict[str, Any] = {"model": self._model, "max_tokens": request.max_tokens, "messages": [{"role": "user", "content": content}]}
+        if request.schema is not None:
+            # Bounds of strings and numbers are no part of what the service takes: they are put into words there.
+            body["output_config"] = {"format": {"type": "json_schema", "schema": anthropic.transform_schema(dict(request.schema))}}
+        return body
+
+    def send(self, body: dict[str, Any], request: Request | None) -> str:
+        """One POST, without the SDK's own retries, and with one deadline for all of it."""
+        import anthropic
+
+        loop, client = self._connect()
+        sent = body if self._takes_schema else {key: value for key, value in body.items() if key != "output_config"}
+        try:
+            return loop.run(_post(client, sent), self._timeout)
+        except (TimeoutError, anthropic.APIConnectionError) as error:
+            raise self._server.lost(error, self._timeout) from error
+        except anthropic.APIStatusError as error:
+            if "output_config" in sent and error.status_code == 400 and any(words in error.response.text.lower() for words in _NO_SCHEMA):
+                self._takes_schema = False
+                raise LVLMUnsupported(f"{self._model} takes no schema; asking again without", wait=0.0) from error
+            raise self._explain(error) from error
+
+    def parse(self, raw: str) -> Answer:
+        """The text blocks, put together. Raises LVLMProtocolError for what is no message, LVLMTimeout where the answer breaks off."""
+        message = self._server.read_object(raw, like=_LIKE)
+        blocks, reason = message.get("content"), message.get("stop_reason")
+        if message.get("type") != "message" or not isinstance(blocks, list):
+            raise self._server.alien(raw, like=_LIKE)
+        usage, text = _usage(message.get("usage")), "".join(block["text"] for block in blocks if block.get("type") == "text")
+        if reason == "refusal":
+            details = message.get("stop_details") or {}
+            return Answer("", problem=f"refused: {details.get('explanation') or text.strip() or 'no reason given'}", outcome="refused", usage=usage)
+        if reason in ("max_tokens", "model_context_window_exceeded") or not text.strip():
+            said = "the answer was cut off at its longest" if text.strip() else "empty answer"
+            return Answer(text, problem=f"truncated: {said} (stop reason {reason!r})", outcome="truncated", usage=usage)
+        return Answer(text, usage=usage)
+
+    def close(self) -> None:
+        """Ends the connections."""
+        with self._lock:
+            if self._open is not None:
+                loop, client = self._open
+                loop.run(client.close(), CONNECT_SECONDS)
+                loop.close()
+                self._open = None
+
+    def _connect(self) -> tuple[Loop, anthropic.AsyncAnthropic]:
+        import anthropic
+
+        with self._lock:
+            if self._open is None:
+                http = self._server.open_http(self._timeout)
+                # With a key given, the SDK looks for no other credentials in the environment or the home folder.
+                settings = {"api_key": self._server.key(), "base_url": self._server.base_url, "max_retries": 0, "timeout": self._timeout}
+                self._open = Loop(), anthropic.AsyncAnthropic(**settings, http_client=http)
+            return self._open
+
+    def _explain(self, error: anthropic.APIStatusError) -> LVLMError:
+        failure = Failure(error.status_code, redact(error.response.text), error.response.headers)
+        return classify(failure, server=self._server.base_url, model=self._model, key=KEYS["anthropic"])
+
+
+async def _post(client: anthropic.AsyncAnthropic, body: dict[str, Any]) -> str:
+    response = await client.messages.with_raw_response.create(**body)
+    return response.http_response.text
+
+
+def _picture(png: bytes) -> dict[str, Any]:
+    return {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": base64.b64encode(png).decode()}}
+
+
+def _usage(said: dict[str, Any] | None) -> Usage:
+    """Everything that went in, from a cache or not: a price that is lower there is not counted on."""
+    if not said:
+        return Usage()
+    parts = [read_count(said.get(name)) for name in ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")]
+    return Usage(sum(part or 0 for part in parts) if parts[0] is not None else None, read_count(said.get("output_tokens")))

@@ -1,0 +1,1 @@
+"""Every attempt at a request, so that no answer is paid for twice."""

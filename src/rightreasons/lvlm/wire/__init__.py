@@ -1,0 +1,1 @@
+"""How a request travels: permission, deadlines, pictures and failures."""

@@ -1,0 +1,111 @@
+"""One server as an SDK reaches it: leave to send, one deadline, no proxy or redirect unasked, and failures in our words."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Awaitable
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
+
+from rightreasons.errors import ConfigError, LVLMBusy, LVLMProtocolError, LVLMTimeout, LVLMUnavailable
+from rightreasons.lvlm.wire.privacy import check_leave, is_loopback, read_key
+
+if TYPE_CHECKING:
+    import httpx2
+
+T = TypeVar("T")
+CONNECT_SECONDS = 10.0
+# Causes of a connection error under which nothing has been sent.
+NOT_SENT = ("ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError")
+
+
+def read_host(base_url: str) -> str:
+    """The host in an address. Raises ConfigError for what is no address of a server."""
+    address = urlsplit("")
+    try:
+        address = urlsplit(base_url)
+        host = address.hostname if address.scheme in ("http", "https") and (address.port is None or address.port) else None
+    except ValueError:
+        host = None
+    if host is None:
+        raise ConfigError(f"[critic] base_url = {base_url!r} is not an address such as http://127.0.0.1:8000/v1")
+    if address.username is not None or address.password is not None or address.query:
+        raise ConfigError(f"[critic] base_url names {host} with a user, a password or a query: keys come from the environment or the keyring alone")
+    return host
+
+
+class Server:
+    """A server that may be sent to; ``remote`` where it is another machine. Raises LVLMUnavailable where nobody gave leave for its host."""
+
+    def __init__(self, base_url: str, *, allow_remote: tuple[str, ...], keys: tuple[str, ...]) -> None:
+        host = read_host(base_url)
+        check_leave(host, allow_remote, encrypted=urlsplit(base_url).scheme == "https")
+        self.base_url, self._keys, self.remote = base_url, keys, not is_loopback(host)
+
+    def key(self) -> str:
+        """The API key, from the first variable or keyring entry that has one. A server on this machine needs none."""
+        key = next(filter(None, map(read_key, self._keys)), None)
+        if key is None and self.remote:
+            raise LVLMUnavailable(f"{self.base_url} needs a key: set {' or '.join(self._keys)} in the environment, or put it into the keyring")
+        return key or "none"
+
+    def open_http(self, timeout: float) -> httpx2.AsyncClient:
+        """An HTTP client that follows no redirect, and takes a proxy from the environment for an allowed remote host alone.
+
+        It is not the SDK's own, which mounts the environment's proxies whatever ``trust_env`` says.
+        """
+        import httpx2
+
+        limits = httpx2.Timeout(timeout, connect=min(timeout, CONNECT_SECONDS))
+        return httpx2.AsyncClient(follow_redirects=False, trust_env=self.remote, timeout=limits)
+
+    def lost(self, error: Exception, timeout: float) -> LVLMBusy:
+        """The error to raise where no whole answer came."""
+        cause = error.__cause__ or error
+        if type(cause).__name__ in NOT_SENT:
+            return LVLMBusy(f"no connection to {self.base_url}: {cause}")
+        if isinstance(cause, TimeoutError) or "Timeout" in type(cause).__name__:
+            return LVLMTimeout(f"{self.base_url} gave no whole answer within {timeout:g} seconds")
+        return LVLMTimeout(f"{self.base_url} dropped the connection before the answer was whole: {cause}")
+
+    def read_object(self, raw: str, *, like: str) -> dict[str, Any]:
+        """The JSON object of an answer. Raises LVLMTimeout where it breaks off, LVLMProtocolError where it is something else."""
+        try:
+            whole = json.loads(raw)
+        except (ValueError, RecursionError) as error:
+            if raw.lstrip().startswith("{"):
+                raise LVLMTimeout(f"{self.base_url} sent half an answer, which ends {raw[-40:]!r}") from error
+            raise self.alien(raw, like=like) from error
+        if not isinstance(whole, dict):
+            raise self.alien(raw, like=like)
+        return whole
+
+    def alien(self, raw: str, *, like: str) -> LVLMProtocolError:
+        """The error to raise for an answer in another protocol."""
+        return LVLMProtocolError(f"{self.base_url} answers, but not as {like} does; its answer starts {raw[:120]!r}: check [critic] base_url")
+
+
+class Loop:
+    """An event loop in a thread of its own, which other threads hand requests to: only there can all of a request have one deadline."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+
+    def run(self, work: Awaitable[T], timeout: float) -> T:
+        """Its result. Raises TimeoutError after ``timeout`` seconds, however slowly something still drips."""
+
+        async def within() -> T:
+            async with asyncio.timeout(timeout):
+                return await work
+
+        return asyncio.run_coroutine_threadsafe(within(), self._loop).result()
+
+    def close(self) -> None:
+        """Ends the thread."""
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()

@@ -1,0 +1,1 @@
+"""Classifiers: opened, checked, trained, and asked for their answers."""

@@ -1,0 +1,254 @@
+"""Whether the classifier's answers fit the data at all: accuracy per class, and whether another order of the classes or another input fits better.
+
+A checkpoint with exchanged outputs, a wrong normalisation or a wrong input size still gives logits, heatmaps and verdicts, and all of them
+mislead. The counts come from the sampling pass, which runs every training image through the model anyway, and from one pass over validation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from rightreasons.common.memory import BATCH_BYTES, how_many
+from rightreasons.common.progress import Advance
+from rightreasons.data.loading import Batch, check_labels, count_images, read_batches
+from rightreasons.errors import ModelError
+from rightreasons.networks.classifier import Classifier, Preset, as_classifier, check_finite, model_device
+from rightreasons.records import GroupScore
+
+# Another input is told of from this gain in balanced accuracy on, where chance does not explain it.
+SMALLEST_GAIN = 0.1
+# An order is told of from this gain on: it stops a run.
+CLEAR_GAIN = 0.25
+# Standard errors that chance is taken to explain.
+CHANCE = 3.0
+# Below this balanced accuracy on the training images other inputs are tried.
+GOOD_ACCURACY = 0.9
+# How many training images they are tried on.
+TRIED_IMAGES = 128
+SIZES = (28, 32, 64, 96, 112, 128, 160, 192, 224, 256, 288, 299, 320, 384, 448, 512)
+# Mean and deviation of each channel, in the scale of pixels between 0 and 1.
+NORMALISATIONS = (
+    ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+    ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    ((0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255)),
+    ((0.481, 0.458, 0.408), (0.269, 0.261, 0.276)),
+    ((0.1307, 0.1307, 0.1307), (0.3081, 0.3081, 0.3081)),
+)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """How often images of each class (row) got each answer (column) on one split."""
+
+    counts: Int[Tensor, "class_ answer"]
+
+    @classmethod
+    def none(cls, classes: int) -> Answers:
+        """Of no image yet."""
+        return cls(torch.zeros(classes, classes, dtype=torch.int64))
+
+    def add(self, labels: Int[Tensor, " image"], answers: Int[Tensor, " image"]) -> None:
+        """Counts a batch."""
+        self.counts.index_put_((labels, answers), torch.ones_like(labels), accumulate=True)
+
+    @property
+    def total(self) -> int:
+        """How many images were counted."""
+        return int(self.counts.sum())
+
+    @property
+    def accuracy(self) -> float:
+        """The share of the images that got their own class; NaN of no image."""
+        return int(self.counts.diagonal().sum()) / self.total if self.total else math.nan
+
+    @property
+    def recall(self) -> Float[Tensor, "class_ answer"]:
+        """Each row as shares; zeros for a class without images."""
+        return self.counts.double() / self.counts.sum(1, keepdim=True).clamp_min(1)
+
+    def balanced(self, order: Sequence[int]) -> float:
+        """Mean accuracy over the classes that have images, with ``order[k]`` as the answer that is right for class k."""
+        present = self.counts.sum(1) > 0
+        return self.recall[torch.arange(len(order)), torch.tensor(order)][present].mean().item()
+
+    def by_class(self, names: Sequence[str]) -> dict[str, GroupScore]:
+        """Accuracy and count of each class that has images."""
+        counts, right = self.counts.sum(1).tolist(), self.counts.diagonal().tolist()
+        return {name: GroupScore(right[row] / counts[row], counts[row]) for row, name in enumerate(names) if counts[row]}
+
+
+def count_answers(model: nn.Module, dataset: Dataset, classes: int, advance: Advance) -> Answers:
+    """One pass over a split. Raises DataError for a label that is none of the ``classes``, ModelError for logits that are not finite."""
+    answers, count, done = Answers.none(classes), count_images(dataset), 0
+    model.eval()
+    for batch in read_batches(dataset):
+        with torch.no_grad():
+            logits = model(batch.images.to(model_device(model))).cpu()
+        check_labels(batch.labels, batch.indices, classes)
+        check_finite(logits, batch.images, batch.indices, "logits (at validation)")
+        answers.add(batch.labels, logits.argmax(1))
+        done += len(batch)
+        advance(done, count)
+    return answers
+
+
+def describe_answers(split: str, answers: Answers, names: Sequence[str], worst: int = 5) -> str:
+    """Accuracy on a split in words, with the ``worst`` classes."""
+    classes = sorted(answers.by_class(names).items(), key=lambda item: item[1].accuracy)
+    shown = ", ".join(f"{name} {score.accuracy:.1%} of {score.count}" for name, score in classes[:worst])
+    rest = f", and {len(classes) - worst} classes above these" if len(classes) > worst else ""
+    return f"the classifier is right on {answers.accuracy:.1%} of {answers.total} {split} images ({shown}{rest})"
+
+
+def describe_input(model: nn.Module, images: Float[Tensor, "image channel height width"]) -> str:
+    """What the network is fed, in words."""
+    preset, (channels, height, width) = as_classifier(model).preset, images.shape[1:]
+    order = ", taken in the order " + ", ".join(("red", "green", "blue")[channel] for channel in preset.channels) if preset.channels else ""
+    scaled = f"normalised by mean {_numbers(preset.mean)} and deviation {_numbers(preset.std)}" if preset.mean else "in 0 to 1, not normalised"
+    return f"the network sees {width} x {height} pixels in {channels} channel{'s' if channels > 1 else ''}{order}, {scaled}"
+
+
+def check_order(train: Answers, validation: Answers, names: Sequence[str]) -> str | None:
+    """In words, another order of the outputs that fits clearly better; None where there is none.
+
+    The order is chosen on ``train`` and has to hold on ``validation``: a best order always fits its own images well.
+    """
+    order = _best_order(train.recall)
+    own = tuple(range(len(order)))
+    moved = [row for row in own if order[row] != row]
+    if not moved or validation.total == 0:
+        return None
+    gains = [part.balanced(order) - part.balanced(own) for part in (train, validation)]
+    likely = all(
+        _beyond_chance(*(sum(int(counts[row, column[row]]) for row in moved) for column in (order, own)))
+        for counts in (validation.counts, train.counts + validation.counts)
+    )
+    if min(gains) < CLEAR_GAIN or not likely:
+        return None
+    outputs = [names[order.index(column)] for column in own]
+    return (
+        f"the outputs seem to stand for the classes in another order: of {validation.total} validation images {validation.accuracy:.1%} are "
+        f"classified right with the outputs {_list(names)}, and mean accuracy over the classes would be {validation.balanced(order):.1%} in place of "
+        f"{validation.balanced(own):.1%} if they were {_list(outputs)}"
+    )
+
+
+def check_chance(answers: Answers) -> str | None:
+    """In words, that the answers are no better than guessing; None where they are."""
+    counts = answers.counts.sum(1).double()
+    present, chance = counts > 0, 1 / len(counts)
+    error = (chance * (1 - chance) / counts[present]).sum().sqrt().item() / int(present.sum())
+    balanced = answers.balanced(range(len(counts)))
+    if balanced - chance > max(CHANCE * error, 0.05 * (1 - chance)):
+        return None
+    kind = "below chance" if chance - balanced > CHANCE * error else "at chance"
+    return f"the classifier is {kind}: mean accuracy over the classes is {balanced:.1%} on the training images, where guessing has {chance:.1%}"
+
+
+def find_better_input(model: nn.Module, batch: Batch) -> str | None:
+    """In words, the normalisation or input size under which the model is right on clearly more of these images; None where there is none."""
+    classifier = as_classifier(model)
+    own = _right(classifier, batch.images, batch.labels)
+    if own is None:
+        return None
+    best, words = own.double().mean().item(), None
+    for preset, images, said in _other_inputs(classifier, batch.images):
+        right = _right(Classifier(classifier.network, preset, classifier.order).to(model_device(model)), images, batch.labels)
+        if right is None or right.double().mean().item() <= best:
+            continue
+        gain = _balanced(right, batch.labels) - _balanced(own, batch.labels)
+        if gain >= SMALLEST_GAIN and _beyond_chance(int((right & ~own).sum()), int((own & ~right).sum())):
+            best = right.double().mean().item()
+            words = f"{best:.1%} in place of {own.double().mean().item():.1%} of {len(own)} training images are classified right {said}"
+    return words
+
+
+def judge_answers(model: nn.Module, train: Answers, validation: Answers, names: Sequence[str], sample: Batch, *, order_is_stated: bool) -> list[str]:
+    """What is wrong with the answers, in words for a person; nothing where they fit.
+
+    Raises ModelError for outputs in another order than the classes', unless the order was stated, and for a classifier at chance
+    that is not under another normalisation or size: every verdict on it would be about a mistake in the configuration.
+    """
+    words = []
+    order = check_order(train, validation, names)
+    if order is not None and not order_is_stated:
+        raise ModelError(
+            f"{order}. State the order of the network's outputs in [model] classes = [...]; it is taken as it stands, with a note, where it is stated"
+        )
+    chance = check_chance(train)
+    better = find_better_input(model, sample) if train.balanced(range(len(names))) < GOOD_ACCURACY else None
+    if chance is not None and better is not None:
+        raise ModelError(f"{chance}; {better}. Set that in the configuration, or use the checkpoint that was trained on this input")
+    if order is not None:
+        words.append(f"{order}; [model] classes or the checkpoint's own names say otherwise, and are followed")
+    if chance is not None:
+        words.append(f"{chance}. Check the checkpoint, the order of the classes, the input size and the normalisation before you trust what follows")
+    if better is not None:
+        words.append(f"another input fits better: {better}")
+    return words
+
+
+def _other_inputs(classifier: Classifier, images: Tensor) -> list[tuple[Preset, Tensor, str]]:
+    preset = classifier.preset
+    channels = len(preset.mean) or images.shape[1]
+    others: list[tuple[Preset, Tensor, str]] = []
+    if channels in (1, 3):
+        current = (preset.mean or (0.0,) * channels, preset.std or (1.0,) * channels)
+        for mean, std in ((mean[:channels], std[:channels]) for mean, std in NORMALISATIONS):
+            if (mean, std) != current:
+                said = f"with [model] mean = [{_numbers(mean)[1:-1]}] and std = [{_numbers(std)[1:-1]}]"
+                others.append((replace(preset, mean=mean, std=std), images, said))
+    for size in SIZES:
+        if size != images.shape[-1]:
+            resized = F.interpolate(images, size=(size, size), mode="bilinear", antialias=True, align_corners=False).clamp(0, 1)
+            others.append((preset, resized, f"with [data] size = {size}"))
+    return others
+
+
+def _right(classifier: Classifier, images: Tensor, labels: Tensor) -> Bool[Tensor, " image"] | None:
+    """Which images are classified right; None where the network does not take this input."""
+    classifier.eval()
+    size = how_many(images[0].nbytes, BATCH_BYTES, 32)
+    try:
+        with torch.no_grad():
+            answers = torch.cat([classifier(part.to(model_device(classifier))).argmax(1).cpu() for part in images.split(size)])
+    except Exception:  # whatever somebody's own network raises on another input size: it cannot have been trained on that
+        return None
+    return answers == labels
+
+
+def _balanced(right: Bool[Tensor, " image"], labels: Int[Tensor, " image"]) -> float:
+    return torch.stack([right[labels == label].double().mean() for label in labels.unique()]).mean().item()
+
+
+def _beyond_chance(better: int, worse: int) -> bool:
+    """McNemar's test: of the images on which two answers differ in being right, more are right under the one than chance explains."""
+    return better - worse > CHANCE * math.sqrt(better + worse)
+
+
+def _best_order(recall: Float[Tensor, "class_ answer"]) -> tuple[int, ...]:
+    """The answer of each class, each used once, the clearest first; its own wherever another one is not clearer."""
+    left = recall + 1e-9 * torch.eye(len(recall), dtype=recall.dtype)
+    order = [0] * len(left)
+    for _ in order:
+        row, column = divmod(int(left.argmax()), len(left))
+        order[row] = column
+        left[row], left[:, column] = -1, -1
+    return tuple(order)
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return f"({', '.join(f'{value:.4g}' for value in values)})"
+
+
+def _list(names: Sequence[str]) -> str:
+    return ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")

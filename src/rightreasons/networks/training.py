@@ -1,0 +1,269 @@
+"""The one training loop: plain training, right-reasons fine-tuning and every baseline go through it."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from rightreasons.common.files import write_atomically
+from rightreasons.common.progress import Advance
+from rightreasons.common.seeds import seeded
+from rightreasons.config import Flips
+from rightreasons.data.loading import Batch, count_images, read_batches
+from rightreasons.errors import ModelError
+from rightreasons.networks.classifier import check_finite, model_device
+
+# A step's gradient is never longer than this: one bad batch must not undo pretrained weights.
+LONGEST_GRADIENT = 10.0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How long, how fast, and what. Adam; the learning rate falls to zero along a half cosine; ``gamma`` weighs the L2 norm of the weights.
+
+    Over the first ``warm_up`` steps the learning rate rises from zero: Adam's first steps are as long as its rate, whatever the gradient.
+    ``layers`` train and the rest stays as it is: "all", the "last-blocks" (the later half of the layers that have weights, in the order in which
+    the model calls them), or the "head", which is the last of them. Of these, weights that the user froze stay frozen, unless all of them are.
+    """
+
+    epochs: int
+    learning_rate: float
+    gamma: float = 0.0
+    layers: str = "all"
+    warm_up: int = 0
+
+
+def train_model(
+    model: nn.Module,
+    *,
+    batches: Callable[[torch.Generator], Iterator[Batch]],
+    steps_per_epoch: int,
+    loss: Callable[[Batch, torch.Generator], Tensor],
+    recipe: Recipe,
+    seed: int,
+    freeze_statistics: bool = False,
+    judge_epoch: Callable[[nn.Module], float] | None = None,
+    slack: float = 0.0,
+    checkpoint: Path | None = None,
+    progress: Advance | None = None,
+) -> None:
+    """Trains ``model`` in place. ``batches`` gives one epoch from a generator, ``loss`` a scalar for one batch.
+
+    Each epoch draws from generators of its own, and ``checkpoint`` is written after each: stopped at any moment and called
+    again, training ends at the same weights as in one go. ``freeze_statistics`` keeps BatchNorm as it is, so that images of one
+    batch do not leak into one another. With ``judge_epoch`` the model ends as it was after its best epoch: the latest that is no more than
+    ``slack`` below the highest.
+    Where the device is CUDA, the forward pass runs in half precision.
+
+    Raises ModelError where the model has no weights to train, and where training diverges: the weights are as they were before that step.
+    """
+    chosen = _weights_to_train(model, recipe.layers, lambda: next(batches(seeded(seed, "layers"))))
+    # gamma ||theta||^2 has the gradient 2 gamma theta.
+    optimizer = torch.optim.Adam(chosen, lr=recipe.learning_rate, weight_decay=2 * recipe.gamma)
+    precision = _Precision(model_device(model))
+    steps = recipe.epochs * steps_per_epoch
+    first, best = _resume(model, optimizer, precision, checkpoint)
+    with _only_trainable(model, chosen):
+        for epoch in range(first, recipe.epochs):
+            model.train()
+            if freeze_statistics:
+                _freeze_statistics(model)
+            generator = seeded(seed, "epoch", epoch)
+            # Dropout draws from torch's global state, which is put back afterwards.
+            with torch.random.fork_rng():
+                torch.manual_seed(generator.initial_seed())
+                for step, batch in enumerate(batches(generator), start=epoch * steps_per_epoch):
+                    for group in optimizer.param_groups:
+                        group["lr"] = recipe.learning_rate * (1 + math.cos(math.pi * step / steps)) / 2 * min(1, (step + 1) / max(1, recipe.warm_up))
+                    optimizer.zero_grad(set_to_none=True)
+                    with precision.forward():
+                        value = loss(batch, generator)
+                    if not precision.step(value, optimizer, chosen):
+                        raise _divergence(model, chosen, batch, epoch, value.item())
+            if judge_epoch is not None:
+                merit = judge_epoch(model)
+                if best is None or merit >= best[0] - slack:
+                    highest = merit if best is None else max(merit, best[0])
+                    best = (highest, {name: tensor.detach().clone() for name, tensor in model.state_dict().items()})
+            if checkpoint is not None:
+                state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "scaler": precision.scaler.state_dict(), "best": best}
+                write_atomically(checkpoint, lambda part, state={**state, "epoch": epoch + 1}: torch.save(state, part))
+            if progress is not None:
+                progress(epoch + 1, recipe.epochs)
+    if best is not None:
+        model.load_state_dict(best[1])
+    model.eval()
+
+
+def train_plainly(
+    model: nn.Module,
+    dataset: Dataset,
+    *,
+    recipe: Recipe,
+    batch_size: int,
+    seed: int,
+    flips: Flips = "off",
+    checkpoint: Path | None = None,
+    progress: Advance | None = None,
+) -> None:
+    """Cross-entropy on shuffled batches: ERM. A last batch of one image, on which batch norm cannot train, joins the one before."""
+    count = count_images(dataset)
+    device = model_device(model)
+
+    def shuffled(generator: torch.Generator) -> Iterator[Batch]:
+        return _join_single(read_batches(dataset, indices=torch.randperm(count, generator=generator), batch_size=batch_size))
+
+    def cross_entropy(batch: Batch, generator: torch.Generator) -> Tensor:
+        (images,) = flip_together(flips, generator, batch.images)
+        return F.cross_entropy(model(images.to(device)).float(), batch.labels.to(device))
+
+    train_model(
+        model,
+        batches=shuffled,
+        steps_per_epoch=max(1, math.ceil((count - 1) / batch_size)),
+        loss=cross_entropy,
+        recipe=recipe,
+        seed=seed,
+        checkpoint=checkpoint,
+        progress=progress,
+    )
+
+
+def _join_single(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The batches, each of a single image joined to its neighbour."""
+    held: Batch | None = None
+    for batch in batches:
+        if held is not None and 1 in (len(held), len(batch)):
+            held = Batch(*(torch.cat([getattr(part, name) for part in (held, batch)]) for name in ("indices", "images", "labels")))
+            continue
+        if held is not None:
+            yield held
+        held = batch
+    if held is not None:
+        yield held
+
+
+def flip_together(flips: Flips, generator: torch.Generator, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """Half of the rows mirrored left to right, with "both" also half of them upside down; the same rows of every tensor (row, ..., height, width)."""
+    for axis in _FLIPPED_AXES[flips]:
+        chosen = torch.rand(len(tensors[0]), generator=generator) < 0.5
+        tensors = tuple(torch.where(chosen.view(-1, *[1] * (part.ndim - 1)), part.flip(axis), part) for part in tensors)
+    return tensors
+
+
+_FLIPPED_AXES: dict[Flips, tuple[int, ...]] = {"off": (), "horizontal": (-1,), "both": (-1, -2)}
+
+
+class _Precision:
+    """Mixed precision on CUDA: bfloat16 where the device has it, else float16 with a scaled loss. Plain float32 everywhere else."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.enabled = device.type == "cuda"
+        self.kind = torch.bfloat16 if self.enabled and torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.enabled and self.kind == torch.float16)
+
+    def forward(self) -> contextlib.AbstractContextManager[object]:
+        return torch.autocast("cuda", dtype=self.kind) if self.enabled else contextlib.nullcontext()
+
+    def step(self, value: Tensor, optimizer: torch.optim.Optimizer, parameters: list[Tensor]) -> bool:
+        """One step; False, and no step, where loss or gradient are not finite. A scaled gradient may overflow: the scaler leaves that step out."""
+        self.scaler.scale(value).backward()
+        self.scaler.unscale_(optimizer)
+        length = nn.utils.clip_grad_norm_(parameters, LONGEST_GRADIENT)
+        if not (value if self.scaler.is_enabled() else length).isfinite():
+            return False
+        self.scaler.step(optimizer)
+        self.scaler.update()
+        return True
+
+
+def _divergence(model: nn.Module, chosen: list[Tensor], batch: Batch, epoch: int, loss: float) -> ModelError:
+    """The error for a step whose loss or gradient is not finite: it names the image, where one alone is enough for that."""
+    model.eval()
+    where, device = f"training diverged in epoch {epoch + 1} (loss {loss:.3g})", model_device(model)
+    for row in range(len(batch)):
+        image = batch.images[row : row + 1]
+        logits = model(image.to(device)).float()
+        gradients = torch.autograd.grad(F.cross_entropy(logits, batch.labels[row : row + 1].to(device)), chosen, allow_unused=True)
+        length = sum(gradient.float().norm() for gradient in gradients if gradient is not None)
+        try:
+            check_finite((logits.sum(1) + length).detach().cpu(), image, batch.indices[row : row + 1], "logits or gradients")
+        except ModelError as error:
+            return ModelError(f"{where}: {error}")
+    return ModelError(f"{where} on images that are harmless one by one: lower the learning rate")
+
+
+def _weights_to_train(model: nn.Module, which: str, read: Callable[[], Batch]) -> list[Tensor]:
+    """What ``which`` names; a batch is read where that takes a look at the order of execution."""
+    layers = [module for module in model.modules() if next(module.parameters(recurse=False), None) is not None]
+    if which != "all" and layers:
+        order = _order_of_calls(model, read().images[:2])
+        layers.sort(key=lambda layer: order[layer])
+        layers = layers[{"last-blocks": len(layers) // 2, "head": len(layers) - 1}[which] :]
+    weights: list[Tensor] = [parameter for layer in layers for parameter in layer.parameters(recurse=False) if parameter.is_floating_point()]
+    if not weights:
+        raise ModelError(
+            f"the model has no weights to train (layers = {which!r}): a quantised or exported network has none; use the one it was made of"
+        )
+    return [parameter for parameter in weights if parameter.requires_grad] or weights
+
+
+def _order_of_calls(model: nn.Module, images: Tensor) -> dict[nn.Module, int]:
+    """When each module is last called. One that is never called itself, as its weights are used by the module that holds it, stands with that one."""
+    times, clock = {}, itertools.count(1)
+    hooks = [module.register_forward_pre_hook(lambda *_, name=name: times.update({name: next(clock)})) for name, module in model.named_modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            model(images.to(model_device(model)))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    order = {}
+    for name, module in model.named_modules():
+        while name and name not in times:
+            name = name.rpartition(".")[0]
+        order[module] = times[name]
+    return order
+
+
+@contextlib.contextmanager
+def _only_trainable(model: nn.Module, chosen: list[Tensor]) -> Iterator[None]:
+    """Gradients are computed for what trains, and for nothing else."""
+    kept = {id(parameter) for parameter in chosen}
+    changed = [parameter for parameter in model.parameters() if parameter.requires_grad != (id(parameter) in kept)]
+    for parameter in changed:
+        parameter.requires_grad_(id(parameter) in kept)
+    try:
+        yield
+    finally:
+        for parameter in changed:
+            parameter.requires_grad_(id(parameter) not in kept)
+
+
+def _freeze_statistics(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):  # noqa: SLF001 -- the only name that BatchNorm1d to 3d and SyncBatchNorm share
+            module.eval()
+
+
+def _resume(
+    model: nn.Module, optimizer: torch.optim.Optimizer, precision: _Precision, checkpoint: Path | None
+) -> tuple[int, tuple[float, dict[str, Tensor]] | None]:
+    """The epoch to go on with, and the best so far."""
+    if checkpoint is None or not checkpoint.exists():
+        return 0, None
+    state = torch.load(checkpoint, map_location=model_device(model), weights_only=True)
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    precision.scaler.load_state_dict(state["scaler"])
+    return int(state["epoch"]), state["best"]

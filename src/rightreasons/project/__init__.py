@@ -1,0 +1,1 @@
+"""From a configuration, or from memory, to what a run works on."""

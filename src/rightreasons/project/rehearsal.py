@@ -1,0 +1,136 @@
+"""A rehearsal of everything that a run does with data and network, on a few real images, before anything is paid or trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from rightreasons.common.memory import BATCH_BYTES
+from rightreasons.common.seeds import seeded
+from rightreasons.config import Config
+from rightreasons.data.loading import Batch, check_labels, count_images, fit_images, read_all
+from rightreasons.errors import DataError, ModelError, RightReasonsError
+from rightreasons.explain.attribute import check_attribution
+from rightreasons.networks.answers import describe_input
+from rightreasons.networks.classifier import check_finite, check_model, copy_model, model_device, place_model
+from rightreasons.networks.training import Recipe, train_plainly
+from rightreasons.repair.align import AlignmentSet, align_model
+
+# How many images of each split are read, twice: of random mirroring so many would show nothing once in 2**15 times. Odd, as a last batch may be.
+READ = 15
+# How many of them are explained, and trained on in one step.
+TRAINED = 3
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What was tried, and what was found of it, in words."""
+
+    found: Mapping[str, str]
+
+
+def rehearse(model: nn.Module, splits: Mapping[str, Dataset], classes: tuple[str, ...], config: Config, *, train_first: bool = False) -> Rehearsal:
+    """Reads images of every split, explains some, and trains a copy for a step; ``model`` is moved to the best device and keeps its weights.
+
+    ``splits`` has "train" at least; with ``train_first`` the network is untrained, and plain training is rehearsed too.
+    Raises DataError for data that change from one reading to the next or have a label that no class has, ModelError for a network that does not
+    give finite logits of each image alone or cannot be trained, UnsupportedLayer where the attribution cannot explain it.
+    """
+    read = {split: _read_twice(dataset, split, len(classes), config.run.seed) for split, dataset in splits.items()}
+    few, shape = read["train"], read["train"].images.shape[1:]
+    for split, batch in read.items():
+        if batch.images.shape[1:] != shape:
+            raise DataError(f"images of one shape are needed, and {split} has {_by(batch.images.shape[1:])} and train {_by(shape)}: resize them")
+    model = place_model(model, few.images[:2])
+    logits = check_model(model, few.images, classes, few.indices, trained=not train_first)
+    missing = check_attribution(model, few.images[:TRAINED], config.attribute.method)
+    told = {
+        "images": ", ".join(f"{len(batch)} of {count_images(splits[split])} {split}" for split, batch in read.items()) + "; the same twice",
+        "input": describe_input(model, few.images),
+        "logits": f"one for each of {len(classes)} classes, from {logits.min():.3g} to {logits.max():.3g}; an image alone has the same as in a batch",
+        "heatmaps": f"{config.attribute.method}, of whose effect {missing:.1e} is missing",
+    }
+    part = _Few(Batch(few.indices[:TRAINED], few.images[:TRAINED], few.labels[:TRAINED]))
+    if train_first:
+        told["training"] = _try_step("training", model, part, _train, config)
+    told["fine-tuning"] = _try_step(f"fine-tuning (layers = {config.align.layers!r})", model, part, _align, config)
+    return Rehearsal(told)
+
+
+class _Few(Dataset):
+    """Images that were read, as a dataset; they keep the numbers that they have in their own."""
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+
+    def __len__(self) -> int:
+        return len(self.batch)
+
+    def read(self, rows: Tensor) -> Batch:
+        return Batch(self.batch.indices[rows], self.batch.images[rows], self.batch.labels[rows])
+
+
+def _read_twice(dataset: Dataset, split: str, classes: int, seed: int) -> Batch:
+    """Some images of a split, with finite pixels and known labels, which are the same at a second reading."""
+    chosen = torch.randperm(count_images(dataset), generator=seeded(seed, "rehearsal", split))[:READ]
+    chosen = chosen[: max(TRAINED, len(fit_images(dataset, chosen, BATCH_BYTES)))]  # fewer, if they are large
+    first, second = (read_all(dataset, chosen, batch_size=READ) for _ in range(2))
+    check_labels(first.labels, first.indices, classes, split)
+    bad = (~first.images.flatten(1).isfinite()).any(1).nonzero()[:, 0]
+    if len(bad):
+        raise DataError(f"image {int(first.indices[bad[0]])} of {split} has pixels that are NaN or infinite: mend it, or leave it out")
+    for row, index in enumerate(first.indices.tolist()):
+        same = len(first) == len(second) and first.images.shape == second.images.shape
+        if not same or not torch.equal(first.images[row], second.images[row]) or first.labels[row] != second.labels[row]:
+            inner = dataset
+            while isinstance(getattr(inner, "dataset", None), Dataset):  # torch's Subset
+                inner = inner.dataset  # pyright: ignore[reportAttributeAccessIssue]
+            raise DataError(
+                f"{type(inner).__name__} ({split}) gives another picture or label of image {index} when it is read again: it augments at random, and "
+                "a verdict on one reading is not true of the next. Pass it without random transforms; [data] flips mirrors images in training"
+            )
+    return first
+
+
+def _try_step(stage: str, model: nn.Module, part: _Few, train: Callable[[nn.Module, _Few, Config], None], config: Config) -> str:
+    """One step on a copy, in words. Raises ModelError where it fails, changes no weight, or leaves any value that is not finite."""
+    trial, few = copy_model(model), part.batch
+    try:
+        train(trial, part, config)
+        with torch.no_grad():
+            logits = trial(few.images.to(model_device(trial))).cpu()
+    except RightReasonsError:
+        raise
+    except Exception as error:  # whatever somebody's own network raises
+        raise ModelError(f"a step of {stage} fails on the network: {type(error).__name__}: {error}") from error
+    check_finite(logits, few.images, few.indices, f"logits after a step of {stage}")
+    changed, before = 0, model.state_dict()
+    for name, value in trial.state_dict().items():
+        if value.is_floating_point() and not value.isfinite().all():
+            place = name.removeprefix("network.")
+            raise ModelError(f"after a step of {stage} {place} is not finite: lower the learning rate, or look at the checkpoint")
+        changed += not torch.equal(value, before[name])
+    if not changed:
+        raise ModelError(f"a step of {stage} changes no weight: the logits do not depend on the layers that train")
+    return f"a step on {len(few)} images changes {changed} of {len(before)} tensors, and all stay finite"
+
+
+def _train(model: nn.Module, part: _Few, config: Config) -> None:
+    """Training as ``find`` does it where there is no checkpoint: a batch of two, which the third image joins."""
+    train_plainly(model, part, recipe=Recipe(1, config.model.learning_rate), batch_size=2, seed=config.run.seed, flips=config.data.flips)
+
+
+def _align(model: nn.Module, part: _Few, config: Config) -> None:
+    """Fine-tuning as ``fix`` does it, with a quarter of each image in place of what is judged spurious."""
+    masks = torch.zeros(len(part), *part.batch.images.shape[2:], dtype=torch.bool)
+    masks[:, : (masks.shape[1] + 1) // 2, : (masks.shape[2] + 1) // 2] = True
+    settings = config.align.model_copy(update={"epochs": 1, "batch_size": TRAINED + 1, "ratio": 1 / (TRAINED + 1)})
+    align_model(model, part, AlignmentSet(part.batch, masks, torch.zeros_like(masks)), config=settings, seed=config.run.seed, flips=config.data.flips)
+
+
+def _by(shape: torch.Size) -> str:
+    return " x ".join(map(str, shape))

@@ -1,0 +1,58 @@
+"""One request exactly as it would be sent, its pictures as files, and where it would go. Nothing is sent, and no key is read."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+from rightreasons.common.files import write_bytes, write_text
+from rightreasons.lvlm.ledger.ledger import Ledger
+from rightreasons.lvlm.ledger.prices import worst_case_tokens
+from rightreasons.lvlm.pictures import picture_size, replace_pictures
+from rightreasons.questions.open_questions import Plan
+
+STRIPPED = (
+    "file names and folders; EXIF, DICOM and text fields of the image files (the pictures are drawn anew from pixels); groups and masks; "
+    "the classifier and its weights; every other image"
+)
+
+
+def show_request(plan: Plan, ledger: Ledger, to: Path) -> dict[str, Any] | None:
+    """Writes the first open request to ``to``/request.json with its pictures beside it, and says what it is; None where none is open.
+
+    In request.json each picture's base64 text is replaced by the name of the file that holds its very bytes.
+    """
+    question = next(plan.open_questions(ledger), None)
+    if question is None:
+        return None
+    body = question.lvlm.body(question.request)
+    # A backend that adapts a request to its server shows it as that server gets it.
+    body = getattr(question.lvlm, "fit", lambda whole: whole)(body)
+    to.mkdir(parents=True, exist_ok=True, mode=0o700)
+    pictures: list[dict[str, Any]] = []
+
+    def write_picture(encoded: str) -> str:
+        path = to / f"picture-{len(pictures) + 1}.png"
+        content = base64.b64decode(encoded)
+        write_bytes(path, content)
+        pictures.append({"file": str(path), "size": list(picture_size(encoded)), "bytes": len(content)})
+        return f"<{path.name}>"
+
+    shown = replace_pictures(body, write_picture)
+    write_text(to / "request.json", json.dumps(shown, indent=2, ensure_ascii=False) + "\n")
+    worst = worst_case_tokens(body, question.request.max_tokens)
+    address = question.lvlm.address
+    return {
+        "model": question.lvlm.name,
+        "role": question.request.role,
+        "goes_to": None if address is None else address["base_url"],
+        "custom_id": ledger.key(question.lvlm, question.request),
+        "request": shown,
+        "file": str(to / "request.json"),
+        "pictures": pictures,
+        "stripped": STRIPPED,
+        "input_tokens_at_most": worst.input_tokens,
+        "output_tokens_at_most": worst.output_tokens,
+    }

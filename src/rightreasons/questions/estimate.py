@@ -1,0 +1,115 @@
+"""How many calls, tokens, dollars and hours ``find`` will come to: counted from the requests themselves, before one of them is sent."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rightreasons.lvlm.ledger.ledger import Ledger
+from rightreasons.lvlm.ledger.prices import Price, likely_input_tokens, price_of, worst_case_tokens
+from rightreasons.lvlm.protocol import LVLM, Answer, Request, Usage
+from rightreasons.questions.open_questions import NOT_ASKED, Desk, Plan
+
+# How long answers are likely to be where none has come yet, in tokens: a paragraph for each step and segment; a word for each segment; both.
+LIKELY_OUTPUT = {"critic": 700, "judge": 60, "fused": 600, "control": 300}
+# A critique as far as the judge's request needs one; its true length is added in tokens.
+_CRITIQUE = Answer("\n".join(f"S{number}: It covers a part." for number in range(1, 21)))
+
+
+@dataclass
+class _Tally:
+    """The requests of one role to one model."""
+
+    lvlm: LVLM
+    requests: int = 0
+    answered: int = 0
+    most_in: int = 0
+    most_out: int = 0
+    likely_in: int = 0
+    seen_out: list[int] = field(default_factory=list)
+
+    def note(self, request: Request, critique_tokens: int, times: int) -> None:
+        """``times`` images have a request like this one."""
+        body = self.lvlm.body(request)
+        worst = worst_case_tokens(body, request.max_tokens)
+        self.requests += times
+        self.most_in += times * ((worst.input_tokens or 0) + critique_tokens)
+        self.most_out += times * request.max_tokens
+        self.likely_in += times * (likely_input_tokens(body) + (LIKELY_OUTPUT["critic"] if critique_tokens else 0))
+
+
+def estimate_plan(plan: Plan, ledger: Ledger | None, *, prices: Path | None = None, seconds_per_answer: float = 10.0) -> dict[str, Any]:
+    """For each role: its model, requests still open and already answered, tokens and US dollars at most and likely; and the time in all.
+
+    Money is None where no price is known, and so is its sum. Second tries after a failure are not in it: ``max_usd`` is what bounds those.
+    """
+    tallies: dict[str, _Tally] = {}
+    # One image stands for all where the stages before the critic have not run; controls stand for themselves.
+    images = 1 if plan.finished else round(plan.images / max(1, len(plan.cases.rows)))
+    for case in plan.all_cases():
+        desk = Desk(ledger, stand_in=lambda request: NOT_ASKED if request.schema is not None else _CRITIQUE)
+        plan.consult(case, desk)
+        critique_tokens = max((question.request.max_tokens for question in desk.open if question.request.role != "judge"), default=0)
+        for question in desk.open:
+            tally = tallies.setdefault(question.request.role, _Tally(question.lvlm))
+            tally.note(question.request, critique_tokens if question.request.role == "judge" else 0, 1 if case.is_control else images)
+        for question in desk.answered:
+            tally = tallies.setdefault(question.request.role, _Tally(question.lvlm))
+            tally.answered += 1
+            if ledger is not None:
+                tally.seen_out.append(ledger.ask(question.lvlm, question.request).usage.output_tokens or 0)
+    roles = {role: _summary(role, tally, prices) for role, tally in tallies.items()}
+    total: dict[str, Any] = defaultdict(int)
+    for summary in roles.values():
+        for key in ("requests", "answered", "input_tokens_at_most", "output_tokens_at_most", "input_tokens_likely", "output_tokens_likely"):
+            total[key] += summary[key]
+    for key in ("usd_at_most", "usd_likely"):
+        values = [summary[key] for summary in roles.values()]
+        total[key] = None if None in values else sum(values)
+    workers = [(tally, 1 if tally.lvlm.simulated else tally.lvlm.concurrency[0]) for tally in tallies.values()]
+    # Neither a simulated nor a scripted critic takes any time.
+    slow = [(tally, most) for tally, most in workers if not (tally.lvlm.simulated or tally.lvlm.name.startswith("scripted:"))]
+    total["seconds_likely"] = sum(tally.requests * seconds_per_answer / most for tally, most in slow)
+    return {"images": plan.images, "roles": roles, "total": dict(total), "counted": explain(plan, seconds_per_answer)}
+
+
+def explain(plan: Plan, seconds_per_answer: float) -> str:
+    """How the figures came about, in words."""
+    source = (
+        f"the requests of the {plan.images} inspected images, exactly as they would be sent"
+        if plan.finished
+        else f"at most {plan.images} images with as many segments as [segment] components allows, since no image has been inspected yet"
+    )
+    return (
+        f"Counted from {source}. At most: every byte of text a token, pictures by the dearest published rule for the model, each answer as long as "
+        f"it may be. Likely: four bytes a token, and answers as long as those that came already, or else {LIKELY_OUTPUT['critic']} tokens for a "
+        f"critique. Second tries are not counted; --max-usd bounds the money in any case. Time: {seconds_per_answer:g} s an answer, with as many "
+        f"under way as at the start."
+    )
+
+
+def _summary(role: str, tally: _Tally, prices: Path | None) -> dict[str, Any]:
+    price = _price(tally.lvlm, prices)
+    mean = math.ceil(sum(tally.seen_out) / len(tally.seen_out)) if any(tally.seen_out) else LIKELY_OUTPUT[role]
+    most = Usage(tally.most_in, tally.most_out)
+    likely = Usage(tally.likely_in, min(mean * tally.requests, tally.most_out))
+    return {
+        "model": tally.lvlm.name,
+        "requests": tally.requests,
+        "answered": tally.answered,
+        "input_tokens_at_most": most.input_tokens,
+        "output_tokens_at_most": most.output_tokens,
+        "input_tokens_likely": likely.input_tokens,
+        "output_tokens_likely": likely.output_tokens,
+        "usd_at_most": None if price is None else price.cost(most),
+        "usd_likely": None if price is None else price.cost(likely),
+        "price_date": None if price is None or price.date is None else price.date.isoformat(),
+    }
+
+
+def _price(lvlm: LVLM, prices: Path | None) -> Price | None:
+    server = None if lvlm.address is None else str(lvlm.address["base_url"])
+    return Price(0.0, 0.0) if server is None else price_of(lvlm.name, base_url=server, overrides=prices)

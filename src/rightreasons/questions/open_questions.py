@@ -1,0 +1,215 @@
+"""What ``find`` would ask, without asking it: for an estimate, a dry run, and requests that are carried to a provider by hand.
+
+The questions come out of the very functions that ask them, given a ledger's answers where there are some; so nothing here knows of modes, votes
+or second tries.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import torch
+import torch.nn.functional as F
+from torch.utils.data import TensorDataset
+
+from rightreasons.common.progress import Reporter, Silent
+from rightreasons.common.seeds import seeded
+from rightreasons.config import describe_difference
+from rightreasons.critic.case import Case, Cases, warn_of_lettering
+from rightreasons.critic.controls import controls_for
+from rightreasons.critic.judge import Example, read_examples
+from rightreasons.critic.panel import Panel, consult_case
+from rightreasons.critic.pictures import fit_size
+from rightreasons.data.loading import StoredImages, count_images, read_batches
+from rightreasons.errors import ConfigError
+from rightreasons.explain.evidence import Evidence, gather_evidence
+from rightreasons.explain.segment import AUTO_COMPONENTS
+from rightreasons.lvlm import LVLM
+from rightreasons.lvlm.ledger.ledger import Ledger
+from rightreasons.lvlm.ledger.prices import provider_hosts
+from rightreasons.lvlm.protocol import Answer, Request
+from rightreasons.pipeline.find import prepare
+from rightreasons.project.project import Project, Role, example_file, go_on, open_role, project_of_run
+from rightreasons.records import Attribution, Segmentation, Selection
+from rightreasons.runs.folder import NEVER_USED, RunFolder
+
+NOT_ASKED = Answer("", problem="not asked yet", outcome="unknown")
+
+
+@dataclass(frozen=True)
+class Question:
+    """A request, and the model that it is for."""
+
+    lvlm: LVLM
+    request: Request
+
+
+@dataclass
+class Desk:
+    """Stands where a ledger stands, and sends nothing: what is due to be sent is kept in ``open``, what is answered or was given up in
+    ``answered`` and ``unsettled``, and ``stand_in`` says how the talk goes on.
+    """
+
+    ledger: Ledger | None
+    stand_in: Callable[[Request], Answer] = lambda request: NOT_ASKED
+    open: list[Question] = field(default_factory=list)
+    answered: list[Question] = field(default_factory=list)
+    unsettled: list[Question] = field(default_factory=list)
+
+    def ask(self, lvlm: LVLM, request: Request) -> Answer:
+        """The answer that is there, or the stand-in."""
+        question = Question(lvlm, request)
+        if self.ledger is not None and not self.ledger.missing(lvlm, [request]):
+            answer = self.ledger.ask(lvlm, request)
+            (self.answered if answer.problem is None else self.unsettled).append(question)
+            return answer
+        self.open.append(question)
+        return self.stand_in(request)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a project's critic and judge are asked about. ``images`` is how many there will be, where ``cases`` stand for them all."""
+
+    project: Project
+    cases: Cases
+    examples: tuple[Example, ...]
+    critic: LVLM
+    judge: LVLM
+    images: int
+    finished: bool
+
+    def all_cases(self) -> Iterator[Case]:
+        """The images with segments, and the controls."""
+        yield from (self.cases[row] for row in self.cases.rows)
+        yield from controls_for(self.critic)
+
+    def consult(self, case: Case, desk: Desk) -> None:
+        """Puts to ``desk`` every question about one case that the answers so far allow."""
+        consult_case(case, Panel.of(self.project.config, self.critic, self.judge, self.examples), desk.ask)
+
+    def open_questions(self, ledger: Ledger | None) -> Iterator[Question]:
+        """Every question that can be sent now, image by image."""
+        for case in self.all_cases():
+            desk = Desk(ledger)
+            self.consult(case, desk)
+            yield from desk.open
+
+    def close(self) -> None:
+        """Lets go of the backends."""
+        for lvlm in {id(lvlm): lvlm for lvlm in (self.critic, self.judge)}.values():
+            getattr(lvlm, "close", lambda: None)()
+
+
+def plan_project(project: Project, cases: Cases, *, images: int | None = None) -> Plan:
+    """The plan of a project whose images were inspected. Its backends are open and may send nothing: leave and keys are not asked for."""
+    critic = project.config.critic
+    examples = read_examples(example_file(project), seeded(project.config.run.seed, "few-shot"))
+    first = _open_silently(project, "critic")
+    second = first if critic.judge is None else _open_silently(project, "judge")
+    return Plan(project, cases, examples, first, second, len(cases.rows) if images is None else images, images is None)
+
+
+@contextmanager
+def inspect_project(project: Project, folder: RunFolder, reporter: Reporter) -> Iterator[Plan]:
+    """The plan of a project after every stage that asks nobody, each run where it has not finished; the folder is locked meanwhile."""
+    model = prepare(project, folder, reporter)
+    with folder.locked():
+        evidence = gather_evidence(project.config, folder, model, project.train, project.validation, project.task.classes, reporter)
+        plan = plan_project(project, Cases(evidence, project.descriptions, folder))
+        if plan.critic.address is not None:
+            warn_of_lettering(plan.cases, reporter)
+        yield from _closing(plan)
+
+
+def carried_backends(project: Project, folder: RunFolder) -> tuple[LVLM, LVLM] | None:
+    """Critic and judge of a run whose every question has its answer, which therefore needs no server, leave or price; None for any other run."""
+    if not _is_inspected(folder) or describe_difference(folder.config(), project.config, changeable=NEVER_USED) is not None:
+        return None
+    go_on(project, folder)
+    with folder.locked():
+        plan = plan_project(project, _read_cases(project, folder))
+        ledger = Ledger(folder.ledger)
+        try:
+            return None if next(plan.open_questions(ledger), None) else (plan.critic, plan.judge)
+        finally:
+            ledger.close()
+
+
+@contextmanager
+def plan_of_folder(folder: RunFolder) -> Iterator[Plan]:
+    """The plan of a run folder, locked meanwhile. Raises ConfigError where the stages before the critic have not finished."""
+    project = project_of_run(folder)
+    if not _is_inspected(folder):
+        raise ConfigError(
+            f"{folder.path} has no segments yet: run `rightreasons find CONFIG --dry-run --out {folder.path}`, which sends nothing, first"
+        )
+    with folder.locked():
+        yield from _closing(plan_project(project, _read_cases(project, folder)))
+
+
+@contextmanager
+def plan_or_bound(project: Project, folder: RunFolder) -> Iterator[Plan]:
+    """The plan of a project: from its run folder where the stages before the critic have finished, else from one image and the settings.
+
+    That bound has as many images as are inspected at most, each with as many segments as there can be.
+    """
+    if _is_inspected(folder) and describe_difference(folder.config(), project.config) is None:
+        with folder.locked():
+            yield from _closing(plan_project(project, _read_cases(project, folder)))
+        return
+    with tempfile.TemporaryDirectory() as place:
+        most = min(project.config.sample.size, count_images(project.task.splits["train"]))
+        yield from _closing(plan_project(project, _stand_in(project, RunFolder(Path(place))), images=most))
+
+
+def _closing(plan: Plan) -> Iterator[Plan]:
+    try:
+        yield plan
+    finally:
+        plan.close()
+
+
+def _is_inspected(folder: RunFolder) -> bool:
+    return all((folder.path / name).exists() for name in ("config.toml", "selection.json", "heatmaps.safetensors", "segments.safetensors"))
+
+
+def _read_cases(project: Project, folder: RunFolder) -> Cases:
+    evidence = gather_evidence(project.config, folder, project.model, project.train, project.validation, project.task.classes, Silent())
+    return Cases(evidence, project.descriptions, folder)
+
+
+def _stand_in(project: Project, folder: RunFolder) -> Cases:
+    """The first training image, cut into as many segments as there can be, and with the longest words that a prompt can have for it."""
+    first = next(read_batches(project.task.splits["train"], indices=[0], batch_size=1))
+    height, width = first.images.shape[-2:]
+    images = StoredImages(TensorDataset(F.interpolate(first.images, _largest_picture(project, (height, width))), first.labels), [0])
+    wanted = project.config.segment.components
+    corner = torch.arange(math.ceil(height / 3) * math.ceil(width / 3)).view(math.ceil(height / 3), -1)
+    count = min(max(AUTO_COMPONENTS) if wanted == "auto" else wanted, corner.numel())
+    # All of them at the bottom right, each with 100 %: nothing is longer to say.
+    segments = torch.full((1, height, width), -1, dtype=torch.int8)
+    segments[0, -corner.shape[0] :, -corner.shape[1] :] = corner * count // corner.numel()
+    label = max(range(len(project.descriptions)), key=lambda i: len(project.descriptions[i].name.encode()))
+    labels, zero = torch.tensor([label]), torch.zeros(1)
+    selection = Selection(project.config.sample.strategy, images.indices, labels, zero)
+    attribution = Attribution(torch.ones(1, height, width), labels, zero)
+    segmentation = Segmentation(segments, segments >= 0, torch.ones(1, count), ("segmented",))
+    return Cases(Evidence(images, selection, attribution, segmentation, 0.0), project.descriptions, folder)
+
+
+def _largest_picture(project: Project, size: tuple[int, int]) -> tuple[int, int]:
+    """Height and width of the largest picture that an image can make, by the sizes of the files where the critic is shown those."""
+    files = [(int(height), int(width)) for width, _, height in (told.partition("x") for told in project.task.sizes)]
+    return max((fit_size(*one) for one in files or [size]), key=math.prod)
+
+
+def _open_silently(project: Project, role: Role) -> LVLM:
+    base_url = project.config.critic.server(role)[1]
+    return open_role(project, role, (f"http://{urlsplit(base_url or '').hostname}", *provider_hosts()))

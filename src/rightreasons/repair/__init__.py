@@ -1,0 +1,1 @@
+"""From verdicts to a model that no longer uses what was judged spurious."""

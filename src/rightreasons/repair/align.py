@@ -1,0 +1,301 @@
+"""Right-reasons fine-tuning: cross-entropy, and terms that take the judged-spurious segments away from the model.
+
+Terms (docs/method.md, section 6):
+
+- ``swap``     draws the spurious part of every image anew, label kept: what is known to be spurious is filled with another image's pixels,
+               then half of the images get an inspected image's spurious segments pasted in. An image with nothing spurious is filled too,
+               at a place drawn from the others, so that neither the shortcut, nor its absence, nor a seam goes with a class any more.
+- ``penalty``  on the effect of spurious pixels. ``effect`` is finite: how far the logits move when a spurious segment is pasted in,
+               against their standard deviation. ``jacobian`` and ``log_prob_sum`` (the published loss) are gradients inside the mask.
+
+Alignment samples fill a fixed share of every batch, drawn with replacement. Gradients of gradients are taken on them alone, and
+only where a gradient penalty is chosen. BatchNorm statistics stay as they are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from rightreasons.common.memory import BATCH_BYTES, LARGEST_BATCH, how_many
+from rightreasons.common.progress import Advance
+from rightreasons.common.seeds import seeded
+from rightreasons.config import AlignConfig, Flips
+from rightreasons.data.loading import Batch, count_images, read_batches
+from rightreasons.networks.classifier import model_device
+from rightreasons.networks.training import Recipe, flip_together, train_model
+from rightreasons.repair.penalties import GRADIENT_PENALTIES
+from rightreasons.repair.propagate import Spread
+
+# Segments are pasted onto every other image.
+PASTED = slice(None, None, 2)
+# Of these, every other one is compared with what it was before.
+COMPARED = slice(None, None, 2)
+# How many images are looked at as the source of a filling; the one with the least spurious there is taken.
+FILL_TRIES = 4
+# The effect penalty is measured in standard deviations of the logits, so one weight does for all models and scales.
+EFFECT_WEIGHT = 1.0
+# Steps over which the learning rate rises: the first ones would otherwise wreck features that took long to learn.
+WARM_UP = 20
+# Held-out images that are filled from one another.
+NEUTRAL_BATCH = 64
+# Keeps the root differentiable where a swap changes nothing.
+SMALLEST_EFFECT = 1e-6
+
+
+@dataclass(frozen=True)
+class AlignmentSet:
+    """The inspected images with their corrective masks, and ``protected``: pixels judged relevant, which no swap covers.
+
+    ``spread`` tells of the other training images, where the verdicts could be spread to them.
+    """
+
+    batch: Batch
+    masks: Bool[Tensor, "image height width"]
+    protected: Bool[Tensor, "image height width"]
+    spread: Spread | None = None
+
+    @property
+    def donors(self) -> Int[Tensor, " donor"]:
+        """The rows with something spurious to paste."""
+        return self.masks.any(2).any(1).nonzero()[:, 0]
+
+    def look_up(self, indices: Int[Tensor, " image"]) -> tuple[Bool[Tensor, "image height width"], Bool[Tensor, "image height width"]]:
+        """What is spurious and what is protected in these images of the training set, as far as it is known."""
+        row_of = {index: row for row, index in enumerate(self.batch.indices.tolist())}
+        height, width = self.masks.shape[1:]
+        protected = torch.zeros(len(indices), height, width, dtype=torch.bool)
+        spurious = torch.zeros_like(protected) if self.spread is None else self.spread.masks(indices, (height, width))
+        for place, index in enumerate(indices.tolist()):
+            if index in row_of:
+                protected[place] = self.protected[row_of[index]]
+                if not spurious[place].any():  # else the probe has cut it out more sharply than the heatmap
+                    spurious[place] = self.masks[row_of[index]]
+        return spurious & ~protected, protected
+
+
+def align_model(
+    model: nn.Module,
+    dataset: Dataset,
+    alignment: AlignmentSet,
+    *,
+    config: AlignConfig,
+    seed: int,
+    flips: Flips = "off",
+    hosts: Batch | None = None,
+    checkpoint: Path | None = None,
+    progress: Advance | None = None,
+) -> None:
+    """Fine-tunes ``model`` in place. An epoch has ceil(n_train / (batch - alignment part)) batches.
+
+    With held-out ``hosts`` it ends at the latest epoch whose ``swapped_accuracy`` is within a standard error of the best; else at the last.
+    With ``config.term`` "none" this is the control: the same steps, data and ratio, and no alignment term.
+    """
+    count = count_images(dataset)
+    part, ordinary = _split_batch(config)
+
+    def mixed(generator: torch.Generator) -> Iterator[Batch]:
+        for batch in read_batches(dataset, indices=torch.randperm(count, generator=generator), batch_size=ordinary):
+            drawn = torch.randint(len(alignment.batch), (part,), generator=generator)
+            yield Batch(
+                torch.cat([batch.indices, alignment.batch.indices[drawn]]),
+                torch.cat([batch.images, alignment.batch.images[drawn]]),
+                torch.cat([batch.labels, alignment.batch.labels[drawn]]),
+            )
+
+    loss = AlignLoss(model, alignment, config, part=part, flips=flips)
+    if config.lambda_ == "auto" and loss.needs_calibration:
+        generator = seeded(seed, "lambda")
+        # In train mode the look-ahead would move BatchNorm's statistics, and draw dropout from global state.
+        model.eval()
+        loss.calibrate(next(mixed(generator)), generator)
+    train_model(
+        model,
+        batches=mixed,
+        steps_per_epoch=math.ceil(count / ordinary),
+        loss=loss,
+        recipe=Recipe(config.epochs, config.learning_rate, config.gamma, config.layers, WARM_UP),
+        seed=seed,
+        freeze_statistics=True,
+        judge_epoch=None if hosts is None else lambda model: swapped_accuracy(model, hosts, alignment, seeded(seed, "epoch donors")),
+        slack=0.0 if hosts is None else 0.5 / math.sqrt(len(hosts)),
+        checkpoint=checkpoint,
+        progress=progress,
+    )
+
+
+def images_seen(config: AlignConfig, count: int) -> int:
+    """How many images go forward in fine-tuning on ``count`` of them, the compared halves of pairs included."""
+    compared = len(range(config.batch_size)[PASTED][COMPARED]) if config.penalty == "effect" else 0
+    return config.epochs * math.ceil(count / _split_batch(config)[1]) * (config.batch_size + compared)
+
+
+def _split_batch(config: AlignConfig) -> tuple[int, int]:
+    """How many of a batch are alignment samples, and how many are ordinary."""
+    part = min(max(1, round(config.ratio * config.batch_size)), config.batch_size - 1)
+    return part, config.batch_size - part
+
+
+class AlignLoss:
+    """Cross-entropy with the alignment terms, for batches whose last ``part`` images are the alignment samples."""
+
+    def __init__(self, model: nn.Module, alignment: AlignmentSet, config: AlignConfig, *, part: int, flips: Flips = "off") -> None:
+        self.model, self.alignment, self.part = model, alignment, part
+        terms = "swap+penalty" if config.term == "auto" else config.term
+        self.swaps = "swap" in terms
+        self.penalty = config.penalty if "penalty" in terms else None
+        self.weight = EFFECT_WEIGHT if config.lambda_ == "auto" else config.lambda_
+        self.flips: Flips = flips
+        self.pieces = Pieces(alignment, flips)
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether the penalty has a scale of its own."""
+        return self.penalty in GRADIENT_PENALTIES
+
+    def calibrate(self, batch: Batch, generator: torch.Generator) -> None:
+        """lambda "auto" of a gradient penalty: its ratio to the cross-entropy is one on the first batch (Ross et al. 2017)."""
+        cross_entropy, penalty = (term.item() for term in self.terms(batch, generator))
+        self.weight = cross_entropy / penalty if penalty > 0 else 1.0
+
+    def __call__(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        """The loss of one batch."""
+        cross_entropy, penalty = self.terms(batch, generator)
+        return cross_entropy + self.weight * penalty
+
+    def terms(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Cross-entropy and penalty of one batch, before weighting."""
+        device = model_device(self.model)
+        images, spurious, protected = flip_together(self.flips, generator, batch.images, *self.alignment.look_up(batch.indices))
+        shown, others = images, images[:0]
+        if len(self.pieces):
+            if self.swaps:
+                groups = batch.labels if self.alignment.spread else torch.zeros_like(batch.labels)
+                shown = fill_segments(images, groups, spurious, protected, self.pieces, generator)
+            clean = shown[PASTED]
+            pasted = paste_segments(clean, protected[PASTED], self.pieces, generator)
+            if self.swaps:
+                shown = shown.clone()
+                shown[PASTED] = pasted
+            if self.penalty == "effect":  # the other half of each pair goes through the model in the same pass
+                others = (clean if self.swaps else pasted)[COMPARED]
+        logits = self.model(torch.cat([shown, others]).to(device)).float()
+        cross_entropy = F.cross_entropy(logits[: len(shown)], batch.labels.to(device))
+        if len(others):
+            return cross_entropy, effect_penalty(logits[: len(shown)][PASTED][COMPARED], logits[len(shown) :], logits)
+        if self.penalty in GRADIENT_PENALTIES:
+            samples, masks = images[-self.part :].to(device), spurious[-self.part :].to(device)
+            return cross_entropy, GRADIENT_PENALTIES[self.penalty](self.model, samples, masks, generator)
+        return cross_entropy, torch.zeros_like(cross_entropy)
+
+
+def swapped_accuracy(model: nn.Module, hosts: Batch, alignment: AlignmentSet, generator: torch.Generator) -> float:
+    """Accuracy on held-out images onto each of which an inspected image's spurious segments were pasted: there the shortcut tells nothing.
+
+    It needs no label but the hosts' own, and so may choose among epochs.
+    """
+    pieces, answers = Pieces(alignment), []
+    model.eval()
+    with torch.no_grad():
+        for images in hosts.images.split(how_many(hosts.images[0].nbytes, BATCH_BYTES, LARGEST_BATCH)):
+            if len(pieces):
+                images = paste_segments(images, torch.zeros(len(images), *images.shape[2:], dtype=torch.bool), pieces, generator)
+            answers.append(model(images.to(model_device(model))).argmax(1).cpu())
+    return (torch.cat(answers) == hosts.labels).double().mean().item()
+
+
+def neutral_images(hosts: Batch, alignment: AlignmentSet, generator: torch.Generator) -> Float[Tensor, "image channel height width"] | None:
+    """Held-out images on which the shortcut tells nothing; None where nothing is spurious.
+
+    As in a swap, what the probe finds in them is filled with another image's pixels, where the verdicts could be spread, and a random inspected
+    image's spurious segments are pasted in.
+    """
+    pieces = Pieces(alignment)
+    if not len(pieces):
+        return None
+    neutral = []
+    for images, labels in zip(hosts.images.split(NEUTRAL_BATCH), hosts.labels.split(NEUTRAL_BATCH), strict=True):
+        free = torch.zeros(len(images), *images.shape[2:], dtype=torch.bool)
+        spread, filled = alignment.spread, images
+        if spread is not None:
+            filled = fill_segments(images, labels, spread.find(images), free, pieces, generator)
+        neutral.append(paste_segments(filled, free, pieces, generator))
+    return torch.cat(neutral)
+
+
+class Pieces:
+    """The spurious segments of the inspected images, to draw from."""
+
+    def __init__(self, alignment: AlignmentSet, flips: Flips = "off") -> None:
+        rows = alignment.donors
+        self.images = alignment.batch.images[rows]
+        self.flips: Flips = flips
+        self.masks = alignment.look_up(alignment.batch.indices[rows])[0]
+
+    def __len__(self) -> int:
+        return len(self.masks)
+
+    def draw(self, count: int, generator: torch.Generator) -> tuple[Float[Tensor, "piece channel height width"], Bool[Tensor, "piece height width"]]:
+        """``count`` of them, flipped as training images are; the pixels of a piece are those of its mask."""
+        chosen = torch.randint(len(self), (count,), generator=generator)
+        images, masks = flip_together(self.flips, generator, self.images[chosen], self.masks[chosen])
+        return images, masks
+
+
+def fill_segments(
+    images: Float[Tensor, "image channel height width"],
+    groups: Int[Tensor, " image"],
+    spurious: Bool[Tensor, "image height width"],
+    protected: Bool[Tensor, "image height width"],
+    pieces: Pieces,
+    generator: torch.Generator,
+) -> Float[Tensor, "image channel height width"]:
+    """Each image with pixels of another one of its group in place of what is ``spurious``.
+
+    One with nothing spurious is filled where a piece would lie: otherwise a filling would be a mark of the class that has the shortcut.
+    Where the shortcut is known in all images, a group is a class, so that no filling contradicts the label; where it is not, an image of the
+    same class would bring the same shortcut, and all are one group.
+    """
+    count = len(images)
+    _, elsewhere = pieces.draw(count, generator)
+    nothing = ~spurious.any(2).any(1)
+    region = torch.where(nothing[:, None, None], elsewhere & ~protected, spurious)
+    # Itself last: it is drawn only where its group has no other.
+    likely = (groups[:, None] == groups).float().fill_diagonal_(1e-9)
+    tried = torch.multinomial(likely, FILL_TRIES, replacement=True, generator=generator).T
+    overlap = (region & spurious[tried]).flatten(2).sum(2)
+    source = tried[overlap.argmin(0), torch.arange(count)]
+    return torch.where(region[:, None], images[source], images)
+
+
+def paste_segments(
+    images: Float[Tensor, "image channel height width"],
+    protected: Bool[Tensor, "image height width"],
+    pieces: Pieces,
+    generator: torch.Generator,
+) -> Float[Tensor, "image channel height width"]:
+    """Each image with the spurious segments of a random inspected image in their place, but never over ``protected`` pixels."""
+    sources, where = pieces.draw(len(images), generator)
+    return torch.where((where & ~protected)[:, None], sources, images)
+
+
+def effect_penalty(
+    before: Float[Tensor, "image class_"], after: Float[Tensor, "image class_"], all_logits: Float[Tensor, "any_image class_"]
+) -> Tensor:
+    """E |f(x) - f(x')| / (sqrt(2) sigma), x' being x with spurious segments exchanged and sigma^2 the variance of f (eq. 10).
+
+    The square inside the mean would be the total Sobol index of those pixels (Jansen 1999): 0 where the model does not use them, near 1 where it
+    uses nothing else. The root keeps pulling as the effect gets small, and so takes it to zero, as a lasso does. Sigma, over all logits of the
+    batch, has a gradient too: a model cannot lower the ratio by making its outputs small.
+    """
+    variance = all_logits.var(0, correction=0).sum().clamp_min(SMALLEST_EFFECT)
+    index = (before - after).square().sum(1) / (2 * variance)
+    return (index + SMALLEST_EFFECT).sqrt().mean()

@@ -1,0 +1,238 @@
+"""Spread the verdicts on a hundred inspected images to the whole training set, by a linear probe on the model's own feature maps.
+
+A model that leans on a shortcut has features for it. A logistic regression on one cell's features, trained on the pixels that were judged
+(spurious against relevant, and against images in which nothing is spurious), tells where the same thing is in images that nobody
+inspected (docs/method.md, eq. 12). Cross-validation over the inspected images says whether it can; if not, nothing is spread.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from rightreasons.common.memory import BATCH_BYTES, how_many
+from rightreasons.common.progress import Advance
+from rightreasons.data.loading import Batch, count_images, read_batches
+from rightreasons.networks.classifier import model_device
+
+# The probe reads the deepest feature map with at least this many cells a side: fine enough to point, deep enough to recognise.
+FEWEST_CELLS = 24
+# Of a finer map the cells are averaged, so that each side has at most this many: features and scores of all images are kept.
+MOST_CELLS = 64
+LARGEST_BATCH = 64
+# The share of cells that the probe may mark wrongly where nothing is spurious; its threshold is set by it.
+FALSE_SHARE = 0.01
+# Cross-validated, the probe must mark at least this share of the spurious cells of images that it was not trained on.
+LEAST_RECALL = 0.4
+# Inspected images with something spurious, and ones with nothing: below this there is too little to learn and to cross-validate.
+FEWEST_IMAGES = 4
+# Marks that are smaller than this share of the usual area are chance: a stray cell would count as the whole shortcut.
+LEAST_AREA = 1 / 3
+WEIGHT_DECAY = 1e-3
+# The score of a cell that is out of the question.
+NOTHING = -1e3
+FOLDS = 2
+
+
+@dataclass(frozen=True)
+class Spread:
+    """What the probe says of every training image, and its cross-validated ``recall`` of spurious cells.
+
+    ``score`` gives the scores of images that are not of the training set.
+    """
+
+    scores: Float[Tensor, "image row column"]
+    recall: float
+    score: Callable[[Float[Tensor, "image channel height width"]], Float[Tensor, "image row column"]] | None = None
+
+    def masks(self, indices: Int[Tensor, " chosen"], side: tuple[int, int]) -> Bool[Tensor, "chosen height width"]:
+        """The pixels of these images that look like what was judged spurious."""
+        return _enlarge(self.scores[indices], side)
+
+    def find(self, images: Float[Tensor, "image channel height width"]) -> Bool[Tensor, "image height width"]:
+        """The pixels of other images that look like what was judged spurious; none where the probe was not kept."""
+        side = (images.shape[2], images.shape[3])
+        return torch.zeros(len(images), *side, dtype=torch.bool) if self.score is None else _enlarge(self.score(images), side)
+
+
+def spread_verdicts(
+    model: nn.Module,
+    dataset: Dataset,
+    inspected: Batch,
+    spurious: Bool[Tensor, "inspected height width"],
+    relevant: Bool[Tensor, "inspected height width"],
+    *,
+    progress: Advance | None = None,
+) -> Spread | None:
+    """Scores for every image of ``dataset``, in one forward pass over it; None where the model has no feature maps, or they do not tell.
+
+    What is kept is one number per cell and image.
+    """
+    layer = _find_layer(model, inspected.images[:2])
+    if layer is None:
+        return None
+    size = how_many(inspected.images[0].nbytes, BATCH_BYTES, LARGEST_BATCH)
+    features = torch.cat(list(_read_features(model, layer, inspected.images.split(size))))
+    cells = _label_cells(spurious, relevant, features.shape[-2:])
+    recall = _cross_validate(features, cells)
+    if recall is None or recall < LEAST_RECALL:
+        return None
+    probe = _fit(features, cells)
+    usual = (probe(features) > 0).sum((1, 2))[cells.with_some].float().median()
+
+    def score(images: Float[Tensor, "image channel height width"]) -> Float[Tensor, "image row column"]:
+        (maps,) = _read_features(model, layer, [images])
+        found = probe(maps)
+        found[(found > 0).sum((1, 2)) < LEAST_AREA * usual] = NOTHING
+        # A cell of which less than half is spurious was not learnt as such: one cell more on each side, or the shortcut's edge would stay.
+        return F.max_pool2d(found[:, None], 3, stride=1, padding=1)[:, 0]
+
+    count, done = count_images(dataset), 0
+    scores = torch.full((count, features.shape[2], features.shape[3]), NOTHING)
+    for batch in read_batches(dataset, batch_size=size):
+        scores[batch.indices] = score(batch.images)
+        done += len(batch)
+        if progress is not None:
+            progress(done, count)
+    return Spread(scores, recall, score)
+
+
+def _enlarge(scores: Float[Tensor, "image row column"], side: tuple[int, int]) -> Bool[Tensor, "image height width"]:
+    return F.interpolate(scores[:, None], size=side, mode="bilinear", align_corners=False)[:, 0] > 0
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """A linear score of each cell's features, above zero where the cell looks spurious."""
+
+    mean: Float[Tensor, " feature"]
+    deviation: Float[Tensor, " feature"]
+    weight: Float[Tensor, " feature"]
+    offset: float
+
+    def __call__(self, maps: Float[Tensor, "image feature row column"]) -> Float[Tensor, "image row column"]:
+        return ((maps.movedim(1, -1) - self.mean) / self.deviation) @ self.weight + self.offset
+
+
+@dataclass(frozen=True)
+class _Cells:
+    """What the verdicts say of each cell of the inspected images; of most cells they say nothing."""
+
+    spurious: Bool[Tensor, "image row column"]
+    relevant: Bool[Tensor, "image row column"]
+    with_some: Bool[Tensor, " image"]
+
+    def __getitem__(self, images: Bool[Tensor, " image"]) -> _Cells:
+        return _Cells(self.spurious[images], self.relevant[images], self.with_some[images])
+
+
+def _label_cells(spurious: Bool[Tensor, "image height width"], relevant: Bool[Tensor, "image height width"], grid: torch.Size) -> _Cells:
+    """Spurious is what mostly is. Relevant is what is mostly relevant and not spurious at all, and every cell of an image with nothing spurious."""
+    covered, kept = (F.adaptive_avg_pool2d(part.float(), (grid[0], grid[1])) for part in (spurious, relevant))
+    some = spurious.flatten(1).any(1)
+    return _Cells(covered > 0.5, (covered == 0) & ((kept > 0.5) | ~some[:, None, None]), some)
+
+
+def _fit(maps: Float[Tensor, "image feature row column"], cells: _Cells) -> _Probe:
+    """Logistic regression with both kinds of cells weighted alike; then the offset that lets FALSE_SHARE pass where nothing is spurious."""
+    features = maps.movedim(1, -1)
+    mean, deviation = features.mean((0, 1, 2)), features.std((0, 1, 2)) + 1e-6
+    used = cells.spurious | cells.relevant
+    x, y = (features[used] - mean) / deviation, cells.spurious[used].float()
+    balance = torch.where(y > 0, 0.5 / y.sum(), 0.5 / (1 - y).sum())
+    weight, offset = torch.zeros(x.shape[1], requires_grad=True), torch.zeros((), requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight, offset], max_iter=100, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        value = (balance * F.binary_cross_entropy_with_logits(x @ weight + offset, y, reduction="none")).sum() + WEIGHT_DECAY * weight.square().sum()
+        value.backward()
+        return value
+
+    with torch.enable_grad():
+        optimizer.step(loss)
+    probe = _Probe(mean, deviation, weight.detach(), 0.0)
+    free = probe(maps[~cells.with_some]).flatten().sort().values
+    # Never below the middle between the two kinds.
+    threshold = max(free[min(len(free) - 1, round((1 - FALSE_SHARE) * len(free)))].item(), -offset.item())
+    return replace(probe, offset=-threshold)
+
+
+def _cross_validate(maps: Float[Tensor, "image feature row column"], cells: _Cells) -> float | None:
+    """The share of spurious cells found in images that the probe was not trained on, less the share of the relevant ones that it marks."""
+    if min(int(cells.with_some.sum()), int((~cells.with_some).sum())) < FEWEST_IMAGES or not cells.spurious.any():
+        return None
+    fold = torch.empty(len(maps), dtype=torch.int64)
+    for kind in (cells.with_some, ~cells.with_some):
+        fold[kind] = torch.arange(int(kind.sum())) % FOLDS
+    found, wrong = [], []
+    for held_out in range(FOLDS):
+        test = fold == held_out
+        if not (cells[test].spurious.any() and cells[~test].spurious.any()):
+            return None
+        marked = _fit(maps[~test], cells[~test])(maps[test]) > 0
+        found.append(marked[cells[test].spurious].float().mean())
+        wrong.append(marked[cells[test].relevant].float().mean())
+    return float(torch.stack(found).mean() - torch.stack(wrong).mean())
+
+
+def _find_layer(model: nn.Module, images: Float[Tensor, "image channel height width"]) -> nn.Conv2d | None:
+    """The last convolution that reads a map with at least FEWEST_CELLS cells a side, but not the image itself."""
+    seen: list[nn.Conv2d] = []
+
+    def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        shape = inputs[0].shape
+        if min(shape[-2:]) >= FEWEST_CELLS and shape[1] > images.shape[1] and shape[1] > 3:
+            seen.append(module)  # pyright: ignore[reportArgumentType] -- a Conv2d
+
+    hooks = [module.register_forward_pre_hook(note) for module in model.modules() if isinstance(module, nn.Conv2d)]
+    try:
+        with torch.no_grad():
+            model.eval()(images.to(model_device(model)))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return seen[-1] if seen else None
+
+
+def _read_features(model: nn.Module, layer: nn.Conv2d, batches: Iterator[Tensor] | list[Tensor] | tuple[Tensor, ...]) -> Iterator[Tensor]:
+    """What goes into ``layer`` for each batch of images, on the CPU and with at most ``MOST_CELLS`` cells a side; the pass ends there."""
+    model.eval()
+    for images in batches:
+        with torch.no_grad(), _stopped_at(layer) as caught:
+            try:
+                model(images.to(model_device(model)))
+            except _Reached:
+                yield _coarsen(caught[-1].float()).cpu()
+
+
+def _coarsen(maps: Float[Tensor, "image feature row column"]) -> Float[Tensor, "image feature coarse_row coarse_column"]:
+    factor = math.ceil(max(maps.shape[-2:]) / MOST_CELLS)
+    return maps if factor == 1 else F.avg_pool2d(maps, factor, ceil_mode=True, count_include_pad=False)
+
+
+class _Reached(Exception):  # noqa: N818 -- not an error
+    """The layer was reached: the rest of the network is not needed."""
+
+
+@contextmanager
+def _stopped_at(layer: nn.Module) -> Iterator[list[Tensor]]:
+    caught: list[Tensor] = []
+
+    def catch(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        caught.append(inputs[0].clone())
+        raise _Reached
+
+    hook = layer.register_forward_pre_hook(catch)
+    try:
+        yield caught
+    finally:
+        hook.remove()

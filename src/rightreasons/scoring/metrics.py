@@ -1,0 +1,165 @@
+"""Scores: how often a model is right, for whom, and for which reasons (docs/method.md, section 7). One pure function per metric."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from rightreasons.common.seeds import seeded
+from rightreasons.networks.predictions import Predictions
+from rightreasons.records import GroundTruth, GroupScore, Scores, Value
+
+
+@dataclass(frozen=True)
+class Averages:
+    """Worst group, unweighted mean over groups, and mean weighted by how often each group is met in training."""
+
+    worst: float
+    average: float
+    weighted: float | None
+
+
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class VerdictAgreement:
+    """Of the segments that were judged: the share judged right, and of the truly spurious and the others how many were; None where there are none.
+
+    ``spurious_recall`` is the critic's sensitivity, ``core_recall`` its specificity; each comes with a 95 % interval.
+    """
+
+    accuracy: float | None
+    spurious_recall: float | None
+    core_recall: float | None
+    unsure: int
+    accuracy_interval: Interval | None = None
+    spurious_recall_interval: Interval | None = None
+    core_recall_interval: Interval | None = None
+
+
+def score_predictions(predictions: Predictions, truth: GroundTruth | None, train_counts: Mapping[str, int] | None = None) -> Scores:
+    """Accuracy and entropy, and with ``truth`` every group metric."""
+    accuracy, entropy = predictions.correct.double().mean().item(), predictions.entropy.double().mean().item()
+    if truth is None:
+        return Scores(accuracy, entropy)
+    indices: list[int] = predictions.indices.tolist()
+    groups = group_scores(predictions.correct, [truth.groups[index] for index in indices])
+    averages = average_groups(groups, train_counts)
+    others = {name: group_scores(predictions.correct, [names[index] for index in indices]) for name, names in truth.other_groups.items()}
+    intervals = {}
+    if truth.clusters is not None:
+        clusters = [truth.clusters[index] for index in indices]
+        intervals = cluster_intervals(predictions.correct, [truth.groups[index] for index in indices], clusters, seeded(0, "intervals"))
+    return Scores(
+        accuracy,
+        entropy,
+        worst_group_accuracy=averages.worst,
+        average_group_accuracy=averages.average,
+        weighted_group_accuracy=averages.weighted,
+        groups=groups,
+        other_groups=others,
+        intervals=intervals,
+    )
+
+
+def group_scores(correct: Bool[Tensor, " image"], groups: Sequence[str]) -> dict[str, GroupScore]:
+    """Accuracy and count of each group that has images, by name."""
+    members: dict[str, list[int]] = {}
+    for row, group in enumerate(groups):
+        members.setdefault(group, []).append(row)
+    return {group: GroupScore(correct[rows].double().mean().item(), len(rows)) for group, rows in sorted(members.items())}
+
+
+def average_groups(groups: Mapping[str, GroupScore], train_counts: Mapping[str, int] | None = None) -> Averages:
+    """The averages over groups. A group of the training split that is empty here is left out, with a warning."""
+    accuracies = [group.accuracy for group in groups.values()]
+    weighted = None
+    if train_counts is not None:
+        empty = [group for group, count in train_counts.items() if count and group not in groups]
+        if empty:
+            warnings.warn(f"no images of group {', '.join(map(repr, empty))} to evaluate: left out of the averages", stacklevel=2)
+        total = sum(train_counts.get(group, 0) for group in groups)
+        weighted = sum(train_counts.get(group, 0) * score.accuracy for group, score in groups.items()) / total if total else None
+    return Averages(min(accuracies), sum(accuracies) / len(accuracies), weighted)
+
+
+def cluster_intervals(
+    correct: Bool[Tensor, " image"], groups: Sequence[str], clusters: Sequence[str], generator: torch.Generator, *, draws: int = 2000
+) -> dict[str, Interval]:
+    """95 % intervals of accuracy, worst group and group average: percentiles over ``draws`` samples of whole clusters, with replacement.
+
+    Several images of one object are not so many independent trials, so that an interval over images would be too narrow. A group that a sample
+    happens not to contain is left out of it. The lowest of several noisy groups is lower than the group that is truly worst, so that the interval
+    of the worst group is a careful one.
+    """
+    names, kinds = sorted(set(clusters)), sorted(set(groups))
+    row, column = ({name: place for place, name in enumerate(names)} for names in (names, kinds))
+    total, right = (torch.zeros(len(names), len(kinds), dtype=torch.float64) for _ in range(2))
+    for hit, group, cluster in zip(correct.tolist(), groups, clusters, strict=True):
+        total[row[cluster], column[group]] += 1
+        right[row[cluster], column[group]] += hit
+    drawn = torch.randint(len(names), (draws, len(names)), generator=generator)
+    times = torch.zeros(draws, len(names), dtype=torch.float64).scatter_add_(1, drawn, torch.ones(drawn.shape, dtype=torch.float64))
+    hits, images = times @ right, times @ total
+    rates = hits / images  # NaN where a sample has nothing of a group
+    told = {
+        "accuracy": hits.sum(1) / images.sum(1),
+        "worst_group_accuracy": rates.nan_to_num(nan=torch.inf).amin(1),
+        "average_group_accuracy": rates.nanmean(1),
+    }
+    ends = torch.tensor([0.025, 0.975], dtype=torch.float64)
+    return {name: (low, high) for name, values in told.items() for low, high in [torch.quantile(values, ends).tolist()]}
+
+
+def mu_align(heatmaps: Float[Tensor, "image height width"], masks: Bool[Tensor, "image height width"]) -> tuple[float | None, int]:
+    """Mean share of the attribution that lies outside the shortcut (eq. 9), and how many images are left out for want of mask or attribution."""
+    inside = _shares_inside(heatmaps, masks, torch.abs)
+    inside = inside[inside.isfinite() & masks.flatten(1).any(1)]
+    return (1 - inside.mean().item() if len(inside) else None), len(heatmaps) - len(inside)
+
+
+def spurious_share(heatmaps: Float[Tensor, "image height width"], masks: Bool[Tensor, "image height width"]) -> float | None:
+    """The share of all inspected images' positive effect that lies in judged-spurious segments: no label needed but the verdicts."""
+    shares = _shares_inside(heatmaps, masks, torch.relu)
+    shares = shares[shares.isfinite()]
+    return shares.mean().item() if len(shares) else None
+
+
+def _shares_inside(
+    heatmaps: Float[Tensor, "image height width"], masks: Bool[Tensor, "image height width"], strength: Callable[[Tensor], Tensor]
+) -> Float[Tensor, " image"]:
+    """The share of each heatmap's strength that lies in its mask, NaN if it has none; image by image, so that one is held in double precision."""
+    shares = torch.full((len(heatmaps),), math.nan, dtype=torch.float64)
+    for row, (heatmap, mask) in enumerate(zip(heatmaps, masks, strict=True)):
+        effect = strength(heatmap.double())
+        total = effect.sum()
+        if total > 0:
+            shares[row] = (effect * mask).sum() / total
+    return shares
+
+
+def verdict_agreement(values: Sequence[Value], truths: Sequence[bool]) -> VerdictAgreement:
+    """Verdicts against the truth; unsure ones are counted apart and enter no rate."""
+    judged = [(value == "spurious", truth) for value, truth in zip(values, truths, strict=True) if value != "unsure"]
+    parts = judged, [pair for pair in judged if pair[1]], [pair for pair in judged if not pair[1]]
+    right = [sum(says == is_so for says, is_so in part) for part in parts]
+    rates = [count / len(part) if part else None for count, part in zip(right, parts, strict=True)]
+    intervals = [wilson_interval(count, len(part)) if part else None for count, part in zip(right, parts, strict=True)]
+    (accuracy, sensitivity, specificity), unsure = rates, len(values) - len(judged)
+    return VerdictAgreement(accuracy, sensitivity, specificity, unsure, *intervals)
+
+
+def wilson_interval(successes: int, trials: int, z: float = 1.959963984540054) -> Interval:
+    """Where a rate lies with 95 % confidence (Wilson 1927); it stays within 0 and 1, and is wide where there are few trials, 1 at least."""
+    rate, n = successes / trials, trials
+    centre = (rate + z * z / (2 * n)) / (1 + z * z / n)
+    reach = z / (1 + z * z / n) * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
+    # At a rate of 0 or 1 the bound is the rate itself, which rounding would miss.
+    return centre - reach if successes else 0.0, centre + reach if successes < trials else 1.0

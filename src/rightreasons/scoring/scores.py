@@ -1,0 +1,281 @@
+"""Measure a model and a run: the scores before and after, the critic's, and ``metrics.json``.
+
+The one module above the studies that may see groups and ground-truth masks; whatever needs a label that is missing is None.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Container, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from rightreasons.common.seeds import seeded
+from rightreasons.critic.outcome import decide_outcome, explain_outcome
+from rightreasons.data.loading import StoredImages, count_images, read_batches
+from rightreasons.data.manifest import find_leaks, hash_manifest
+from rightreasons.explain.evidence import explain_parts, read_baselines, segment_settings, shown_effect
+from rightreasons.explain.segment import smooth_heatmaps
+from rightreasons.networks.answers import Answers
+from rightreasons.networks.classifier import Classifier, as_classifier, hash_weights
+from rightreasons.networks.predictions import predict_labels
+from rightreasons.records import GroundTruth, GroupScore, Scores, settle_verdicts, truly_spurious
+from rightreasons.run import Alignment, Run
+from rightreasons.runs.folder import RunFolder
+from rightreasons.scoring import metrics as evaluate
+
+# mu_align is measured on that many test images, or on fewer that have so many pixels together; a segment is pasted onto so many held-out images.
+MU_ALIGN_IMAGES = 1000
+MU_ALIGN_PIXELS = 2**21
+# A score is a mean over many heatmaps, so that each needs fewer baselines than the ones that are cut into segments.
+SCORED_BASELINES = 4
+
+
+def score(
+    model: nn.Module,
+    test_set: Dataset,
+    *,
+    truth: GroundTruth | None = None,
+    train_truth: GroundTruth | None = None,
+    run: Run | None = None,
+) -> Scores:
+    """Accuracy and entropy of ``model`` on ``test_set``; group metrics with ``truth``; the label-free proofs, and mu_align, with a ``run``.
+
+    A network of one's own gets the normalisation and the order of classes of the ``run``.
+    ``train_truth`` gives the group sizes for the weighted average. What is not given makes its metrics None.
+    """
+    if run is not None and not isinstance(model, Classifier):
+        own = as_classifier(run.model)
+        model = Classifier(model, own.preset, own.order)
+    model = as_classifier(model)
+    predictions = predict_labels(model, read_batches(test_set))
+    counts = dict(Counter(train_truth.groups)) if train_truth is not None else None
+    scores = evaluate.score_predictions(predictions, truth, counts)
+    if run is None:
+        return scores
+    proofs = _label_free_proofs(model, run)
+    aligned = _mu_align(model, test_set, truth, run, set(predictions.indices.tolist())) if truth is not None else None
+    return Scores(**{**vars(scores), **proofs, "mu_align": aligned})
+
+
+def score_run(model: nn.Module, run: Run) -> Scores:
+    """``score`` on the run's test split, or on the validation split if there is none, with whatever truth its task has."""
+    task = run.project.task
+    return score(
+        model, task.splits.get("test", task.splits["validation"]), truth=task.truth.get("test"), train_truth=task.truth.get("train"), run=run
+    )
+
+
+def score_once(model: nn.Module, run: Run, folder: RunFolder, *, again: bool = False) -> Scores:
+    """``score_run``, or what it gave before for the same weights, data and verdicts, unless ``again``."""
+    key = score_key(run, hash_weights(model))
+    stored = None if again else folder.load_scores(key)
+    if stored is not None:
+        return read_scores(stored)
+    scores = score_run(model, run)
+    folder.save_scores(key, stored_scores(scores))
+    return scores
+
+
+def score_key(run: Run, what: str) -> str:
+    """What scores depend on, as a hash: ``what`` is scored, the data, and the verdicts."""
+    digest = hashlib.sha256(f"{what} {run.project.task.manifest}".encode())
+    digest.update(run.masks.numpy().data)
+    return digest.hexdigest()
+
+
+def read_scores(stored: dict[str, Any]) -> Scores:
+    """Scores from metrics.json."""
+
+    def read(groups: dict[str, Any]) -> dict[str, GroupScore]:
+        return {name: GroupScore(**group) for name, group in groups.items()}
+
+    others = {attribute: read(groups) for attribute, groups in stored.get("other_groups", {}).items()}
+    intervals = {name: (low, high) for name, (low, high) in stored.get("intervals", {}).items()}
+    return Scores(**{**stored, "groups": read(stored["groups"]), "other_groups": others, "intervals": intervals})
+
+
+def critic_scores(run: Run) -> dict[str, Any]:
+    """Who judged, what it cost, and how often it was right where ground-truth masks tell."""
+    agreement, truth = None, run.project.task.truth.get("train")
+    # What a person overruled was said by the critic all the same.
+    critics = [verdict for verdict in run.verdicts if verdict.source != "human"]
+    if truth is not None:
+        spurious = _truly_spurious(run, truth)
+        row_of = {index: row for row, index in enumerate(run.selection.indices.tolist())}
+        truths = [bool(spurious[row_of[verdict.index]][verdict.segment]) for verdict in critics]
+        agreement = evaluate.verdict_agreement([verdict.value for verdict in critics], truths)
+    backend, _, model = run.criticism.lvlm.partition(":")
+    rates = ("accuracy", "spurious_recall", "core_recall")
+    told = {f"{part}{what}": getattr(agreement, f"{part}{what}", None) for what in ("", "_interval") for part in rates}
+    settled = settle_verdicts(run.verdicts).values()
+    return {
+        "backend": backend,
+        "model": model,
+        "simulated": run.criticism.simulated,
+        "calls": run.criticism.calls,
+        "cached": run.criticism.cached,
+        "cost_usd": 0.0 if run.criticism.simulated else run.criticism.cost_usd,
+        **{f"verdict_{name}" if name.startswith("accuracy") else name: value for name, value in told.items()},
+        "unsure": sum(verdict.value == "unsure" for verdict in settled),
+        "spurious": sum(verdict.value == "spurious" for verdict in settled),
+        "segments": len(settled),
+        "overruled": sum(verdict.source == "human" for verdict in settled),
+        "waiting": len(run.queue),
+        "mode": run.config.critic.mode,
+        "votes": run.config.critic.votes,
+        "prompts": dict(run.criticism.prompts),
+        "controls": [asdict(control) for control in run.controls],
+    }
+
+
+def segment_scores(run: Run) -> dict[str, float | None]:
+    """How well the segments cut the shortcut out, whoever judges them.
+
+    Over the inspected images that have a ground-truth mask: ``found``, the share in which a segment is mostly shortcut; ``recall``, the share of
+    the mask that such segments cover; and ``precision``, the share of such segments' pixels that lies in the mask, where there are any.
+    """
+    truth = run.project.task.truth.get("train")
+    shares: dict[str, list[float]] = {"found": [], "recall": [], "precision": []}
+    if truth is not None:
+        for row, spurious in enumerate(_truly_spurious(run, truth)):
+            mask = truth.mask(int(run.selection.indices[row]))
+            if mask is None:
+                continue
+            segments = run.segmentation.segments[row]
+            cut = torch.isin(segments, spurious.nonzero()[:, 0].to(segments)) & run.segmentation.effect[row]
+            inside = float((cut & mask).sum())
+            shares["found"].append(float(spurious.any()))
+            shares["recall"].append(inside / float(mask.sum()))
+            if cut.any():
+                shares["precision"].append(inside / float(cut.sum()))
+    return {name: sum(values) / len(values) if values else None for name, values in shares.items()}
+
+
+def spurious_fraction(run: Run) -> float | None:
+    """The share of the inspected images that carry the shortcut, where the task knows."""
+    truth = run.project.task.truth.get("train")
+    if truth is None:
+        return None
+    if truth.spurious is not None:
+        return truth.spurious[run.selection.indices].double().mean().item()
+    masked = [truth.mask(index) is not None for index in run.selection.indices.tolist()]
+    return sum(masked) / len(masked) if any(masked) else None
+
+
+def classifier_facts(run: Run) -> dict[str, Any]:
+    """What the network is fed, how often it is right by split and class, and what is wrong with its answers; no splits of an older run."""
+    preset, names = as_classifier(run.model).preset, [item.name for item in run.descriptions]
+    counts, problems = run.folder.load_answers()
+    splits = {}
+    for split, table in counts.items():
+        answers = Answers(table)
+        classes = {name: asdict(score) for name, score in answers.by_class(names).items()}
+        splits[split] = {"accuracy": answers.accuracy if answers.total else None, "count": answers.total, "classes": classes}
+    height, width = run.attribution.heatmaps.shape[1:]
+    return {"input": {"height": height, "width": width, "mean": preset.mean, "std": preset.std}, **splits, "problems": problems}
+
+
+def data_facts(run: Run) -> dict[str, Any]:
+    """What the data were read as, how many images each split has, and how many of them are in two splits by their hash."""
+    listed, task = run.folder.load_manifest(), run.project.task
+    return {
+        "read_as": task.told,
+        "images": {split: count_images(dataset) for split, dataset in task.splits.items()},
+        "manifest": None if listed is None else hash_manifest(listed),
+        "images_in_two_splits": None if listed is None else len(find_leaks(listed)),
+    }
+
+
+def build_metrics(
+    run: Run,
+    *,
+    before: Scores,
+    after: Scores | None = None,
+    alignment: Alignment | None = None,
+    rejected: Scores | None = None,
+    reference: Mapping[str, Scores] | None = None,
+    seconds: dict[str, float],
+) -> dict[str, Any]:
+    """``metrics.json``: the contract for scripts."""
+    task = run.project.task
+    return {
+        # Of a folder its name alone: the page is forwarded, and the way to it names people and machines.
+        "task": Path(task.name).resolve().name if "/" in task.name else task.name,
+        "seed": run.config.run.seed,
+        "outcome": decide_outcome(run.coverage, before.swap_flip_rate),
+        "explanation": explain_outcome(run.coverage, before.swap_flip_rate),
+        "coverage": {key: value for key, value in asdict(run.coverage).items() if key != "failures"},
+        "classifier": classifier_facts(run),
+        "critic": critic_scores(run),
+        "selection": {
+            "strategy": run.selection.strategy,
+            "size": len(run.selection),
+            "spurious_fraction": spurious_fraction(run),
+        },
+        "segments": segment_scores(run),
+        "completeness_error": _number(run.attribution.completeness_error.nanmedian()),
+        "data": data_facts(run),
+        "skipped_images": len(task.skipped),
+        "before": stored_scores(before),
+        "after": stored_scores(after) if after is not None else None,
+        "rejected": stored_scores(rejected) if rejected is not None else None,
+        "alignment": asdict(alignment) if alignment is not None else None,
+        "reference": {name: stored_scores(scores) for name, scores in (reference or {}).items()},
+        "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
+    }
+
+
+def _number(value: Tensor) -> float | None:
+    """A number for metrics.json, which has none that is not finite."""
+    return value.item() if value.isfinite() else None
+
+
+def stored_scores(scores: Scores) -> dict[str, Any]:
+    """Scores for metrics.json; intervals where there are any."""
+    return {key: value for key, value in asdict(scores).items() if key != "intervals" or value}
+
+
+def _truly_spurious(run: Run, truth: GroundTruth) -> list[Tensor]:
+    """The truth of every verdict, a boolean per segment, for each inspected image."""
+    smooth, _ = segment_settings(run.model, run.config.segment)
+    return [
+        truly_spurious(run.segmentation.segments[row], shown_effect(run.attribution, run.segmentation, smooth, row), truth.mask(index))
+        for row, index in enumerate(run.selection.indices.tolist())
+    ]
+
+
+def _label_free_proofs(model: nn.Module, run: Run) -> dict[str, float | None]:
+    if not run.found:
+        return {"spurious_share": 0.0, "swap_flip_rate": None}
+    # The other inspected images have no spurious segment, so that their share is 0 whatever the heatmap.
+    masks = run.masks
+    marked = masks.flatten(1).any(1)
+    images, masks = StoredImages(run.train, run.selection.indices[marked]), masks[marked]
+    smooth, _ = segment_settings(run.model, run.config.segment)
+    known = []
+    for part in explain_parts(model, images, read_baselines(model, run.train, run.config, SCORED_BASELINES), run.config):
+        for heatmap in part.heatmaps:
+            row = len(known)
+            known.append(evaluate.spurious_share(smooth_heatmaps(heatmap[None], smooth), masks[row : row + 1]))
+    shares = [share for share in known if share is not None]
+    share = sum(shares) / len(shares) * len(masks) / len(run.selection) if shares else None
+    return {"spurious_share": share, "swap_flip_rate": run.flip_rate(model)}
+
+
+def _mu_align(model: nn.Module, test_set: Dataset, truth: GroundTruth, run: Run, readable: Container[int]) -> float | None:
+    masked = truth.masked if truth.masked is not None else [index for index in range(len(truth.groups)) if truth.mask(index) is not None]
+    most = min(MU_ALIGN_IMAGES, MU_ALIGN_PIXELS // run.attribution.heatmaps[0].numel())
+    chosen = torch.randperm(len(masked), generator=seeded(run.config.run.seed, "mu_align"))[:most].tolist()
+    masks = {masked[i]: mask for i in chosen if masked[i] in readable and (mask := truth.mask(masked[i])) is not None}
+    if not masks:
+        return None
+    baselines = read_baselines(model, run.train, run.config, SCORED_BASELINES)
+    found = explain_parts(model, StoredImages(test_set, list(masks)), baselines, run.config)
+    return evaluate.mu_align(torch.cat([part.heatmaps for part in found]), torch.stack(list(masks.values())))[0]

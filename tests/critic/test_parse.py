@@ -1,0 +1,132 @@
+"""What models write, in the shapes in which they write it; and that no text, however made, takes long to read."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+
+from rightreasons.critic.judge import parse_verdicts
+from rightreasons.critic.parse import LONGEST_ANSWER, MalformedAnswer, read_conclusion, read_json, read_paragraphs, read_tagged
+from rightreasons.critic.votes import restore_names
+from rightreasons.lvlm import open_lvlm
+
+N = LONGEST_ANSWER
+
+
+@pytest.mark.parametrize(
+    "opening",
+    ["S1: ", "**S1**: ", "- **S1:** ", "### S1\n\n", "1. S1: ", "2) **S1** - ", "Segment S1: ", "**Segment S1:** ", "__S1__: ", "> S1 | ", "S1\n- "],
+)
+def test_the_ways_in_which_a_paragraph_starts(opening):
+    critique = f"1. A cell.\n\n{opening}A crack.\nIt is long.\n\nSomething else.\n\n{opening.replace('S1', 'S2')}A tag."
+    assert read_paragraphs(critique) == {"S1": "A crack.\nIt is long.", "S2": "A tag."}
+
+
+def test_a_conclusion_in_a_paragraph_of_its_own_belongs_to_the_segment_before_it():
+    read = read_paragraphs("## S1\n\nA tag.\n\n**Conclusion:** it does not matter.\n\n## S2\n\nA crack.\n\nThat is all.\n\nConclusion: it matters.")
+    assert read_conclusion(read["S1"]) == "spurious" and read["S2"] == "A crack.", "of the last nobody knows what it concludes"
+
+
+def test_a_segment_without_words_does_not_get_those_of_the_next():
+    assert read_paragraphs("S1:\n\nS2: A tag.") == {"S1": "", "S2": "A tag."}
+
+
+@pytest.mark.parametrize("name", ["XS1", "S1b", "PS1:"])
+def test_what_is_no_id(name):
+    assert read_paragraphs(f"{name} A part.") == {}
+
+
+@pytest.mark.parametrize("line", ["1. {}: {}", "Segment {}: **{}**", "- **{}** - {}.", "| {} | {} |"])
+def test_lines_of_verdicts(line):
+    text = line.format("S1", "spurious") + "\n" + line.format("S2", "Relevant")
+    assert read_tagged(text, ["S1", "S2"]) == {"S1": "spurious", "S2": "Relevant"}
+
+
+def test_a_name_in_underscores_is_restored_too():
+    assert restore_names("__S1__ and S2, not XS1", (1, 0)) == "__S2__ and S1, not XS1"
+
+
+@pytest.mark.parametrize(
+    "unit", ["\n", "-\n", "- ", "{", "{}", "[", '"\\', "'\\", "S1\n", "S1: x\n-\n", "1.", "1", "_", "Segment ", ", ", "conclusion:"]
+)
+@pytest.mark.parametrize("before", ["", "{", "S1: x\n", '{"S1": "'])
+def test_no_text_takes_long_to_read(unit, before):
+    """A small model often repeats itself to its cap, and a hostile one can choose."""
+    text = (before + unit * N)[: N - 1] + "}"
+    began = time.perf_counter()
+    for words in read_paragraphs(text).values():
+        read_conclusion(words)
+    read_tagged(text, ["S1"])
+    try:
+        read_json(text)
+    except MalformedAnswer:
+        pass
+    assert time.perf_counter() - began < 2
+
+
+@pytest.mark.parametrize("thought", ["[THINK]S1 is{}[/THINK]", "\u25c1think\u25b7S1 is{}\u25c1/think\u25b7"])
+def test_thoughts_in_other_marks(thought):
+    from rightreasons.lvlm.wire.chat import read_content
+
+    assert read_content(thought.format(" a tag") + "\nS1: spurious") == "S1: spurious"
+    assert read_content(thought.split("{")[0]) == "", "the thoughts used up the cap"
+
+
+def test_no_choices_is_an_empty_answer_and_a_deep_one_is_none():
+    lvlm = open_lvlm("openai:m")
+    assert lvlm.parse('{"object": "chat.completion", "choices": []}').outcome == "truncated"
+    with pytest.raises(Exception, match="half an answer"):
+        lvlm.parse('{"a":' + "[" * 100_000)
+
+
+FINAL = '{"S1": "spurious", "S2": "relevant"}'
+READ = {
+    "thoughts with a draft": '<think>Perhaps {"S1": "relevant"}? No, it is the tag.</think>\n' + FINAL,
+    "thoughts of which the prompt has the opening": "The format is {id: verdict}, so ...</think>" + FINAL,
+    "thoughts in other marks": '<|channel|>analysis<|message|>{"S1": "relevant"}<|end|><|start|>assistant<|channel|>final<|message|>' + FINAL,
+    "words before": "I answer as {ID: verdict}:\n" + FINAL,
+    "words after": f"```json\n{FINAL}\n```\nThe form was {{ID: verdict}}.",
+    "a form before that is no JSON": '{"S1": verdict, ...}\n' + FINAL,
+    "the same twice": FINAL + "\n" + FINAL,
+    "the same twice in two spellings": FINAL.replace('"', "'").replace("}", ",}") + "\n" + FINAL,
+    "an object about something else": '{"confidence": 0.9}\n' + FINAL,
+}
+
+
+@pytest.mark.parametrize("case", READ)
+def test_an_answer_among_other_words_is_read_where_one_reading_is_possible(case):
+    assert parse_verdicts(READ[case], ("S1", "S2")) == {"S1": "spurious", "S2": "relevant"}
+
+
+OTHER = FINAL.replace("spurious", "relevant")
+UNREAD = {
+    "two that differ": FINAL + "\n" + OTHER,
+    "a draft without one segment": '{"S1": "spurious"}\n' + FINAL,
+    "a draft, and a last one that breaks off": FINAL + '\nNo: {"S1": "relevant", "S2',
+    "a draft, and a last one that is no JSON": FINAL + '\nNo: {"S1": relevant, "S2": relevant}',
+    "thoughts alone": "<think>" + FINAL,
+    "thoughts and nothing after them": FINAL + "</think>",
+    "one inside of what is no JSON": '{"verdicts": oops, "x": {"S1": "spurious"}}',
+    "braces without end": "{a} " * 2000 + FINAL,
+}
+
+
+@pytest.mark.parametrize("case", UNREAD)
+def test_what_can_be_read_in_two_ways_stays_unread(case):
+    with pytest.raises(MalformedAnswer):
+        parse_verdicts(UNREAD[case], ("S1", "S2"))
+
+
+@pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
+def test_an_answer_that_a_server_takes_for_thoughts(field):
+    """A server's reasoning parser can put a whole answer there; thoughts that merely end are none."""
+    lvlm = open_lvlm("openai:m")
+
+    def parse(thoughts, content=None, reason="stop"):
+        choice = {"message": {"role": "assistant", "content": content, field: thoughts}, "finish_reason": reason}
+        return lvlm.parse(json.dumps({"object": "chat.completion", "choices": [choice]}))
+
+    assert parse(f"It is a tag.\n{FINAL}").text.endswith(FINAL) and parse(f"Hm. {OTHER}", FINAL).text == FINAL
+    assert parse("S1 may be a tag.").outcome == parse(FINAL, reason="length").outcome == "truncated"

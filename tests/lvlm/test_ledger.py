@@ -1,0 +1,140 @@
+"""Nothing is paid for twice: the ledger, the OpenAI backend and the courier, against a real server on loopback."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import sqlite3
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from PIL import Image
+
+from rightreasons.errors import LVLMProtocolError, LVLMRejected, LVLMUnavailable
+from rightreasons.lvlm import open_lvlm
+from rightreasons.lvlm.backends.scripted import Scripted
+from rightreasons.lvlm.ledger.ledger import Ledger
+from rightreasons.lvlm.protocol import Request
+from tests.support.fault_server import FaultServer, says
+
+JUDGE = Request("judge", ('<critique>\nS1: over the plate\n</critique> "S1"',), schema={"type": "object"})
+
+
+def png(shade):
+    buffer = io.BytesIO()
+    Image.new("RGB", (16, 16), (shade, 0, 0)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+PNG = png(1)
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    ledger = Ledger(tmp_path / "lvlm.sqlite", first_wait=0.01)
+    yield ledger
+    ledger.close()
+
+
+def rows(path, columns="state, raw, error, request"):
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        return connection.execute(f"SELECT {columns} FROM attempts ORDER BY id").fetchall()
+
+
+def test_ledger_asks_once(ledger, tmp_path):
+    lvlm = Scripted(lambda request: "said")
+    assert ledger.ask(lvlm, JUDGE).text == "said"
+    assert ledger.ask(lvlm, JUDGE).cached and len(lvlm.history) == 1
+    assert (tmp_path / "lvlm.sqlite").stat().st_mode & 0o777 == 0o600
+
+
+def test_ledger_commits_before_it_parses(ledger, tmp_path):
+    class Unreadable(Scripted):
+        def parse(self, raw):
+            raise RuntimeError("a bug in parsing")
+
+    with pytest.raises(RuntimeError, match="a bug in parsing"):
+        ledger.ask(Unreadable(lambda request: "paid for"), JUDGE)
+    assert [(state, raw) for state, raw, *_ in rows(tmp_path / "lvlm.sqlite")] == [("answered", "paid for")]
+
+
+def test_ledger_parses_again_for_nothing(ledger):
+    class Better(Scripted):
+        def parse(self, raw):
+            return super().parse(raw.upper())
+
+    ledger.ask(Scripted(lambda request: "said"), JUDGE)
+    assert ledger.ask(Better(lambda request: pytest.fail("asked again")), JUDGE).text == "SAID"
+
+
+def test_ledger_has_one_flight_per_question(ledger):
+    def slow(request):
+        threading.Event().wait(0.1)
+        return "said"
+
+    lvlm = Scripted(slow)
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda _: ledger.ask(lvlm, JUDGE).text, range(4)))
+    assert answers == ["said"] * 4 and len(lvlm.history) == 1
+
+
+def test_ledger_key_is_what_is_asked_and_of_whom(ledger, tmp_path):
+    with FaultServer(misbehave=says("ok")) as first, FaultServer(misbehave=says("ok")) as second:
+        for stub in (first, second):
+            ledger.ask(open_lvlm("openai:a", base_url=stub.base_url), JUDGE)
+        ledger.ask(open_lvlm("openai:b", base_url=first.base_url), JUDGE)
+        ledger.ask(open_lvlm("openai:a", base_url=first.base_url), Request("judge", (JUDGE.parts[0] + " ",)))
+        ledger.ask(open_lvlm("openai:a", base_url=first.base_url), JUDGE)
+        assert (first.requests, second.requests) == (3, 1)
+
+
+def test_ledger_holds_no_picture_and_no_key(ledger, tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
+    with FaultServer(misbehave=says("S1: fine")) as stub:
+        ledger.ask(open_lvlm("openai:a", base_url=stub.base_url), Request("critic", ("look", PNG)))
+        assert stub.seen[0].headers["authorization"] == "Bearer sk-very-secret"
+    content = (tmp_path / "lvlm.sqlite").read_bytes() + (tmp_path / "lvlm.sqlite-wal").read_bytes()
+    assert b"sk-very-secret" not in content and b"base64" not in content
+    assert json.loads(rows(tmp_path / "lvlm.sqlite")[0][3])["body"]["messages"][0]["content"][1]["image_url"]["url"]["sha256"]
+
+
+def test_ledger_does_not_follow_a_redirect(ledger):
+    with FaultServer(misbehave=says("ok")) as elsewhere:
+        redirect = (307, {"location": f"{elsewhere.base_url}/chat/completions"}, b"")
+        with FaultServer(misbehave=lambda seen: redirect) as stub, pytest.raises(LVLMRejected):
+            ledger.ask(open_lvlm("openai:a", base_url=stub.base_url), JUDGE)
+        assert elsewhere.requests == 0
+
+
+def test_ledger_does_not_take_another_protocol_for_an_answer(tmp_path):
+    with FaultServer(misbehave=lambda seen: (200, {"content-type": "application/json"}, b'{"hello": 1}')) as stub:
+        for _ in range(2):
+            ledger = Ledger(tmp_path / "lvlm.sqlite")
+            with pytest.raises(LVLMProtocolError, match="base_url"):
+                ledger.ask(open_lvlm("openai:a", base_url=stub.base_url), JUDGE)
+            ledger.close()
+    assert rows(tmp_path / "lvlm.sqlite", "state, outcome, raw") == [("failed", "malformed", '{"hello": 1}')] * 2
+
+
+def test_ledger_leaves_unknown_what_a_crash_left_pending(tmp_path):
+    path = tmp_path / "lvlm.sqlite"
+    ledger = Ledger(path)
+    lvlm = Scripted(lambda request: "said")
+    ledger.ask(lvlm, JUDGE)
+    ledger._connection.execute("UPDATE attempts SET state = 'pending', raw = NULL")
+    ledger.close()
+    ledger = Ledger(path)
+    assert ledger.ask(lvlm, JUDGE).problem.startswith("unknown") and len(lvlm.history) == 1
+    ledger.close()
+    ledger = Ledger(path, retry_unknown=True)
+    assert ledger.ask(lvlm, JUDGE).text == "said" and len(lvlm.history) == 2
+    ledger.close()
+
+
+@pytest.mark.parametrize("host", ["api.openai.com", "10.0.0.7", "127.0.0.1.evil.example", "localhost.evil.example"])
+def test_a_remote_host_needs_leave(host):
+    with pytest.raises(LVLMUnavailable, match=f"--allow-remote {host}"):
+        open_lvlm("openai:a", base_url=f"https://{host}/v1")
+    assert open_lvlm("openai:a", base_url=f"https://{host}/v1", allow_remote=(host,)).name == "openai:a"

@@ -1,0 +1,1 @@
+"""What several tests use: folders, servers and models made on the spot."""

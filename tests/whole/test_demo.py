@@ -1,0 +1,64 @@
+"""The demo keeps its promise, and the page it writes opens in a real browser without a network."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+from PIL import Image
+
+from tests.support.plates import run
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo") / "run"
+    return folder, json.loads(run("demo", "--out", folder, "--json").stdout)
+
+
+def test_the_shortcut_is_found_and_removed(demo):
+    _, metrics = demo
+    before, after, clean = metrics["before"], metrics["after"], metrics["reference"]["without-shortcut"]
+    assert metrics["outcome"] == "shortcut found" and metrics["critic"]["simulated"]
+    assert before["accuracy"] < 0.75 and after["accuracy"] > clean["accuracy"] - 0.03
+    assert after["mu_align"] > 0.98 > before["mu_align"]
+    assert after["swap_flip_rate"] < 0.05 < before["swap_flip_rate"]
+    assert metrics["completeness_error"] < 1e-4
+
+
+def test_the_table_for_people(demo):
+    folder, _ = demo
+    shown = run("demo", "--out", folder).stdout
+    for words in ("before", "after", "ground-truth-masks", "without-shortcut", "report.html", "simulated", "openai:MODEL"):
+        assert words in re.sub(r"\s+", " ", shown) or words in re.sub(r"\W", "", shown), words
+
+
+def test_harmless_on_digits_without_a_patch(tmp_path):
+    """Even a critic that is wrong on 13 % of the segments costs at most half a point."""
+    config = tmp_path / "clean.toml"
+    config.write_text('[data]\npath = "decoy-mnist:packaged:without-patch"\n[critic]\nlvlm = "simulated:0.87"\n')
+    run("find", config, "--out", tmp_path / "run")
+    metrics = json.loads(run("fix", tmp_path / "run", "--json").stdout)
+    assert metrics["after"]["accuracy"] >= metrics["before"]["accuracy"] - 0.005
+    config.write_text(config.read_text().replace("0.87", ""))
+    found = json.loads(run("find", config, "--out", tmp_path / "other", "--json").stdout)
+    assert found["outcome"] == "no shortcut found"
+    fixed = json.loads(run("fix", tmp_path / "other", "--json").stdout)
+    assert fixed["alignment"]["outcome"] == "nothing to change" and fixed["after"] == fixed["before"]
+
+
+def test_the_report_in_a_browser(demo, tmp_path):
+    """Chromium, without any network, draws the page with pictures in it."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("chromium is not installed")
+    folder, _ = demo
+    picture = tmp_path / "report.png"
+    quiet = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync", "--no-first-run"]
+    where = [f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={picture}", "--window-size=1200,2400", (folder / "report.html").as_uri()]
+    subprocess.run([chromium, *quiet, *where], check=True, capture_output=True, timeout=120)
+    colours = Image.open(picture).convert("RGB").getcolors(1 << 24)
+    assert len(colours) > 200, "a page with heatmaps has many colours"
