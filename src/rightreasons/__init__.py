@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "ClassDescription": "records",
     "GroundTruth": "records",
-    "Preset": "presets",
+    "Preset": "networks.presets",
     "RightReasonsError": "errors",
     "Run": "run",
     "Scores": "records",
@@ -34,7 +34,7 @@ _HOMES = {
     "find_shortcuts": "pipeline.shortcuts",
     "fix_shortcuts": "pipeline.shortcuts",
     "open_lvlm": "lvlm",
-    "score": "measure",
+    "score": "scoring.scores",
 }
 
 __all__ = [

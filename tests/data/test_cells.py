@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rightreasons.data.formats.cells import MISSING, no_classes, read_cell
+from rightreasons.data.cells import MISSING, no_classes, read_cell
 
 # pandas 3.1.1: pandas._libs.parsers.STR_NA_VALUES.
 PANDAS = ["", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA", "NULL", "NaN", "None",

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from rightreasons.config import DataConfig
 from rightreasons.data.agree import agree_on_windows, check_masks
+from rightreasons.data.cells import most_classes
 from rightreasons.data.decode import Header, Mode, decode_mask, read_header
-from rightreasons.data.formats.cells import most_classes
 from rightreasons.data.images import THREADS, ImageFiles, PixelCache, Reading, labels_of
 from rightreasons.data.listing import Entry, Listing
 from rightreasons.data.patients import guess_patients, split_folders_apart

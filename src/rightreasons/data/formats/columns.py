@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from rightreasons.data.formats.cells import no_classes, read_cell
+from rightreasons.data.cells import no_classes, read_cell
 from rightreasons.data.splits import is_split
 from rightreasons.errors import DataError
 

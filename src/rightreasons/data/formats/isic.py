@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rightreasons.config import DataConfig
-from rightreasons.data.formats.cells import read_cell
+from rightreasons.data.cells import read_cell
 from rightreasons.data.formats.columns import NAMES, match_columns
 from rightreasons.data.formats.table import Table, read_header, read_table
 from rightreasons.data.listing import Entry, Listing

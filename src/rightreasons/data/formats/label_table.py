@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from rightreasons.config import DataConfig
-from rightreasons.data.formats.cells import read_cell
+from rightreasons.data.cells import read_cell
 from rightreasons.data.formats.columns import NAMES, choose_columns, match_columns, require_columns
 from rightreasons.data.formats.table import TABLE_SUFFIXES, Table, read_header, read_table
 from rightreasons.data.listing import Entry, Listing

@@ -8,7 +8,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from rightreasons.data.formats.cells import read_cell
+from rightreasons.data.cells import read_cell
 from rightreasons.data.formats.columns import NAMES
 from rightreasons.data.listing import Entry, Source
 from rightreasons.data.tree import Tree
