@@ -154,3 +154,35 @@ def test_the_queue_goes_by_effect_share_times_uncertainty():
     assert [entry.weight for entry in queue] == [0.75 * 0.75, 0.5]
     assert settle_verdicts(verdicts)[9, 0].value == "relevant"
     assert settle_verdicts(reversed(verdicts))[9, 0].value == "relevant", "a person's, whenever it was given"
+
+
+def test_permutations_stay_what_they_were():
+    """The ledger keeps answers by what was asked, so that other permutations would ask, and pay for, every later vote of an old run again."""
+    assert [draw_permutation(seed, index, vote) for seed, index, vote in ((0, 0, 1), (0, 7, 1), (3, 7, 2))] == [610428213, 331598385, 2126303656]
+    assert permute_segments(6, 331598385) == (3, 1, 4, 2, 5, 0) and permute_segments(6, 2126303656) == (0, 3, 4, 2, 5, 1)
+
+
+def test_renumbering_keeps_one_byte_a_pixel():
+    segments = torch.tensor([[-1, 0], [1, 2]], dtype=torch.int8)
+    shown = renumber(segments, (2, 0, 1))
+    assert shown.tolist() == [[-1, 1], [2, 0]] and shown.dtype == torch.int8
+
+
+def test_votes_on_other_segments_are_no_votes_on_one_image():
+    one = Verdict(0, 0, "spurious", "m")
+    with pytest.raises(ValueError, match="zip"):
+        count_votes([[one], [one, Verdict(0, 1, "relevant", "m")]])
+
+
+def test_what_nobody_could_read_keeps_the_first_problem():
+    first, second = (Verdict(0, 0, "unsure", "m", problem=problem) for problem in ("refused", "malformed"))
+    assert count_votes([[first], [second]])[0].problem == "refused"
+
+
+def test_the_queue_has_no_verdict_of_a_person_and_takes_a_missing_p_for_a_half():
+    selection = Selection("random", torch.tensor([7]), torch.tensor([0]), torch.zeros(1))
+    segments = torch.zeros(1, 2, 2, dtype=torch.int64)
+    segmentation = Segmentation(segments, segments == 0, torch.tensor([[0.75, 0.25]]), ("segmented",))
+    verdicts = [Verdict(7, 0, "unsure", "human", doubt="not sure"), Verdict(7, 1, "unsure", "m", problem="refused")]
+    (waiting,) = queue_verdicts(verdicts, selection, segmentation)
+    assert (waiting.segment, waiting.p, waiting.uncertainty) == (1, 0.5, 1.0)
