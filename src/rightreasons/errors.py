@@ -1,5 +1,6 @@
 """Every error a user can meet. Each message says what came, what was expected and what to do.
 
+```text
 RightReasonsError
 ├── ConfigError            a configuration, or a run folder made with another one
 ├── DataError              a folder, an image, a label or a description that cannot be used
@@ -20,6 +21,7 @@ RightReasonsError
     │       └── LVLMTooMany  too many pictures in one request
     ├── LVLMOverBudget     the next request might cost more than is left; the run can be resumed
     └── LVLMProtocolError  what answered does not speak the protocol
+```
 """
 
 from __future__ import annotations
