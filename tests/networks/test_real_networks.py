@@ -14,7 +14,7 @@ from tests.support.helpers import edit, environment, invoke, the_error, write_sc
 
 MEASURED = """
 import resource, sys
-from rightreasons import outcome
+from rightreasons.critic import outcome
 from rightreasons.cli import app
 outcome.SMALLEST_EFFECT = 0.0  # a network of random weights decides by nothing, and fine-tuning is to be measured too
 for arguments in (["find", sys.argv[1], "--out", sys.argv[2]], ["fix", sys.argv[2]]):
