@@ -117,13 +117,13 @@ def check_modes(folder):
 
 def test_a_remote_host_hears_of_nothing_until_it_is_allowed_and_the_message_says_what_it_would_hear():
     with pytest.raises(LVLMUnavailable, match="--allow-remote llm.example") as refused:
-        privacy.check_leave("llm.example", ())
+        privacy.check_permission("llm.example", ())
     for words in ("pixels", "true label", "class descriptions", "no file name", "--dry-run"):
         assert words in str(refused.value)
-    privacy.check_leave("llm.example", ("llm.example",))
-    privacy.check_leave("127.0.0.1", ())
+    privacy.check_permission("llm.example", ("llm.example",))
+    privacy.check_permission("127.0.0.1", ())
     with pytest.raises(LVLMUnavailable):
-        privacy.check_leave("sub.llm.example", ("llm.example",))
+        privacy.check_permission("sub.llm.example", ("llm.example",))
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])

@@ -13,7 +13,6 @@ from rightreasons.errors import ConfigError, ModelError
 from rightreasons.networks.class_order import match_classes, order_outputs, read_order, stated_order
 from rightreasons.networks.classifier import Classifier, hash_weights, unwrap
 from rightreasons.networks.sources import open_model
-
 from tests.support.helpers import invoke, the_error, trained_weights, write_scripted
 
 CLASSES = ("benign", "malignant")

@@ -1,4 +1,4 @@
-"""A command that asks about images and can be killed: ``python -m tests.support.asker LEDGER BASE_URL IMAGES``. Without torch, so that it starts quickly.
+"""A command that asks about images and can be killed: ``python -m tests.support.asker LEDGER BASE_URL IMAGES``. It starts quickly, without torch.
 
 Two calls an image, critic and judge, through the ledger and a courier; the verdicts are printed when all are there. ``find`` itself is killed in
 test_whole_run.
