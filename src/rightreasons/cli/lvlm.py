@@ -1,4 +1,4 @@
-"""The commands `rightreasons lvlm ...`: what a model can do, what a run will cost, and requests carried by hand."""
+"""The commands `rightreasons lvlm ...`: what a model can do, what a run will cost, and batch files that a person carries."""
 
 from __future__ import annotations
 
@@ -83,8 +83,8 @@ def estimate(
 @register(app, "rightreasons lvlm export runs/moles --to requests.jsonl")
 def export(
     run_folder: RunArgument,
-    to: Annotated[Path, typer.Option("--to", metavar="FILE", help="Where to write; FILE-001 and so on where one file would be too large.")],
-    answers: Annotated[bool, typer.Option("--answers", help="Write the answers that are there, for another person's `lvlm import`.")] = False,
+    to: Annotated[Path, typer.Option("--to", metavar="FILE", help="Where to write; FILE-001 and so on if one file would be too large.")],
+    answers: Annotated[bool, typer.Option("--answers", help="Write the stored answers instead, for another person's `lvlm import`.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Write the requests that can be sent now as a provider's batch file: the critic's, and once those are imported the judge's. Sends nothing."""
@@ -142,7 +142,7 @@ def import_(
 
 
 def show_dry_run(project: Project, folder: RunFolder, reporter: Reporter, *, as_json: bool) -> None:
-    """`find --dry-run`: every stage that asks nobody, then one request as it would be sent."""
+    """`find --dry-run`: runs every stage before the critic, then shows one request as it would be sent."""
     from rightreasons.lvlm.ledger.ledger import Ledger
     from rightreasons.questions.dry_run import show_request
     from rightreasons.questions.open_questions import inspect_project
@@ -168,7 +168,7 @@ def show_dry_run(project: Project, folder: RunFolder, reporter: Reporter, *, as_
 
 
 def _print_import(counts: Imported, still_open: int, run_folder: Path) -> None:
-    typer.echo(f"{counts.recorded} answers recorded ({counts.no_answer} of them refusals or cut off), {counts.already} were there already")
+    typer.echo(f"{counts.recorded} answers recorded ({counts.no_answer} of them refusals or cut off), {counts.already} were recorded already")
     for what, entries in (
         ("came twice, the first was taken", counts.duplicate),
         ("failed at the provider, and can be exported again", counts.failed),
