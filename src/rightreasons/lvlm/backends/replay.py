@@ -110,7 +110,7 @@ def _entries(text: str) -> Iterator[dict[str, Any]]:
             at += 1
             continue
         entry, at = decoder.raw_decode(text, at)
-        yield from entry["requests"] if "requests" in entry else [entry]
+        yield from entry.get("requests", [entry])
 
 
 def _parts(body: dict[str, Any]) -> Iterator[str]:

@@ -22,10 +22,7 @@ _STATED = re.compile(
 def retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds of a Retry-After header, given in milliseconds, in seconds or as a date; None without a usable one."""
     try:
-        if "retry-after-ms" in headers:
-            seconds = float(headers["retry-after-ms"]) / 1000
-        else:
-            seconds = float(headers["retry-after"])
+        seconds = float(headers["retry-after-ms"]) / 1000 if "retry-after-ms" in headers else float(headers["retry-after"])
     except KeyError:
         return None
     except ValueError:
