@@ -256,11 +256,7 @@ def test_a_key_that_no_header_can_carry_is_refused_and_not_shown(monkeypatch, in
 
 def test_an_answer_that_repeats_the_key_is_kept_without_it(monkeypatch, tmp_path):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    with FaultServer(answer=lambda seen: f"you sent {seen.headers['authorization']}") as stub:
-        ledger = Ledger(tmp_path / "lvlm.sqlite")
-        try:
-            answer = ledger.ask(open_lvlm("openai:m", base_url=stub.base_url), Request("judge", ("What?",)))
-        finally:
-            ledger.close()
+    with FaultServer(answer=lambda seen: f"you sent {seen.headers['authorization']}") as stub, Ledger(tmp_path / "lvlm.sqlite") as ledger:
+        answer = ledger.ask(open_lvlm("openai:m", base_url=stub.base_url), Request("judge", ("What?",)))
     assert answer.text == "you sent Bearer ***"
     assert all(KEY.encode() not in content for _, content in everything(tmp_path))

@@ -207,9 +207,8 @@ def test_a_backend_without_a_batch_service(tmp_path):
 
 @pytest.fixture
 def ledger(tmp_path):
-    opened = Ledger(tmp_path / "lvlm.sqlite")
-    yield opened
-    opened.close()
+    with Ledger(tmp_path / "lvlm.sqlite") as opened:
+        yield opened
 
 
 def questions(count, model="stub"):
@@ -231,7 +230,7 @@ def test_files_keep_within_a_providers_limits(tmp_path, ledger, limits):
 
 
 def test_a_request_that_no_file_can_take(tmp_path, ledger):
-    with pytest.raises(LVLMTooBig, match="one request alone"):
+    with pytest.raises(LVLMTooBig, match="a single request"):
         export_requests(questions(2), ledger, tmp_path / "r.jsonl", limits={"openai": Limits(9, 100)})
     assert not list(tmp_path.glob("*r.jsonl*")), "nothing is left behind"
 

@@ -26,7 +26,7 @@ def ask_all(ledger_path: Path, base_url: str, images: int) -> dict[str, str]:
     from rightreasons.lvlm.ledger.ledger import Ledger
     from rightreasons.lvlm.protocol import Request
 
-    lvlm, ledger = open_lvlm("openai:stub", base_url=base_url), Ledger(ledger_path)
+    lvlm = open_lvlm("openai:stub", base_url=base_url)
 
     def consult(image: int) -> str:
         critique = ledger.ask(lvlm, Request("critic", (f"Look at image {image}.",)))
@@ -35,11 +35,8 @@ def ask_all(ledger_path: Path, base_url: str, images: int) -> dict[str, str]:
         assert verdict.problem is None, verdict.problem
         return verdict.text
 
-    try:
-        with ThreadPoolExecutor(64) as pool:
-            return dict(zip(map(str, range(images)), pool.map(consult, range(images)), strict=True))
-    finally:
-        ledger.close()
+    with Ledger(ledger_path) as ledger, ThreadPoolExecutor(64) as pool:
+        return dict(zip(map(str, range(images)), pool.map(consult, range(images)), strict=True))
 
 
 def answer(seen: Seen) -> str:

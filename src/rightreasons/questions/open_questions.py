@@ -137,11 +137,8 @@ def carried_backends(project: Project, folder: RunFolder) -> tuple[LVLM, LVLM] |
     go_on(project, folder)
     with folder.locked():
         plan = plan_project(project, _read_cases(project, folder))
-        ledger = Ledger(folder.ledger)
-        try:
+        with Ledger(folder.ledger) as ledger:
             return None if next(plan.open_questions(ledger), None) else (plan.critic, plan.judge)
-        finally:
-            ledger.close()
 
 
 @contextmanager

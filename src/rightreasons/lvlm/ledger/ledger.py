@@ -12,9 +12,10 @@ import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from rightreasons.errors import (
     ConfigError,
@@ -44,15 +45,26 @@ MOST = {"rate": 20, "transient": 5, "ambiguous": 2, "unclear": 2}
 MOST_IN_A_ROW = 5
 # Asking again would give the same failure, so such a request is left to a person until --retry-unknown is given.
 _DECIDED = ("unclear", "too big")
-LONGEST_BACKOFF = 60.0
 # Some servers exceed the cap by a few tokens that they do not count, such as the one that ends the answer.
 CAP_SLACK = 1.1
-# Seconds to wait for the courier of an earlier command: longer than any request may take.
-LONGEST_WAIT = 3100.0
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How many seconds a ledger waits: before the second attempt, at most before any later one, and for the courier of an earlier command.
+
+    The wait doubles with every attempt. No request takes as long as a courier is waited for.
+    """
+
+    first_wait: float = 1.0
+    longest_wait: float = 60.0
+    courier_wait: float = 3100.0
 
 
 class Ledger:
     """The attempts of one run folder. Threads may share a ledger; a second process must not (``RunFolder.locked`` prevents it).
+
+    As a context it is closed at its end, or left at once after Ctrl-C.
 
     ``price`` is the price of every model, or prices by a model's name. ``max_usd`` bounds what the whole folder may cost, earlier commands included.
     The first error that another attempt cannot mend stops it: requests under way end and are recorded, and nothing new is sent.
@@ -65,12 +77,12 @@ class Ledger:
         retry_unknown: bool = False,
         price: Price | Mapping[str, Price] | None = None,
         max_usd: float | None = None,
-        first_wait: float = 1.0,
+        patience: Patience = Patience(),
     ) -> None:
         if max_usd is not None and price is None:
             raise ConfigError(f"a budget of {max_usd:g} US dollars needs a price: declare one, as `rightreasons lvlm estimate` shows")
-        self._path, self._price, self._max_usd, self._first_wait = path, price, max_usd, first_wait
-        wait_for_courier(path, LONGEST_WAIT)
+        self._path, self._price, self._max_usd, self._patience = path, price, max_usd, patience
+        wait_for_courier(path, patience.courier_wait)
         # A courier's writes survive a power cut. What is written on this connection can be worked out again from those.
         self._connection = open_attempts(path, durable=False)
         recover(self._connection, retry_unknown=retry_unknown)
@@ -92,6 +104,14 @@ class Ledger:
         self.sent = self.cached = 0
         # What a person should know about how a server behaved, each note once.
         self.notes: list[str] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if isinstance(error, KeyboardInterrupt):
+            self.leave()
+        self.close()
 
     def close(self) -> None:
         """Waits for requests under way, records them and closes the file."""
@@ -371,7 +391,7 @@ class Ledger:
             return self._connection.execute(sql, values).fetchall()
 
     def _backoff(self, times: int) -> float:
-        return min(LONGEST_BACKOFF, self._first_wait * 2 ** (times - 1)) * self._jitter.uniform(0.5, 1)
+        return min(self._patience.longest_wait, self._patience.first_wait * 2 ** (times - 1)) * self._jitter.uniform(0.5, 1)
 
     def _price_of(self, lvlm: LVLM) -> Price | None:
         price = self._price.get(lvlm.name) if isinstance(self._price, Mapping) else self._price
