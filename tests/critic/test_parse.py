@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 
@@ -59,10 +60,8 @@ def test_no_text_takes_long_to_read(unit, before):
     for words in read_paragraphs(text).values():
         read_conclusion(words)
     read_tagged(text, ["S1"])
-    try:
+    with contextlib.suppress(MalformedAnswer):
         read_json(text)
-    except MalformedAnswer:
-        pass
     assert time.perf_counter() - began < 2
 
 

@@ -386,6 +386,30 @@ def test_nothing_is_warned_of_in_a_plain_process(tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+def test_the_host_program_keeps_its_own_settings(tmp_path):
+    """Importing and decoding, also in threads, change neither the filters of warnings nor Pillow's bound."""
+    good, bad = write(tmp_path / "a.png", Image.fromarray(picture())), tmp_path / "b.png"
+    bad.write_bytes(b"no image")
+    code = f"""
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from PIL import Image
+bound, filters = Image.MAX_IMAGE_PIXELS, list(warnings.filters)
+from rightreasons.data.decode import decode_image, read_header
+from rightreasons.errors import UnreadableImage
+try:
+    read_header(Path({str(bad)!r}))
+except UnreadableImage:
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: decode_image(Path({str(good)!r}), mode="rgb"), range(200)))
+ours = [entry for entry in warnings.filters if entry not in filters and entry[3] is not None and "PIL" in entry[3].pattern]
+print(Image.MAX_IMAGE_PIXELS == bound, ours)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), timeout=60)
+    assert (done.stdout, done.stderr) == ("True []\n", "")
+
+
 def test_masks(tmp_path):
     wanted = np.zeros((20, 30), bool)
     wanted[5:12, 8:20] = True

@@ -86,7 +86,7 @@ def test_the_line_of_the_error_is_python_that_helps():
         next(read_batches(data))
     line = str(caught.value).partition("is expected: ")[2]
     names = {"torch": torch, "data": data}
-    exec(line, names)  # noqa: S102 -- it is what a user would paste
+    exec(line, names)  # this is what a user would paste
     assert read_all(names["Pairs"](), range(4)).labels.tolist() == [0, 1, 0, 1]
 
 

@@ -23,7 +23,7 @@ from rightreasons.errors import (
 from rightreasons.lvlm import open_lvlm
 from rightreasons.lvlm.backends.anthropic import Anthropic
 from rightreasons.lvlm.backends.gemini import Gemini
-from rightreasons.lvlm.ledger.ledger import Ledger
+from rightreasons.lvlm.ledger.ledger import Ledger, Patience
 from rightreasons.lvlm.ledger.prices import Price
 from rightreasons.lvlm.protocol import LVLM, Request, Usage
 from tests.support.wire_server import WireServer
@@ -219,7 +219,7 @@ def test_a_schema_that_is_refused_is_left_out_from_then_on(kind, field, tmp_path
         sent = field in seen.body or field in seen.body.get("generationConfig", {})
         return fails(kind, 400, message, "invalid")(seen) if sent else (200, {}, answers(kind))
 
-    ledger = Ledger(tmp_path / "lvlm.sqlite", first_wait=0.01)
+    ledger = Ledger(tmp_path / "lvlm.sqlite", patience=Patience(first_wait=0.01))
     with WireServer(reply) as wire:
         lvlm = BACKENDS[kind]("m", base_url=wire.base_url)
         lvlm.address = None  # no courier: it takes seconds to start

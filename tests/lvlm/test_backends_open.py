@@ -15,7 +15,7 @@ from rightreasons.errors import ConfigError, LVLMBusy, LVLMProtocolError, LVLMRa
 from rightreasons.lvlm import open_lvlm
 from rightreasons.lvlm.backends.openai import OpenAICompatible
 from rightreasons.lvlm.backends.scripted import Scripted
-from rightreasons.lvlm.ledger.ledger import Ledger
+from rightreasons.lvlm.ledger.ledger import Ledger, Patience
 from rightreasons.lvlm.pictures import MOST_BYTES, MOST_SIDE
 from rightreasons.lvlm.protocol import Request
 from rightreasons.lvlm.wire.composite import SMALL_SIDE, join_pictures, shrink_pictures
@@ -36,7 +36,7 @@ def direct():
 
 @pytest.fixture
 def ledger(tmp_path):
-    opened = Ledger(tmp_path / "lvlm.sqlite", first_wait=0.01)
+    opened = Ledger(tmp_path / "lvlm.sqlite", patience=Patience(first_wait=0.01))
     yield opened
     opened.close()
 
@@ -383,16 +383,15 @@ def test_scripted_plays_a_file_in_order(tmp_path):
 
 def test_the_courier_brings_back_what_kind_of_error_it_was(tmp_path):
     """Through the process of its own that carries requests: kind, message and wait of an error, and the answer after it."""
-    ledger = Ledger(tmp_path / "lvlm.sqlite", first_wait=0.01)
-    try:
-        with FaultServer(misbehave=lambda seen: first(1, 429, "slow down", {"retry-after": "0.1"})(seen) or (200, {}, completion("ok"))) as stub:
-            lvlm = open_lvlm("openai:stub", base_url=stub.base_url)
-            assert ledger.ask(lvlm, QUESTION).text == "ok"
-            stub.misbehave = always(404, "gone")
-            with pytest.raises(LVLMRejected, match="gone"):
-                ledger.ask(lvlm, Request("judge", ("another",)))
-    finally:
-        ledger.close()
+    with (
+        Ledger(tmp_path / "lvlm.sqlite", patience=Patience(first_wait=0.01)) as ledger,
+        FaultServer(misbehave=lambda seen: first(1, 429, "slow down", {"retry-after": "0.1"})(seen) or (200, {}, completion("ok"))) as stub,
+    ):
+        lvlm = open_lvlm("openai:stub", base_url=stub.base_url)
+        assert ledger.ask(lvlm, QUESTION).text == "ok"
+        stub.misbehave = always(404, "gone")
+        with pytest.raises(LVLMRejected, match="gone"):
+            ledger.ask(lvlm, Request("judge", ("another",)))
     connection = sqlite3.connect(tmp_path / "lvlm.sqlite")
     assert [state for (state,) in connection.execute("SELECT state FROM attempts ORDER BY id")] == ["failed", "answered", "failed"]
     connection.close()

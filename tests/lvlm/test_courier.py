@@ -26,15 +26,11 @@ MOST_MIB = 150
 
 
 def test_the_courier_is_small(tmp_path):
-    with FaultServer(misbehave=says("ok")) as stub:
-        ledger = Ledger(tmp_path / "lvlm.sqlite")
-        try:
-            ledger.ask(open_lvlm("openai:stub", base_url=stub.base_url), Request("judge", ("What?",)))
-            (courier,) = ledger._couriers.values()
-            status = Path(f"/proc/{courier.pid}/status").read_text()
-            maps = Path(f"/proc/{courier.pid}/maps").read_text()
-        finally:
-            ledger.close()
+    with FaultServer(misbehave=says("ok")) as stub, Ledger(tmp_path / "lvlm.sqlite") as ledger:
+        ledger.ask(open_lvlm("openai:stub", base_url=stub.base_url), Request("judge", ("What?",)))
+        (courier,) = ledger._couriers.values()
+        status = Path(f"/proc/{courier.pid}/status").read_text()
+        maps = Path(f"/proc/{courier.pid}/maps").read_text()
     resident = next(int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmRSS"))
     assert resident < MOST_MIB and "libtorch" not in maps
 
@@ -113,11 +109,8 @@ def test_a_courier_carries_32_at_a_time_and_no_more(tmp_path):
     from rightreasons.common.parallel import map_in_order
     from rightreasons.lvlm.ledger.throttle import count_workers
 
-    with FaultServer(answer=lambda seen: seen.text, delay=1.0) as stub:
-        lvlm, ledger = open_lvlm("openai:stub", base_url=stub.base_url), Ledger(tmp_path / "lvlm.sqlite")
-        try:
-            ask = lambda row: ledger.ask(lvlm, Request("judge", (f"Image {row}",))).text  # noqa: E731
-            answers = map_in_order(ask, range(110), workers=count_workers(lvlm), advance=lambda done, total: None, stop=ledger.stop)
-        finally:
-            ledger.close()
+    with FaultServer(answer=lambda seen: seen.text, delay=1.0) as stub, Ledger(tmp_path / "lvlm.sqlite") as ledger:
+        lvlm = open_lvlm("openai:stub", base_url=stub.base_url)
+        ask = lambda row: ledger.ask(lvlm, Request("judge", (f"Image {row}",))).text  # noqa: E731
+        answers = map_in_order(ask, range(110), workers=count_workers(lvlm), advance=lambda done, total: None, stop=ledger.stop)
     assert answers == [f"Image {row}" for row in range(110)] and stub.most_under_way == 32 and stub.repeated == 0

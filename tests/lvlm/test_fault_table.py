@@ -15,7 +15,7 @@ from PIL import Image
 
 from rightreasons.errors import LVLMBusy, LVLMProtocolError, LVLMRejected, LVLMTimeout, LVLMTooBig, LVLMUnclear
 from rightreasons.lvlm.backends.openai import OpenAICompatible
-from rightreasons.lvlm.ledger.ledger import MOST_IN_A_ROW, Ledger
+from rightreasons.lvlm.ledger.ledger import MOST_IN_A_ROW, Ledger, Patience
 from rightreasons.lvlm.ledger.prices import Price
 from rightreasons.lvlm.protocol import Request
 from tests.support.fault_server import (
@@ -47,7 +47,7 @@ def world(tmp_path):
             stub = stack.enter_context(FaultServer(misbehave=misbehave, answer=lambda seen: "fine"))
             lvlm = OpenAICompatible("stub", base_url=stub.base_url, timeout=timeout)
             lvlm.address = None  # no process of its own, which takes a second to start; test_kill_* has that
-            ledger = Ledger(tmp_path / "lvlm.sqlite", price=PRICE, first_wait=0.01, **options)
+            ledger = Ledger(tmp_path / "lvlm.sqlite", price=PRICE, patience=Patience(first_wait=0.01), **options)
             stack.callback(lvlm.close)
             stack.callback(ledger.close)
             return stub, lvlm, ledger
@@ -240,7 +240,7 @@ def test_gives_one_request_up_while_others_are_answered(world, misbehave, reques
             ledger.ask(lvlm, Request("judge", (f"Good {next(counter)}",)))
         return inner(body, request)
 
-    ledger._throttle(lvlm).__init__(2, 2)
+    lvlm.concurrency = (2, 2)
     lvlm.send = send
     answer = ledger.ask(lvlm, bad)
     assert answer.outcome == "unknown" and f"after {requests} attempts" in answer.problem
@@ -250,14 +250,10 @@ def test_gives_one_request_up_while_others_are_answered(world, misbehave, reques
 def test_a_connection_that_nobody_takes(tmp_path):
     lvlm = OpenAICompatible("stub", base_url="http://127.0.0.1:9/v1")
     lvlm.address = None
-    ledger = Ledger(tmp_path / "lvlm.sqlite", price=PRICE, first_wait=0.01)
-    try:
+    with contextlib.closing(lvlm), Ledger(tmp_path / "lvlm.sqlite", price=PRICE, patience=Patience(first_wait=0.01)) as ledger:
         with pytest.raises(LVLMBusy, match="no connection"):
             ledger.ask(lvlm, QUESTION)
         assert outcomes(tmp_path) == ["transient"] * 5 and ledger.cost_usd() == 0, "nothing was sent"
-    finally:
-        ledger.close()
-        lvlm.close()
 
 
 def test_another_protocol_is_kept_and_stops_the_run(world, tmp_path):
@@ -334,7 +330,7 @@ def test_a_request_that_is_refused_alone_is_a_persons_and_stays_so(world, tmp_pa
     assert ledger.ask(lvlm, Request("judge", ("Another",))).text == "fine"
     ledger.close()
     for retry in (False, True):
-        again = Ledger(tmp_path / "lvlm.sqlite", price=PRICE, first_wait=0.01, retry_unknown=retry)
+        again = Ledger(tmp_path / "lvlm.sqlite", price=PRICE, patience=Patience(first_wait=0.01), retry_unknown=retry)
         answer = again.ask(lvlm, bad)
         assert answer.outcome == "unknown" and ("--retry-unknown" in answer.problem) != retry and "paid" not in answer.problem
         again.close()

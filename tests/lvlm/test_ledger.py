@@ -15,7 +15,7 @@ from PIL import Image
 from rightreasons.errors import LVLMProtocolError, LVLMRejected, LVLMUnavailable
 from rightreasons.lvlm import open_lvlm
 from rightreasons.lvlm.backends.scripted import Scripted
-from rightreasons.lvlm.ledger.ledger import Ledger
+from rightreasons.lvlm.ledger.ledger import Ledger, Patience
 from rightreasons.lvlm.protocol import Request
 from tests.support.fault_server import FaultServer, says
 
@@ -33,9 +33,8 @@ PNG = png(1)
 
 @pytest.fixture
 def ledger(tmp_path):
-    ledger = Ledger(tmp_path / "lvlm.sqlite", first_wait=0.01)
-    yield ledger
-    ledger.close()
+    with Ledger(tmp_path / "lvlm.sqlite", patience=Patience(first_wait=0.01)) as ledger:
+        yield ledger
 
 
 def rows(path, columns="state, raw, error, request"):
@@ -111,26 +110,45 @@ def test_ledger_does_not_follow_a_redirect(ledger):
 def test_ledger_does_not_take_another_protocol_for_an_answer(tmp_path):
     with FaultServer(misbehave=lambda seen: (200, {"content-type": "application/json"}, b'{"hello": 1}')) as stub:
         for _ in range(2):
-            ledger = Ledger(tmp_path / "lvlm.sqlite")
-            with pytest.raises(LVLMProtocolError, match="base_url"):
+            with Ledger(tmp_path / "lvlm.sqlite") as ledger, pytest.raises(LVLMProtocolError, match="base_url"):
                 ledger.ask(open_lvlm("openai:a", base_url=stub.base_url), JUDGE)
-            ledger.close()
     assert rows(tmp_path / "lvlm.sqlite", "state, outcome, raw") == [("failed", "malformed", '{"hello": 1}')] * 2
 
 
 def test_ledger_leaves_unknown_what_a_crash_left_pending(tmp_path):
     path = tmp_path / "lvlm.sqlite"
-    ledger = Ledger(path)
     lvlm = Scripted(lambda request: "said")
-    ledger.ask(lvlm, JUDGE)
-    ledger._connection.execute("UPDATE attempts SET state = 'pending', raw = NULL")
-    ledger.close()
-    ledger = Ledger(path)
-    assert ledger.ask(lvlm, JUDGE).problem.startswith("unknown") and len(lvlm.history) == 1
-    ledger.close()
-    ledger = Ledger(path, retry_unknown=True)
-    assert ledger.ask(lvlm, JUDGE).text == "said" and len(lvlm.history) == 2
-    ledger.close()
+    with Ledger(path) as ledger:
+        ledger.ask(lvlm, JUDGE)
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE attempts SET state = 'pending', raw = NULL")
+    with Ledger(path) as ledger:
+        assert ledger.ask(lvlm, JUDGE).problem.startswith("unknown") and len(lvlm.history) == 1
+    with Ledger(path, retry_unknown=True) as ledger:
+        assert ledger.ask(lvlm, JUDGE).text == "said" and len(lvlm.history) == 2
+
+
+def test_a_ledger_is_closed_at_the_end_of_its_context(tmp_path):
+    with pytest.raises(ZeroDivisionError), Ledger(tmp_path / "lvlm.sqlite") as ledger:
+        raise ZeroDivisionError
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        ledger.count("answered")
+
+
+def test_ctrl_c_leaves_a_ledger_and_waits_for_nothing(tmp_path):
+    """A courier still has a request under way; it ends after this process, and the next command finds the answer."""
+    release = threading.Event()
+    with FaultServer(misbehave=lambda seen: release.wait(30) and None, answer=lambda seen: "late") as stub, ThreadPoolExecutor(1) as pool:
+        lvlm = open_lvlm("openai:a", base_url=stub.base_url)
+        with pytest.raises(KeyboardInterrupt), Ledger(tmp_path / "lvlm.sqlite") as ledger:
+            pool.submit(ledger.ask, lvlm, JUDGE)
+            stub.wait_for(1)
+            raise KeyboardInterrupt
+        with pytest.raises(LVLMUnavailable, match="stopping"):
+            ledger.ask(lvlm, Request("judge", ("another",)))
+        release.set()
+        with Ledger(tmp_path / "lvlm.sqlite") as again:
+            assert again.ask(lvlm, JUDGE).text == "late" and stub.requests == 1
 
 
 @pytest.mark.parametrize("host", ["api.openai.com", "10.0.0.7", "127.0.0.1.evil.example", "localhost.evil.example"])

@@ -14,7 +14,7 @@ import pytest
 from rightreasons.errors import ConfigError, LVLMOverBudget, LVLMProtocolError
 from rightreasons.lvlm.backends.openai import OpenAICompatible
 from rightreasons.lvlm.backends.scripted import Scripted
-from rightreasons.lvlm.ledger.ledger import Ledger
+from rightreasons.lvlm.ledger.ledger import Ledger, Patience
 from rightreasons.lvlm.ledger.prices import Price, worst_case_tokens
 from rightreasons.lvlm.protocol import Request
 from tests.support.fault_server import ANSWER_USD, INPUT_USD, OUTPUT_USD, FaultServer, completion, error
@@ -35,7 +35,7 @@ def place(tmp_path):
         lvlm = direct(stub)
 
         def open_ledger(**options):
-            ledger = Ledger(tmp_path / "lvlm.sqlite", first_wait=0.01, **options)
+            ledger = Ledger(tmp_path / "lvlm.sqlite", **{"patience": Patience(first_wait=0.01)} | options)
             stack.callback(ledger.close)
             return ledger
 
@@ -77,8 +77,8 @@ def test_a_budget_counts_what_is_under_way(place):
     """Eight at a time against a budget for a few: the most of all under way is set aside together, what is under way ends, nothing more starts."""
     stub, lvlm, open_ledger = place
     budget = 2.5 * most(lvlm)
+    lvlm.concurrency = (8, 8)
     ledger = open_ledger(price=PRICE, max_usd=budget)
-    ledger._throttle(lvlm).__init__(8, 8)
 
     def ask(number):
         try:
@@ -221,8 +221,7 @@ def test_a_file_that_is_no_ledger(tmp_path):
 def test_what_waits_for_another_try_ends_when_the_run_stops(place):
     """A backoff of a minute does not hold up a run that somebody else's error has stopped."""
     stub, lvlm, open_ledger = place
-    ledger = open_ledger()
-    ledger._first_wait, waiting = 60.0, threading.Event()
+    ledger, waiting = open_ledger(patience=Patience(first_wait=60.0)), threading.Event()
 
     def misbehave(seen):
         if "0000" in seen.text:

@@ -95,7 +95,7 @@ def test_a_folder_that_is_no_model(tmp_path, folder):
         open_lvlm(f"local:{tmp_path}")
     (tmp_path / "model.safetensors").touch()
     for config, words in (
-        ('{"model_type": "bert"}', "reads no pictures"),
+        ('{"model_type": "bert"}', "does not take pictures"),
         ("{}", "cannot be read"),
         ('{"auto_map": {"AutoConfig": "evil.Config"}}', "cannot be read"),
     ):

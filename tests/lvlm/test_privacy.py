@@ -117,13 +117,13 @@ def check_modes(folder):
 
 def test_a_remote_host_hears_of_nothing_until_it_is_allowed_and_the_message_says_what_it_would_hear():
     with pytest.raises(LVLMUnavailable, match="--allow-remote llm.example") as refused:
-        privacy.check_leave("llm.example", ())
+        privacy.check_permission("llm.example", ())
     for words in ("pixels", "true label", "class descriptions", "no file name", "--dry-run"):
         assert words in str(refused.value)
-    privacy.check_leave("llm.example", ("llm.example",))
-    privacy.check_leave("127.0.0.1", ())
+    privacy.check_permission("llm.example", ("llm.example",))
+    privacy.check_permission("127.0.0.1", ())
     with pytest.raises(LVLMUnavailable):
-        privacy.check_leave("sub.llm.example", ("llm.example",))
+        privacy.check_permission("sub.llm.example", ("llm.example",))
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
@@ -256,11 +256,7 @@ def test_a_key_that_no_header_can_carry_is_refused_and_not_shown(monkeypatch, in
 
 def test_an_answer_that_repeats_the_key_is_kept_without_it(monkeypatch, tmp_path):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    with FaultServer(answer=lambda seen: f"you sent {seen.headers['authorization']}") as stub:
-        ledger = Ledger(tmp_path / "lvlm.sqlite")
-        try:
-            answer = ledger.ask(open_lvlm("openai:m", base_url=stub.base_url), Request("judge", ("What?",)))
-        finally:
-            ledger.close()
+    with FaultServer(answer=lambda seen: f"you sent {seen.headers['authorization']}") as stub, Ledger(tmp_path / "lvlm.sqlite") as ledger:
+        answer = ledger.ask(open_lvlm("openai:m", base_url=stub.base_url), Request("judge", ("What?",)))
     assert answer.text == "you sent Bearer ***"
     assert all(KEY.encode() not in content for _, content in everything(tmp_path))

@@ -195,7 +195,7 @@ def test_a_run_that_has_no_segments_yet(tmp_path):
 
 def test_nothing_is_overwritten_and_nothing_is_left_of_a_failure(inspected):
     (inspected / "taken.jsonl").write_text("mine")
-    assert "is there already" in the_error(invoke("lvlm", "export", inspected / "run", "--to", inspected / "taken.jsonl"))
+    assert "exists already" in the_error(invoke("lvlm", "export", inspected / "run", "--to", inspected / "taken.jsonl"))
     assert (inspected / "taken.jsonl").read_text() == "mine"
 
 
@@ -207,9 +207,8 @@ def test_a_backend_without_a_batch_service(tmp_path):
 
 @pytest.fixture
 def ledger(tmp_path):
-    opened = Ledger(tmp_path / "lvlm.sqlite")
-    yield opened
-    opened.close()
+    with Ledger(tmp_path / "lvlm.sqlite") as opened:
+        yield opened
 
 
 def questions(count, model="stub"):
@@ -226,12 +225,12 @@ def test_files_keep_within_a_providers_limits(tmp_path, ledger, limits):
         assert len(read_lines(path)) <= limits.requests and path.stat().st_size <= limits.bytes
     written = [entry["custom_id"] for path in paths for entry in read_lines(path)]
     assert written == [ledger.key(question.lvlm, question.request) for question in asked]
-    with pytest.raises(ConfigError, match="is there already"):
+    with pytest.raises(ConfigError, match="exists already"):
         export_requests(asked, ledger, tmp_path / "r.jsonl")
 
 
 def test_a_request_that_no_file_can_take(tmp_path, ledger):
-    with pytest.raises(LVLMTooBig, match="one request alone"):
+    with pytest.raises(LVLMTooBig, match="a single request"):
         export_requests(questions(2), ledger, tmp_path / "r.jsonl", limits={"openai": Limits(9, 100)})
     assert not list(tmp_path.glob("*r.jsonl*")), "nothing is left behind"
 

@@ -87,7 +87,7 @@ def test_an_image_may_be_named_by_its_file(run):
 
 
 WRONG = {
-    "no such image": (("999", "S1", "spurious"), "image 999 is not among the 4 inspected ones"),
+    "no such image": (("999", "S1", "spurious"), "image 999 is not one of the 4 inspected images"),
     "no such segment": (("IMAGE", "S9", "spurious"), "has no S9"),
     "segments count from 1": (("IMAGE", "S0", "spurious"), "expected S1, S2"),
     "a bare number": (("IMAGE", "1", "spurious"), "expected S1, S2"),
@@ -116,7 +116,7 @@ def test_somebody_must_have_decided(run, tmp_path):
 def test_one_wrong_row_of_a_table_is_named_and_none_is_taken(run, tmp_path):
     first, second, *_ = images(run)
     before = (run / "verdicts.jsonl").read_bytes()
-    for row, words in ((f"{second},S9,spurious", "has no S9"), (f"{first},S1,relevant", "decided twice"), (f"{second},S1,maybe", "no verdict")):
+    for row, words in ((f"{second},S9,spurious", "has no S9"), (f"{first},S1,relevant", "different values"), (f"{second},S1,maybe", "not a verdict")):
         (tmp_path / "t.csv").write_text(f"image,segment,value\n{first},S1,spurious\n{row}\n")
         error = the_error(invoke("verdict", run, "--from", tmp_path / "t.csv", "--by", "Ann"))
         assert "t.csv, line 3" in error and words in error

@@ -1,4 +1,4 @@
-"""A command that asks about images and can be killed: ``python -m tests.support.asker LEDGER BASE_URL IMAGES``. Without torch, so that it starts quickly.
+"""A command that asks about images and can be killed: ``python -m tests.support.asker LEDGER BASE_URL IMAGES``. It starts quickly, without torch.
 
 Two calls an image, critic and judge, through the ledger and a courier; the verdicts are printed when all are there. ``find`` itself is killed in
 test_whole_run.
@@ -26,7 +26,7 @@ def ask_all(ledger_path: Path, base_url: str, images: int) -> dict[str, str]:
     from rightreasons.lvlm.ledger.ledger import Ledger
     from rightreasons.lvlm.protocol import Request
 
-    lvlm, ledger = open_lvlm("openai:stub", base_url=base_url), Ledger(ledger_path)
+    lvlm = open_lvlm("openai:stub", base_url=base_url)
 
     def consult(image: int) -> str:
         critique = ledger.ask(lvlm, Request("critic", (f"Look at image {image}.",)))
@@ -35,11 +35,8 @@ def ask_all(ledger_path: Path, base_url: str, images: int) -> dict[str, str]:
         assert verdict.problem is None, verdict.problem
         return verdict.text
 
-    try:
-        with ThreadPoolExecutor(64) as pool:
-            return dict(zip(map(str, range(images)), pool.map(consult, range(images)), strict=True))
-    finally:
-        ledger.close()
+    with Ledger(ledger_path) as ledger, ThreadPoolExecutor(64) as pool:
+        return dict(zip(map(str, range(images)), pool.map(consult, range(images)), strict=True))
 
 
 def answer(seen: Seen) -> str:

@@ -17,7 +17,7 @@ from rightreasons.common.parallel import map_in_order
 from rightreasons.critic.critique import critique_image
 from rightreasons.critic.judge import judge_critique, read_examples
 from rightreasons.lvlm.backends.openai import OpenAICompatible
-from rightreasons.lvlm.ledger.ledger import Ledger
+from rightreasons.lvlm.ledger.ledger import Ledger, Patience
 from rightreasons.lvlm.ledger.prices import Price
 from rightreasons.lvlm.ledger.throttle import count_workers
 from rightreasons.records import ClassDescription, Pictures, Subject, Verdict
@@ -96,7 +96,7 @@ def soak(ledger_path: Path, images: int, *, share: float, timeout: float = 3.0) 
     with FaultServer(misbehave=fails_at_random(share), remember=False) as stub:
         lvlm = OpenAICompatible("stub", base_url=stub.base_url, timeout=timeout)
         lvlm.address = None  # in this process, so that the deadline can be short
-        ledger = Ledger(ledger_path, price=Price(INPUT_USD, OUTPUT_USD), first_wait=0.02)
+        ledger = Ledger(ledger_path, price=Price(INPUT_USD, OUTPUT_USD), patience=Patience(first_wait=0.02))
         started = time.monotonic()
 
         def consult(row: int) -> list[Verdict]:

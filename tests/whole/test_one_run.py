@@ -57,7 +57,7 @@ def project(finished, tmp_path):
 def test_an_image_added_since_find_is_refused(project, command):
     shutil.copy(project / "images" / "bolt" / "00.png", project / "images" / "bolt" / "new.png")
     words = refused(command, project / "run")
-    assert "the images are not those that" in words and "1 new" in words and "Put the old ones back" in words
+    assert "the images are not those that" in words and "1 new" in words and "Restore the old ones" in words
 
 
 @pytest.mark.parametrize("command", ["fix", "score", "find"])

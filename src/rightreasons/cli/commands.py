@@ -1,4 +1,4 @@
-"""The command line. Heavy imports wait until a command needs them, so that --help is quick."""
+"""The commands. Heavy imports wait until a command needs them, so that --help is quick."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from rightreasons.run import Run
     from rightreasons.runs.folder import RunFolder
 
-# Threads that spin while they wait make small models up to a hundred times slower on a busy machine (docs/log.md). Read when torch loads.
+# Threads that spin while they wait make small models up to a hundred times slower on a busy machine (docs/log.md). Torch reads this when it loads.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-# mallopt's M_TRIM_THRESHOLD and M_MMAP_THRESHOLD, in bytes: glibc keeps what torch frees. Every step of training asks for the same blocks again,
-# and having them mapped anew took a quarter of its time (docs/log.md).
+# mallopt's M_TRIM_THRESHOLD and M_MMAP_THRESHOLD, in bytes, make glibc keep what torch frees. Every step of training asks for the same blocks again,
+# and mapping them anew took a quarter of its time (docs/log.md).
 if platform.libc_ver()[0] == "glibc":
-    for parameter, threshold in ((-1, 2**30), (-3, 2**27)):  # larger blocks go back at once: kept, they would be a share of memory without a bound
+    for parameter, threshold in ((-1, 2**30), (-3, 2**27)):  # larger blocks are returned at once: keeping them would take memory without a bound
         ctypes.CDLL(None).mallopt(parameter, threshold)
 
 app = typer.Typer(
@@ -36,7 +36,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(lvlm.app, name="lvlm")
-# The exit code of `find` while a person has questions to answer.
+# The exit code of `find` while a person still has questions to answer.
 NOT_ANSWERED = 3
 
 
@@ -51,7 +51,7 @@ def _show_version(wanted: bool) -> bool:
 def main(
     version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and stop.")] = False,
 ) -> None:
-    """What stands before every command."""
+    """Options of the program itself, given before a command."""
 
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print metrics.json on standard output, and nothing else.")]
@@ -248,14 +248,14 @@ def _show(metrics: dict[str, Any], folder: RunFolder, as_json: bool) -> None:
 
 
 def _who_judged(critic: dict[str, Any]) -> str:
-    """What must be known of the verdicts: that no model gave them. Nothing where a person has decided on every segment."""
+    """A warning that no model gave the verdicts, if so; empty for a model's verdicts."""
     if critic["segments"] and critic["overruled"] == critic["segments"]:
         return " (verdicts by a person)"
     return f" ({critic['backend']} critic)" if critic["backend"] in ("simulated", "scripted") else ""
 
 
 def _tell_of_questions(run: Run) -> None:
-    """Where a person is the critic and has not answered yet, what to do next, and the exit code 3."""
+    """If a person is the critic and has not answered yet, prints what to do next and exits with code 3."""
     from rightreasons.lvlm.backends.human import WAITING, Human
     from rightreasons.records import settle_verdicts
 
@@ -273,7 +273,7 @@ def _tell_of_questions(run: Run) -> None:
 
 
 def _refuse_silence(run: Run) -> None:
-    """An LVLM that gave not one usable verdict is an error, after everything it said was saved."""
+    """Raises LVLMError for an LVLM that gave no usable verdict at all, after everything it answered was saved."""
     from rightreasons.errors import LVLMError
 
     if run.verdicts and all(verdict.problem for verdict in run.verdicts):

@@ -1,4 +1,4 @@
-"""The command inspect: what a path is read as, for people and machines."""
+"""The command inspect: what a path is read as, as text or JSON."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from rightreasons.errors import ConfigError
 
 
 def survey_path(path: str, out: Path | None, reporter: Reporter, *, decode: bool, model: bool = False) -> dict[str, Any]:
-    """Reads a folder, a table, a built-in task or a configuration's [data]; writes the contact sheet. Raises DataError as ``open_data`` does.
+    """Surveys a folder, a table, a built-in task or a configuration's [data], and writes the contact sheet. Raises DataError as ``open_data`` does.
 
-    With ``model`` a configuration's network is rehearsed on its data, and the errors are those of ``rehearse`` too.
+    With ``model`` a configuration's network is rehearsed on its data, and the errors of ``rehearse`` can be raised too.
     """
     root, table = Path.cwd(), {"path": path}
     if path.endswith(".toml"):
@@ -29,7 +29,7 @@ def survey_path(path: str, out: Path | None, reporter: Reporter, *, decode: bool
             raise ConfigError(f"{path} has no table [data]: give it one, or name the folder itself")
     config = parse_data(table, source=path)
     if config.size is None and not task_defaults(config.path):
-        # Several sizes are something to be told of here, and no error.
+        # Images of several sizes are reported here, and are not an error.
         config = config.model_copy(update={"size": THUMBNAIL})
     with reporter.stage("list"):
         task = open_data(config, root=root, seed=0)
@@ -47,13 +47,13 @@ def _rehearse(path: str, reporter: Reporter) -> dict[str, str]:
     from rightreasons.project.project import read_project
 
     if not path.endswith(".toml"):
-        raise ConfigError(f"--model needs a configuration (a .toml file), which says what the network is, and {path} is none")
+        raise ConfigError(f"--model needs a configuration (a .toml file), which names the network; {path} is not one")
     with reporter.stage("rehearse"):
         return dict(read_project(Path(path)).rehearsal.found)
 
 
 def show_survey(survey: dict[str, Any], reporter: Reporter) -> None:
-    """The survey as a table and sentences."""
+    """Prints the survey as a table and sentences."""
     typer.echo(clean_text(f"{survey['path']} is read as {survey['read_as']}"))
     known = any(counts["groups"] for counts in survey["splits"].values())
     rows = []

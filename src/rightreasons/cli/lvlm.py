@@ -1,8 +1,9 @@
-"""The commands `rightreasons lvlm ...`: what a model can do, what a run will cost, and requests carried by hand."""
+"""The commands `rightreasons lvlm ...`: what a model can do, what a run will cost, and batch files that a person carries."""
 
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -59,13 +60,8 @@ def estimate(
     from rightreasons.runs.folder import RunFolder
 
     project, folder = read_project(config), RunFolder(out or default_folder(config))
-    with plan_or_bound(project, folder) as plan:
-        ledger = Ledger(folder.ledger) if plan.finished else None
-        try:
-            found = estimate_plan(plan, ledger, prices=price_file(project), seconds_per_answer=seconds)
-        finally:
-            if ledger is not None:
-                ledger.close()
+    with plan_or_bound(project, folder) as plan, Ledger(folder.ledger) if plan.finished else nullcontext() as ledger:
+        found = estimate_plan(plan, ledger, prices=price_file(project), seconds_per_answer=seconds)
     if as_json:
         typer.echo(json.dumps(found, indent=2))
         return
@@ -83,8 +79,8 @@ def estimate(
 @register(app, "rightreasons lvlm export runs/moles --to requests.jsonl")
 def export(
     run_folder: RunArgument,
-    to: Annotated[Path, typer.Option("--to", metavar="FILE", help="Where to write; FILE-001 and so on where one file would be too large.")],
-    answers: Annotated[bool, typer.Option("--answers", help="Write the answers that are there, for another person's `lvlm import`.")] = False,
+    to: Annotated[Path, typer.Option("--to", metavar="FILE", help="Where to write; FILE-001 and so on if one file would be too large.")],
+    answers: Annotated[bool, typer.Option("--answers", help="Write the stored answers instead, for another person's `lvlm import`.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Write the requests that can be sent now as a provider's batch file: the critic's, and once those are imported the judge's. Sends nothing."""
@@ -94,13 +90,9 @@ def export(
     from rightreasons.runs.folder import RunFolder
 
     folder = RunFolder(run_folder)
-    with plan_of_folder(folder) as plan:
-        ledger = Ledger(folder.ledger)
-        try:
-            count = export_answers(folder.ledger, to) if answers else 0
-            paths = [to] if answers else export_requests(plan.open_questions(ledger), ledger, to)
-        finally:
-            ledger.close()
+    with plan_of_folder(folder) as plan, Ledger(folder.ledger) as ledger:
+        count = export_answers(folder.ledger, to) if answers else 0
+        paths = [to] if answers else export_requests(plan.open_questions(ledger), ledger, to)
     if as_json:
         typer.echo(json.dumps({"files": [str(path) for path in paths], "answers": count}))
     elif answers:
@@ -126,13 +118,9 @@ def import_(
     from rightreasons.runs.folder import RunFolder
 
     folder = RunFolder(run_folder)
-    with plan_of_folder(folder) as plan:
-        ledger = Ledger(folder.ledger)
-        try:
-            counts = import_answers(plan, ledger, file)
-            still_open = sum(1 for _ in plan.open_questions(ledger))
-        finally:
-            ledger.close()
+    with plan_of_folder(folder) as plan, Ledger(folder.ledger) as ledger:
+        counts = import_answers(plan, ledger, file)
+        still_open = sum(1 for _ in plan.open_questions(ledger))
     if as_json:
         typer.echo(json.dumps({**vars(counts), "open": still_open}, indent=2))
     else:
@@ -142,17 +130,13 @@ def import_(
 
 
 def show_dry_run(project: Project, folder: RunFolder, reporter: Reporter, *, as_json: bool) -> None:
-    """`find --dry-run`: every stage that asks nobody, then one request as it would be sent."""
+    """`find --dry-run`: runs every stage before the critic, then shows one request as it would be sent."""
     from rightreasons.lvlm.ledger.ledger import Ledger
     from rightreasons.questions.dry_run import show_request
     from rightreasons.questions.open_questions import inspect_project
 
-    with inspect_project(project, folder, reporter) as plan:
-        ledger = Ledger(folder.ledger)
-        try:
-            shown = show_request(plan, ledger, folder.path / "dry-run")
-        finally:
-            ledger.close()
+    with inspect_project(project, folder, reporter) as plan, Ledger(folder.ledger) as ledger:
+        shown = show_request(plan, ledger, folder.path / "dry-run")
     if as_json:
         typer.echo(json.dumps(shown, indent=2, ensure_ascii=False))
         return
@@ -168,7 +152,7 @@ def show_dry_run(project: Project, folder: RunFolder, reporter: Reporter, *, as_
 
 
 def _print_import(counts: Imported, still_open: int, run_folder: Path) -> None:
-    typer.echo(f"{counts.recorded} answers recorded ({counts.no_answer} of them refusals or cut off), {counts.already} were there already")
+    typer.echo(f"{counts.recorded} answers recorded ({counts.no_answer} of them refusals or cut off), {counts.already} were recorded already")
     for what, entries in (
         ("came twice, the first was taken", counts.duplicate),
         ("failed at the provider, and can be exported again", counts.failed),

@@ -1,4 +1,4 @@
-"""What the commands share: their options, and how an error ends them."""
+"""What the commands share: options, tables, and ending on an error or Ctrl-C."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from rightreasons.common.progress import Reporter
 
 STOPPING = "stopping: answers under way are kept; the same command goes on"
-# Seconds from Ctrl-C to the end.
+# The most seconds from Ctrl-C to the end of the command.
 LONGEST_STOP = 1.0
-# Of files that are left out, by name.
+# The most left-out files that are named in notes.
 MOST_NOTES = 20
 
 Out = Annotated[Path | None, typer.Option("--out", help="Folder for the results. The same command on it continues where it stopped.")]
@@ -41,7 +41,7 @@ def default_folder(config: Path) -> Path:
 
 
 def register(app: typer.Typer, example: str, name: str | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Makes a function a command of ``app`` whose help ends with an example. Errors raised on purpose are one message and exit code 1."""
+    """Makes a function a command of ``app`` whose help ends with an example. An error of this package becomes one message and exit code 1."""
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         return app.command(name, epilog=f"Example: {example}")(_clear_errors(command))
@@ -50,7 +50,7 @@ def register(app: typer.Typer, example: str, name: str | None = None) -> Callabl
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A table for people; the first column says what a row is."""
+    """Prints a table for people; the first column names the row."""
     from rich.console import Console
     from rich.table import Table
 
@@ -59,12 +59,12 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]
         table.add_column(name, justify="right" if number else "left", overflow="fold", no_wrap=number == 0)
     for row in rows:
         table.add_row(*row)
-    # Where there is no terminal to ask for its width, a file has room.
+    # A file has no width of its own, so it gets a wide table.
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
 def note_left_out(left_out: Mapping[str, str], reporter: Reporter, rest: str) -> None:
-    """The files that are left out, and why; past a screenful ``rest`` says where the others are named."""
+    """Notes the files that are left out, and why; after ``MOST_NOTES`` of them ``rest`` says where the others are named."""
     from rightreasons.common.text import clean_text
 
     for path, reason in itertools.islice(left_out.items(), MOST_NOTES):
@@ -80,7 +80,7 @@ def _use_device(name: str | None) -> str | None:
 
 
 def _stops_at_once(command: Callable[..., None]) -> Callable[..., None]:
-    """Ctrl-C ends the command with one line and exit code 130, and waits for nothing: whatever is written is written whole, and couriers go on."""
+    """Makes Ctrl-C end the command at once, with one line and exit code 130: files are written atomically, and couriers finish their requests."""
 
     @wraps(command)
     def wrapped(*args: object, **kwargs: object) -> None:
@@ -98,7 +98,7 @@ def _stops_at_once(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _interrupt(number: int, frame: object) -> None:
-    """Lets the command tidy up, but not for long: threads that read images or wait for answers would hold it."""
+    """Lets the command clean up for ``LONGEST_STOP`` seconds, since threads that read images or wait for answers would hold it for longer."""
     timer = threading.Timer(LONGEST_STOP, _leave)
     timer.daemon = True
     timer.start()

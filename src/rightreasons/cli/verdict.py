@@ -1,4 +1,4 @@
-"""The command verdict: a person decides on segments, one at a time or from a table."""
+"""The command verdict: a person decides on segments, one at a time or in a table."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def verdict(
     show: Annotated[bool, typer.Option("--list", help="Print what waits for a person as such a table, to be filled in.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on standard output, and nothing else.")] = False,
 ) -> None:
-    """Decide on a segment as a person, which comes before any model's verdict. Nothing is sent, and nothing is lost if this is killed."""
+    """Decide on a segment as a person, which overrules any model's verdict. Nothing is sent, and nothing is lost if this is killed."""
     from rightreasons.errors import ConfigError
     from rightreasons.records import settle_verdicts
     from rightreasons.runs.folder import RunFolder
@@ -47,7 +47,7 @@ def verdict(
             return
         decisions = _decisions(folder, counts, image, segment, value, table)
         if not (by or "").strip():
-            raise ConfigError("who decides? add --by NAME")
+            raise ConfigError("a verdict needs the name of the person who decides: add --by NAME")
         settled = settle_verdicts(verdicts)
         at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         news = [_human(decision, str(by).strip(), at) for decision in decisions]
@@ -64,7 +64,7 @@ def verdict(
 def _decisions(
     folder: RunFolder, counts: dict[int, int], image: str | None, segment: str | None, value: str | None, table: Path | None
 ) -> list[Decision]:
-    """What was decided, each checked against the run before anything is written. Raises ConfigError or DataError naming the row."""
+    """The decisions, each checked against the run before anything is written. Raises ConfigError or DataError naming the row."""
     from rightreasons.data.formats.table import read_table
     from rightreasons.errors import ConfigError, DataError
 
@@ -76,7 +76,7 @@ def _decisions(
         except ValueError as error:
             raise ConfigError(str(error)) from error
     if image is not None:
-        raise ConfigError(f"either {image!r} or --from {table}: both were given")
+        raise ConfigError(f"both {image!r} and --from {table} were given; expected only one of them")
     read = read_table(table)
     rows = zip(read.column("image"), read.column("segment"), read.column("value"), strict=True)
     decisions: dict[tuple[int, int], Decision] = {}
@@ -86,7 +86,7 @@ def _decisions(
         try:
             decision = _decide(folder, counts, name, part, said)
             if decisions.setdefault(decision[:2], decision) != decision:
-                raise ValueError(f"image {name}, {part} is decided twice, in two ways")
+                raise ValueError(f"image {name}, {part} has two rows with different values; expected one")
         except ValueError as error:
             raise DataError(f"{read.where(number)}: {error}") from error
     if not decisions:
@@ -95,7 +95,7 @@ def _decisions(
 
 
 def _decide(folder: RunFolder, counts: dict[int, int], image: str, segment: str, value: str) -> Decision:
-    """Raises ValueError for what is not in the run, or no verdict."""
+    """A decision from its words. Raises ValueError for an image or segment that the run does not have, or a value that is not a verdict."""
     from rightreasons.runs.verdict_lines import check_segment, read_segment, read_value
 
     decided, part = read_value(value), read_segment(segment)
@@ -105,7 +105,7 @@ def _decide(folder: RunFolder, counts: dict[int, int], image: str, segment: str,
 
 
 def _find_image(folder: RunFolder, name: str) -> int:
-    """The number of the training image of that file name, which the data still tell. Raises ValueError where they do not."""
+    """The number of the training image with that file name, looked up in the data. Raises ValueError unless exactly one has it."""
     from rightreasons.data import open_data
 
     config = folder.config()
@@ -131,7 +131,7 @@ def _change(new: Verdict, before: Verdict | None) -> dict[str, object]:
 
 
 def _print_waiting(folder: RunFolder, verdicts: list[Verdict], *, as_json: bool) -> None:
-    """The segments that wait, most worth a look first, with an empty column for the value."""
+    """Prints the segments that wait for a person, most important first, with an empty column for the value."""
     from rightreasons.critic.votes import queue_verdicts
 
     selection, segmentation = folder.load_selection(), folder.load_segmentation()

@@ -1,1 +1,1 @@
-"""What every room uses and what knows nothing of the method."""
+"""Tools that every part of the package uses and that know nothing of the method."""

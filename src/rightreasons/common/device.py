@@ -8,12 +8,12 @@ import torch
 
 from rightreasons.errors import ConfigError
 
-# The environment variable that names the device to work on; the commands' --device sets it.
+# The environment variable that names the device; the commands' option --device sets it.
 DEVICE = "RIGHTREASONS_DEVICE"
 
 
 def best_device() -> torch.device:
-    """The device that RIGHTREASONS_DEVICE names; without it CUDA, else MPS, else the CPU. Raises ConfigError where it cannot be used."""
+    """The device that RIGHTREASONS_DEVICE names; without it CUDA, else MPS, else the CPU. Raises ConfigError for a device that cannot be used."""
     if name := os.environ.get(DEVICE):
         try:
             return torch.empty(0, device=name).device

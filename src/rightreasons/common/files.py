@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and folders that only their owner can read."""
+"""Files that are written atomically, and folders that only their owner can read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rightreasons.errors import ConfigError, ModelError
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """``write`` fills a temporary name beside ``path``, which then takes its place: a reader sees the old file or the new one."""
+    """``write`` fills a temporary file beside ``path``, which then replaces it: a reader sees the old file or the new one."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     write(part)
     part.chmod(0o600)
@@ -23,22 +23,22 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """A file, written atomically."""
+    """Writes a file atomically."""
     write_atomically(path, lambda part: part.write_bytes(content))
 
 
 def write_text(path: Path, text: str) -> None:
-    """A text file in UTF-8, written atomically."""
+    """Writes a text file in UTF-8 atomically."""
     write_bytes(path, text.encode())
 
 
 def to_json(value: Any) -> str:  # noqa: ANN401 -- whatever JSON can hold
-    """Valid JSON, indented. Raises ModelError, naming the keys, for a number that is not finite: JSON has no word for it."""
+    """Valid JSON, indented. Raises ModelError naming the key of a number that is not finite, which JSON cannot express."""
     try:
         return json.dumps(value, indent=2, allow_nan=False)
     except ValueError as error:
         where = next(_find_not_finite(value), "a value")
-        raise ModelError(f"{where} is not finite (NaN or infinite), so that nothing can be said of this run: look at the checkpoint") from error
+        raise ModelError(f"{where} is not finite (NaN or infinite), so this run cannot be measured: look at the checkpoint") from error
 
 
 def _find_not_finite(value: object, place: str = "") -> Iterator[str]:
@@ -53,7 +53,7 @@ def _find_not_finite(value: object, place: str = "") -> Iterator[str]:
 
 
 def make_private_folder(path: Path, name: str) -> None:
-    """A folder that only its owner can read, called ``name`` in the ConfigError where it cannot be made."""
+    """Makes a folder that only its owner can read. The ConfigError raised if it cannot be made calls it ``name``."""
     try:
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Images handed out to threads, and their results in order."""
+"""A function mapped over items in threads, with the results in order."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ Item = TypeVar("Item")
 def map_in_order(
     function: Callable[[Item], T], items: Sequence[Item], *, workers: int, advance: Advance, stop: Callable[[LVLMError], None] | None = None
 ) -> list[T]:
-    """The results in the order of ``items``, whatever order they finish in. The first error, in time, keeps what has not started from starting.
+    """The results in the order of ``items``, in whatever order they finish. After the first error no further item is started.
 
-    ``stop`` is told of it, so that what has started asks for nothing new; its last requests are waited for, but not by whoever pressed Ctrl-C.
+    ``stop`` is called then, so that items under way send nothing new. Their last requests are waited for, except after Ctrl-C.
     """
     advance(0, len(items))
     pool = ThreadPoolExecutor(workers)

@@ -1,4 +1,4 @@
-"""Progress for people, on standard error: a bar with the time left on a terminal, one line a stage elsewhere."""
+"""Progress for people on standard error: a bar with the remaining time on a terminal, elsewhere one line for each stage."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ Advance = Callable[[int, int], None]
 
 @runtime_checkable
 class Reporter(Protocol):
-    """Told of stages and notes."""
+    """Receives stages and notes."""
 
     seconds: dict[str, float]
 
     def stage(self, name: str) -> AbstractContextManager[Advance]:
-        """A context in which the stage runs; what it gives takes (done, total)."""
+        """A context in which the stage runs; it yields a function of (done, total) that reports progress."""
         ...
 
     def note(self, text: str) -> None:
-        """Something that a person should know."""
+        """Reports something that a person should know."""
         ...
 
 
@@ -38,7 +38,7 @@ def _clock(seconds: int | float | None) -> str:
 
 
 class Silent:
-    """Remembers how long each stage took and what was noted, and shows nothing."""
+    """Records the time of each stage and the notes, and shows nothing."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -57,7 +57,7 @@ class Silent:
 
 
 class Logged(Silent):
-    """What the Python functions report to by default: each note is a warning of the logger "rightreasons"."""
+    """The default reporter of the Python functions: each note is a warning of the logger "rightreasons"."""
 
     def note(self, text: str) -> None:
         """Logs the note."""
@@ -66,7 +66,7 @@ class Logged(Silent):
 
 
 class Terminal(Silent):
-    """Shows a bar per stage with the time left, or plain lines where standard error is not a terminal."""
+    """Shows a bar per stage with the remaining time, or plain lines if standard error is not a terminal."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -80,7 +80,7 @@ class Terminal(Silent):
         from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 
         class Times(ProgressColumn):
-            """How long it has taken, and will take once that can be told."""
+            """The elapsed time, and the remaining time once it can be estimated."""
 
             def render(self, task: Task) -> str:
                 left = None if task.total is None else task.time_remaining

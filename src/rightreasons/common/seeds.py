@@ -1,4 +1,4 @@
-"""Generators: every random draw takes one, so that nothing reads or moves global random state."""
+"""Seeded generators. Every random draw takes one, so nothing reads or changes global random state."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ import torch
 
 
 def seeded(seed: int, *purpose: object) -> torch.Generator:
-    """A CPU generator of its own for each purpose, so that no stage's draws depend on another's."""
+    """A separate CPU generator for each purpose, so that no stage's draws depend on another's."""
     digest = hashlib.sha256(repr((seed, *purpose)).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)

@@ -1,4 +1,4 @@
-"""An image as it is put to the critic, and the pictures that show it."""
+"""Cases: an image with its segments as the critic is asked about it, and the pictures that show it."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from rightreasons.runs.folder import RunFolder
 
 @dataclass(frozen=True)
 class Case:
-    """An image as it is put to the critic.
+    """One image with all that the critic is asked and shown about it.
 
-    ``shown`` lies over the whole of it and has the pixels of each segment that carry its effect (-1 elsewhere); ``pictures`` shows them.
+    ``shown`` covers the whole image and has the number of a segment at the pixels that carry its effect (-1 elsewhere); ``pictures`` shows them.
     """
 
     image: Float[Tensor, "channel image_height image_width"]
@@ -36,13 +36,13 @@ class Case:
 
     @property
     def is_control(self) -> bool:
-        """Whether the right verdict is known, so that the answer says something of the critic and nothing of the classifier."""
+        """Whether the right verdict is known, so that the answer is about the critic and not about the classifier."""
         return self.subject.known is not None
 
 
 @dataclass(frozen=True)
 class Cases:
-    """The inspected images as cases, by row. Their pictures are drawn once and kept in the run folder."""
+    """The inspected images as cases, by row. Their pictures are drawn once and saved in the run folder."""
 
     evidence: Evidence
     descriptions: Sequence[ClassDescription]
@@ -50,7 +50,7 @@ class Cases:
 
     @property
     def rows(self) -> list[int]:
-        """The images with segments."""
+        """The rows of the images with segments."""
         return self.evidence.examined
 
     def __getitem__(self, row: int) -> Case:
@@ -61,7 +61,7 @@ class Cases:
         return Case(self.image(row), self.shown(row), self.pictures(row), self.subject(row), label, self.descriptions, shares)
 
     def image(self, row: int) -> Float[Tensor, "channel image_height image_width"]:
-        """The image as the critic sees it: the pixels of its file if the data set has files, or else those that the network sees."""
+        """The image as the critic sees it: the pixels of its file if the data set has files, else those that the network sees."""
         images = self.evidence.images
         if _picture_style(self.folder) == FIRST_STYLE:
             return images[row]
@@ -69,17 +69,17 @@ class Cases:
         return images[row] if own is None else own.float() / 255
 
     def shown(self, row: int) -> Int[Tensor, "height width"]:
-        """Of each segment the pixels that carry its effect, -1 elsewhere."""
+        """The number of a segment at the pixels that carry its effect, -1 elsewhere."""
         segmentation = self.evidence.segmentation
         return torch.where(segmentation.effect[row], segmentation.segments[row], -1)
 
     def subject(self, row: int) -> Subject:
-        """The image as a simulated critic knows it."""
+        """What a simulated critic needs to look up the truth of the image."""
         evidence = self.evidence
         return Subject(int(evidence.selection.indices[row]), evidence.segmentation.segments[row], evidence.shown_effect(row))
 
     def pictures(self, row: int) -> Pictures:
-        """What the critic is shown of the image, read from the run folder if it was drawn before."""
+        """The pictures of the image, read from the run folder if they were drawn before."""
         style = _picture_style(self.folder)
         index = int(self.evidence.images.indices[row])
         paths = {kind: self.folder.pictures / f"{index:06d}-{kind}.png" for kind in ("clean", "contours", "map")}
@@ -111,13 +111,13 @@ def warn_of_lettering(cases: Cases, reporter: Reporter) -> None:
     if marked:
         shown = ", ".join(map(str, marked[:5])) + (", ..." if len(marked) > 5 else "")
         reporter.note(
-            f"{len(marked)} of {len(cases.rows)} inspected images seem to have text burned into them (training images {shown}): see whether "
-            f"it names a person before they are sent anywhere. It is a light look, which can be wrong both ways (docs/critic.md)"
+            f"{len(marked)} of {len(cases.rows)} inspected images seem to have text burned into them (training images {shown}): check whether "
+            f"it names a person before they are sent anywhere. The check is a rough one, which can be wrong both ways (docs/critic.md)"
         )
 
 
 def _picture_style(folder: RunFolder) -> str:
-    """The style in which a run's pictures are drawn, which is kept beside them; pictures from before it was kept are of the first style."""
+    """The style of a run's pictures, which is saved beside them; pictures without a saved style have the first one."""
     path = folder.pictures / "style.txt"
     if path.exists():
         return path.read_text(encoding="utf-8")

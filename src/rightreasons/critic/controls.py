@@ -1,6 +1,6 @@
-"""Questions whose answers are known, asked along with every batch: who fails them is not to be believed.
+"""Control questions with known answers, asked in every run. A critic that fails one should not be trusted.
 
-The pictures are drawn here, with a class of their own, so that the right answer does not depend on what an expert wrote.
+The pictures are drawn here, with a class of their own, so that the right answer does not depend on an expert's descriptions.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from rightreasons.critic.pictures import render_pictures
 from rightreasons.lvlm.protocol import LVLM
 from rightreasons.records import ClassDescription, Control, Subject, Verdict
 
-# By dataset index, which no image has. The last one is for a simulated critic alone.
+# The controls by an index that no image of a dataset has. Only a simulated critic is asked the last one.
 CONTROLS = {-1: "plain background", -2: "blank image", -3: "known core"}
 CORE = -3
-# What each is for; a page shows it.
+# What each control tests, in the words of the report.
 MEANINGS = {
     "plain background": "a segment over nothing, beside the only thing in the picture: relevant is wrong",
     "blank image": "a segment in a picture of nothing at all: relevant is wrong, and no answer is no fault",
@@ -31,7 +31,7 @@ _SIDE = 32
 
 
 def controls_for(critic: LVLM) -> list[Case]:
-    """The controls that a critic is asked: none of a person, and none of a recording, which can be asked nothing new."""
+    """The controls that a critic is asked. A person is asked none, nor is a recording, which has no answers to new questions."""
     if critic.name.startswith(("human:", "replay:")):
         return []
     return [control_case(index) for index in CONTROLS if index != CORE or critic.simulated]
@@ -52,7 +52,7 @@ def control_case(index: int) -> Case:
 
 
 def read_controls(verdicts: Iterable[Verdict]) -> list[Control]:
-    """What became of the controls, from their verdicts. Unsure passes; where there was no answer, nothing is proven."""
+    """The results of the controls, from their verdicts. Unsure passes; without an answer the result is None."""
     controls = []
     for verdict in verdicts:
         name = CONTROLS[verdict.index]

@@ -16,7 +16,7 @@ from rightreasons.lvlm.protocol import Answer, Request
 from rightreasons.records import ClassDescription, Critique, Pictures, Subject
 
 Ask = Callable[[Request], Answer]
-# Characters of an answer that go back to its writer, to be put right.
+# How many characters of an unusable answer are quoted when the model is asked again.
 SHOWN_AGAIN = 6000
 
 
@@ -31,7 +31,7 @@ def critique_image(
     vote: int = 0,
     permutation: int = 0,
 ) -> Critique:
-    """The critic's words on one image. Where no paragraph names a segment, it is asked once more, by text alone."""
+    """The critic's words on one image. If no paragraph names a segment, the critic is asked once more, by text alone."""
     request = critic_request(pictures, subject, label=label, descriptions=descriptions, shares=shares, vote=vote, permutation=permutation)
     answer = ask(request)
     ids = segment_ids(len(shares))
@@ -59,7 +59,7 @@ def critic_request(
 
 
 def ask_again(request: Request, said: str, complaint: str) -> Request:
-    """The same question by text alone, with the answer that could not be used."""
+    """The same question by text alone, with the unusable answer quoted."""
     prompt = request.parts[0]
     words, why = contain(said[:SHOWN_AGAIN], "answer"), contain(complaint, "answer")
     again = f"{prompt}\n\nYou have answered:\n<answer>\n{words}\n</answer>\nThat could not be used: {why}."
@@ -67,9 +67,9 @@ def ask_again(request: Request, said: str, complaint: str) -> Request:
 
 
 def describe_case(subject: Subject, *, label: int, descriptions: Sequence[ClassDescription], shares: Sequence[float]) -> dict[str, str]:
-    """The words for one image in a prompt: its class, what the expert said, and each segment's ID, place and share."""
+    """The values for a prompt's placeholders: the image's class, the expert's descriptions, and each segment's ID, place and share."""
     ids = segment_ids(len(shares))
-    # What the pictures show of a segment: the pixels that carry its effect.
+    # The places are those of the pixels that the pictures show: the ones that carry a segment's effect.
     places = describe_positions(torch.where(subject.positive_effect > 0, subject.segments, -1))
     return {
         "label": descriptions[label].name,
@@ -80,12 +80,12 @@ def describe_case(subject: Subject, *, label: int, descriptions: Sequence[ClassD
 
 
 def show_pictures(prompt: str, pictures: Pictures) -> tuple[str | bytes, ...]:
-    """The prompt and the three pictures, each announced."""
+    """The prompt and the three pictures, each with its caption."""
     return (prompt, "The image as it is:", pictures.clean, "With outlines:", pictures.contours, "The segments alone:", pictures.map)
 
 
 def segment_ids(count: int) -> list[str]:
-    """What segments are called before a model: S1, S2, ..."""
+    """The names under which a model is shown segments: S1, S2, ..."""
     return [f"S{segment + 1}" for segment in range(count)]
 
 

@@ -1,9 +1,8 @@
-"""Are an expert's words on a class of use to a critic? They are where they name something that can be pointed at in a picture.
+"""Checks whether an expert's description of a class helps a critic: it must name something that can be pointed at in a picture.
 
-The rule: leave out the classes' own names, the words that English puts between others, words about pictures and classes ("image", "category",
-"typical") and words that only say what something is like ("dark", "large"). Something must be left: a region ("wing", "border") or a shortcut
-("ruler", "background"). What is left may still be no good, and in a language other than English nearly everything is left, so this finds the plain
-cases and stays silent on the rest.
+The rule: remove the classes' own names, function words, words about pictures and classes ("image", "category", "typical") and words that only say
+what something is like ("dark", "large"). Something must remain: a region ("wing", "border") or a shortcut ("ruler", "background"). What remains may
+still be useless, and in a language other than English nearly everything remains, so this finds the plain cases and stays silent on the others.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ _SAYS_NOTHING = frozenset((_BETWEEN + _ABOUT + _LIKE).split())
 
 
 def check_descriptions(descriptions: Sequence[ClassDescription]) -> list[str]:
-    """A note for each class whose words name no region and no shortcut, by the rule above; empty where all do."""
+    """A note for each class whose description names no region and no shortcut, by the rule above."""
     names = {word for description in descriptions for word in _words(description.name)}
     return [
         f"a description that names no region and no shortcut: that of class {item.name!r} ({_quote(item)}). A critic judges a segment by things "
@@ -49,7 +48,7 @@ def check_descriptions(descriptions: Sequence[ClassDescription]) -> list[str]:
 
 
 def _words(text: str) -> set[str]:
-    """In lower case, letters only, with a plural's s taken off as well."""
+    """The words of a text in lower case, without digits and without single letters, such as a possessive's s."""
     found = set(re.findall(r"[^\W\d_]+", text.lower()))
     return found - {word for word in found if len(word) == 1 and word.isascii()}
 

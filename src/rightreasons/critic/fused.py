@@ -1,4 +1,4 @@
-"""Mode ``fused``: critic and judge in one structured answer, which states what a segment covers and why before its verdict."""
+"""Mode ``fused``: critic and judge in one structured answer, which says for each segment what it covers and why before the verdict."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from rightreasons.critic.prompts import fill_prompt, prompt_version
 from rightreasons.lvlm.protocol import Request
 from rightreasons.records import VALUES, ClassDescription, Critique, Pictures, Subject, Value, Verdict
 
-# Characters of each text in an answer.
+# The most characters of each text in an answer.
 LONGEST = 600
 
 
 @dataclass(frozen=True)
 class FusedAnswer:
-    """A structured answer: what the critic saw, and by segment ID its words and its verdict."""
+    """A structured answer: the critic's observation, and by segment ID its words and its verdict."""
 
     observation: str
     region: str
@@ -41,7 +41,7 @@ def judge_image(
     vote: int = 0,
     permutation: int = 0,
 ) -> tuple[Critique, list[Verdict]]:
-    """The critic's words on one image and its verdicts. What cannot be read is asked for once more, by text alone, and is unsure after that."""
+    """The critic's words on one image and its verdicts. After an unusable answer it is asked once more, by text alone; then all are unsure."""
     ids = segment_ids(len(shares))
     request = fused_request(pictures, subject, label=label, descriptions=descriptions, shares=shares, vote=vote, permutation=permutation)
     asked, said, problem = request, "", ""
@@ -96,8 +96,8 @@ def fused_request(
 def fused_schema(ids: Sequence[str]) -> dict[str, Any]:
     """The JSON schema of an answer: evidence before verdict, every ID required, no others.
 
-    Texts have no maxLength: xgrammar 0.2, which holds local models and several servers to a schema, takes no escape into a string
-    that has one, and a segment may cover quoted letters. The prompt says how long a text may be, and ``parse_fused`` cuts it.
+    Texts have no maxLength: xgrammar 0.2, which holds local models and several servers to a schema, allows no escapes in a string
+    that has one, and a segment may cover quoted letters. The prompt says how long a text may be, and ``parse_fused`` cuts longer ones.
     """
     text = {"type": "string"}
     segment = _object({"covers": text, "reason": text, "verdict": {"type": "string", "enum": list(VALUES)}})
@@ -105,7 +105,7 @@ def fused_schema(ids: Sequence[str]) -> dict[str, Any]:
 
 
 def parse_fused(text: str, ids: Sequence[str]) -> FusedAnswer:
-    """The structured answer in ``text``; lines ``S1: spurious`` do where a model writes no JSON at all. Texts are cut at their bound.
+    """The structured answer in ``text``; lines ``S1: spurious`` are accepted if there is no JSON at all. Texts are cut at their bound.
 
     Raises MalformedAnswer unless its segments are exactly ``ids``, each once, with one of the three verdicts.
     """
@@ -123,7 +123,7 @@ def parse_fused(text: str, ids: Sequence[str]) -> FusedAnswer:
 
 
 def write_critique(answer: FusedAnswer) -> str:
-    """The answer as a critique is written: prose, then a paragraph for each segment."""
+    """The answer in the form of a critique: prose, then a paragraph for each segment."""
     paragraphs = [f"{name}: {words}" for name, words in answer.words.items()]
     return "\n".join(filter(None, [answer.observation, answer.region, *paragraphs]))
 
@@ -133,5 +133,5 @@ def _object(properties: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _words(said: object) -> str:
-    """One line of text: a line break inside it could pass for another segment's paragraph."""
+    """One line of text, since a line break inside it could be read as another segment's paragraph."""
     return " ".join(clean_text(said).split())[:LONGEST] if isinstance(said, str) else ""

@@ -1,4 +1,4 @@
-"""The judge: reads a critique, never a picture, and gives a verdict per segment."""
+"""The judge reads a critique, never a picture, and gives a verdict per segment."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from rightreasons.lvlm.protocol import Answer, Request
 from rightreasons.records import VALUES, Critique, Value, Verdict
 
 Ask = Callable[[Request], Answer]
-# Of the verdicts in a file of examples, one kind may be at most this share: judges tend to say what they are shown most.
+# The largest share of one kind of verdict in a file of examples, since judges tend to repeat the verdict that they are shown most.
 MOST_OF_ONE_KIND = 2 / 3
 
 
 @dataclass(frozen=True)
 class Example:
-    """A critique and what a person concluded from it."""
+    """A critique and a person's verdicts on it."""
 
     critique: str
     verdicts: Mapping[str, str]
 
 
 def judge_critique(ask: Ask, critique: Critique, *, segments: int, examples: Sequence[Example], source: str, permutation: int = 0) -> list[Verdict]:
-    """One verdict per segment. What cannot be read is asked for once more, and is unsure after that, with the reason.
+    """One verdict per segment. After an unusable answer the judge is asked once more; then all verdicts are unsure, with the reason.
 
-    A verdict that contradicts the critique's own conclusion on its segment stands, with a doubt.
+    A verdict that contradicts the critique's own conclusion on its segment is kept, with a doubt.
     """
     if critique.problem is not None:
         return all_unsure(critique.index, segments, source, critique.problem)
@@ -77,12 +77,12 @@ def judge_request(critique: Critique, *, segments: int, examples: Sequence[Examp
 
 
 def judge_version(examples: Sequence[Example]) -> str:
-    """What tells one wording of the judge's prompt from another, few-shot pairs included."""
+    """The version of the judge's prompt, few-shot pairs included."""
     return prompt_version("judge", *_pairs(examples))
 
 
 def parse_verdicts(text: str, ids: Sequence[str]) -> dict[str, Value]:
-    """The verdicts in an answer: a JSON object, with the usual slips repaired, or lines ``S1: spurious`` where there is none.
+    """The verdicts in an answer: a JSON object, with the usual mistakes repaired, or lines ``S1: spurious`` if there is none.
 
     Raises MalformedAnswer unless it names exactly ``ids``, each once, with one of the three verdicts.
     """
@@ -92,7 +92,7 @@ def parse_verdicts(text: str, ids: Sequence[str]) -> dict[str, Value]:
 
 
 def find_contradiction(words: str, verdict: Value) -> str | None:
-    """Where the words close with one conclusion and the verdict is the opposite: what a person is told. An unsure side contradicts nothing."""
+    """A sentence for a person if the words conclude the opposite of the verdict, else None. Unsure contradicts nothing."""
     concluded = read_conclusion(words)
     if concluded is None or "unsure" in (concluded, verdict) or concluded == verdict:
         return None
@@ -100,14 +100,14 @@ def find_contradiction(words: str, verdict: Value) -> str | None:
 
 
 def all_unsure(index: int, segments: int, source: str, problem: str) -> list[Verdict]:
-    """No verdict on any segment, and why."""
+    """Verdicts "unsure" on all segments, with the problem."""
     return [Verdict(index, segment, "unsure", source, clean_text(problem)) for segment in range(segments)]
 
 
 def read_examples(path: Path | None, generator: torch.Generator) -> tuple[Example, ...]:
-    """The few-shot pairs of a TOML file (default: the packaged one), in a seeded order, without as many as are needed for balance.
+    """The few-shot pairs of a TOML file (default: the packaged one), in a seeded order, without those that must go for balance.
 
-    Raises ConfigError for a file that does not hold pairs, or whose verdicts cannot be balanced.
+    Raises ConfigError for a file that does not have pairs, or whose verdicts cannot be balanced.
     """
     name = "the packaged examples" if path is None else str(path)
     try:
@@ -134,7 +134,7 @@ def _pairs(examples: Sequence[Example]) -> list[tuple[str, str]]:
 
 
 def _balance(examples: Sequence[Example]) -> list[Example]:
-    """The examples without the last ones, in their order, that tip the balance; both kinds of verdict stay."""
+    """The examples without the last ones that upset the balance; both kinds of verdict stay."""
     kept = list(examples)
     while _lean(kept):
         tipping = [i for i, example in enumerate(kept) if abs(_lean(kept) - _lean([example])) < abs(_lean(kept))]

@@ -1,11 +1,12 @@
-"""Is there lettering in a picture, such as a patient's name burned into an X-ray? A light look, good for a warning and for nothing more.
+"""Detects printed text in a picture, such as a patient's name burned into an X-ray. It is a rough check, good enough for a warning only.
 
-Letters are thin strokes of strong contrast, and letters of one line are of one height and stand close together on one base. So: keep what is thinner
-than a stroke can be (a top hat, for light letters and for dark ones), cut it into connected parts, and look for a row of at least five parts of
-one base and one ink. This is the reasoning of classical text finders (Wu, Manmatha and Riseman 1997), without their learnt steps.
+Letters are thin strokes of strong contrast, and letters of one line have one height and stand close together on one baseline. So this keeps
+structures no wider than a stroke (a top-hat filter, for light letters and for dark ones), cuts them into connected parts, and looks for a row of at
+least five parts with one baseline and one grey. This is the approach of classical text finders (Wu, Manmatha and Riseman 1997), without their
+learnt steps.
 
-It misses handwriting, slanted and single letters, letters lower than 6 pixels or of little contrast, and letters that touch; regular patterns such as
-a ruler's marks may look like a line of text to it.
+It misses handwriting, slanted and single letters, letters lower than 6 pixels or of little contrast, and letters that touch; it may take regular
+patterns such as a ruler's marks for a line of text.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from jaxtyping import Bool, UInt8
 from PIL import Image, ImageChops, ImageFilter
 
 LONGEST_SIDE = 1024
-# In pixels: the widest stroke, and the lowest and highest letter.
+# The widest stroke, and the lowest and highest letter, in pixels.
 STROKE = 9
 LETTER = (6, 72)
 CONTRAST = 70
 FEWEST_LETTERS = 5
-# Letters that were burned in are of one grey, give or take what JPEG does to it.
+# The tolerance for one grey: burned-in letters have the same grey except for JPEG's errors.
 SAME_INK = 12.0
 
 
@@ -50,7 +51,7 @@ def has_lettering(pixels: UInt8[np.ndarray, "height width channel"]) -> bool:
     """Whether something in the picture looks like a line of printed text."""
     grey = Image.fromarray(pixels).convert("L")
     grey.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
-    # Light strokes vanish when every pixel takes its darkest neighbour; dark ones are the light ones of the negative.
+    # Light strokes vanish if every pixel takes its darkest neighbour; dark strokes are the light ones of the negative.
     for picture in (grey, ImageChops.invert(grey)):
         opened = picture.filter(ImageFilter.MinFilter(STROKE)).filter(ImageFilter.MaxFilter(STROKE))
         strokes = np.asarray(ImageChops.subtract(picture, opened)) >= CONTRAST
@@ -60,7 +61,7 @@ def has_lettering(pixels: UInt8[np.ndarray, "height width channel"]) -> bool:
 
 
 def _is_letter(part: _Part) -> bool:
-    """High enough, at most as wide as an M or two letters that touch, and neither a speck nor a solid block."""
+    """Whether a part is as high as a letter, at most as wide as an M or two touching letters, and not sparsely filled."""
     return (
         LETTER[0] <= part.height <= LETTER[1]
         and 0.1 * part.height <= part.width <= 2 * part.height
@@ -69,7 +70,7 @@ def _is_letter(part: _Part) -> bool:
 
 
 def _has_line(letters: list[_Part]) -> bool:
-    """Whether at least five letters stand in a row, most of them on one base and of one height."""
+    """Whether at least five letters stand in a row, most of them on one baseline and of one grey."""
     letters = sorted(letters, key=lambda part: part.left)
     lines: list[list[_Part]] = []
     for part in letters:
@@ -88,7 +89,7 @@ def _follows(one: _Part, other: _Part) -> bool:
 
 
 def _is_even(line: list[_Part]) -> bool:
-    """Whether seven in ten share a base and an ink, and the forms differ: one mark repeated is no text."""
+    """Whether at least 70 % share a baseline and a grey, and the forms differ: one repeated mark is not text."""
     tolerance = max(1.0, 0.12 * float(np.median([part.height for part in line])))
     bases, inks = [part.bottom for part in line], [part.peak for part in line]
     forms = {(part.width, part.height, part.pixels) for part in line}
@@ -100,7 +101,7 @@ def _agree(values: list[int], tolerance: float) -> bool:
 
 
 def _connected_parts(mask: Bool[np.ndarray, "height width"], grey: UInt8[np.ndarray, "height width"]) -> list[_Part]:
-    """The eight-connected parts of a mask, from its runs: stretches of a row that touch one of the row above belong together."""
+    """The eight-connected parts of a mask, from its runs: stretches of a row that touch a stretch of the row above belong together."""
     edges = np.diff(np.pad(mask.astype(np.int8), ((0, 0), (1, 1))), axis=1)
     rows, starts = np.nonzero(edges == 1)
     _, ends = np.nonzero(edges == -1)

@@ -1,4 +1,4 @@
-"""One image before the critic and the judge, in either mode and as many times as there are votes. Asks through whatever ``ask`` it is given."""
+"""Asks critic and judge about one case, in either mode and once for each vote, through the function ``ask``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ AskLVLM = Callable[[LVLM, Request], Answer]
 
 @dataclass(frozen=True)
 class Panel:
-    """Who is asked, how, and how often."""
+    """Critic and judge, the mode, and the number of votes."""
 
     critic: LVLM
     judge: LVLM
@@ -33,7 +33,7 @@ class Panel:
 
     @classmethod
     def of(cls, config: Config, critic: LVLM, judge: LVLM, examples: Sequence[Example]) -> Panel:
-        """As a configuration has it."""
+        """The panel that a configuration describes."""
         return cls(critic, judge, examples, config.critic.mode, config.critic.votes, config.run.seed, config.critic.max_tokens)
 
     @property
@@ -45,9 +45,9 @@ class Panel:
 
 
 def consult_case(case: Case, panel: Panel, ask: AskLVLM) -> tuple[list[Critique], list[Verdict]]:
-    """The critic's words of every vote, and one verdict per segment. All votes are asked for, whatever becomes of one.
+    """The critic's words in every vote, and one verdict per segment. All votes are asked for, even if one fails.
 
-    A control is asked once, and what the critic is asked of it has the role "control".
+    A control is asked about once, and the critic's request has the role "control".
     """
 
     def ask_as_set(lvlm: LVLM, request: Request) -> Answer:

@@ -1,6 +1,6 @@
-"""Reading what a model wrote: JSON with the usual slips repaired, lines of verdicts, paragraphs of a critique.
+"""Parses what a model wrote: JSON with the usual mistakes repaired, lines of verdicts, paragraphs of a critique.
 
-Nothing here guesses: an answer that names a segment twice, one that does not exist, or no verdict of the three is malformed.
+Nothing is guessed: an answer that names a segment twice, names one that does not exist, or has none of the three verdicts is malformed.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from typing import Any
 from rightreasons.common.text import clean_text, drop_thoughts
 from rightreasons.records import VALUES, Value
 
-# Past this an answer is no answer: the cap on tokens is far below it.
+# The most characters of an answer that is parsed. The cap on tokens is far below this.
 LONGEST_ANSWER = 200_000
-# None of these looks at a character over and over: a model that repeats itself to its cap, or a hostile one, must not hold up a run. The rest after a
-# quote that nothing closes is one token.
+# These patterns take linear time, so a model that repeats itself to its cap, or a hostile one, cannot hold up a run. Everything after a quote that is
+# never closed is one token.
 _STRING_OR_SLIP = re.compile(r""""(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|["'].*|,(?=\s*[}\]])""", re.DOTALL)
 _NOISE = r"(?:[^\w\n]|_)"
 _BRACE_OR_STRING = re.compile(r'[{}]|"(?:[^"\\]|\\.)*(?:"|\Z)', re.DOTALL)
 _LIKE_AN_OBJECT = re.compile(r"\{\s*[\"']")
-# A model that thinks aloud uses some; past this an answer is no answer.
+# The most braces in an answer that is parsed. A model that thinks aloud uses some.
 MOST_BRACES = 500
 # An ID at the start of a line, with Markdown around it, in a numbered list or as "Segment S1".
 _ID = rf"{_NOISE}*(?:\d+[.)]{_NOISE}*)?(?:(?i:segment){_NOISE}+)?(S\d+)(?![^\W_])"
@@ -33,19 +33,19 @@ _CONCLUSIONS: Mapping[str, Value] = {"matters": "relevant", "does not matter": "
 
 
 class MalformedAnswer(ValueError):
-    """An answer that cannot be read as what was asked for."""
+    """An answer that does not have the form that was asked for."""
 
 
 def read_json(text: str, keys: Sequence[str] = ()) -> dict[str, Any]:
-    """The JSON object in ``text``, which may stand after thoughts, in a code fence or between words, with raw control characters.
+    """The JSON object in ``text``, which may come after thoughts, in a code fence or between words, and may have raw control characters.
 
-    Where there are several, those with one of ``keys`` count, and all of them must say the same: an answer may be written twice, and a draft that
-    the last one overrules cannot be told from an answer. Commas before a bracket and single quotes are repaired.
-    Raises MalformedAnswer where there is no object, none that is meant, or a key comes twice in one.
+    If there are several, those with one of ``keys`` count, and all of them must be equal: an answer may be written twice, but a draft that a later
+    object overrules cannot be told from an answer. Commas before a bracket and single quotes are repaired.
+    Raises MalformedAnswer if there is no such object, if several differ, or if one has a key twice.
     """
     if len(text) > LONGEST_ANSWER:
         raise MalformedAnswer(f"an answer of {len(text):,} characters")
-    # Between tokens a control character is noise; inside a string json.loads takes it, and clean_text sees to it later.
+    # A control character between tokens is noise; inside a string json.loads accepts it, and clean_text replaces it later.
     written = re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufeff]", "", drop_thoughts(text))
     found, problem = _find_objects(written)
     if problem is not None and (found or "}" in written):
@@ -73,7 +73,7 @@ def check_ids(said: Mapping[str, Any], ids: Sequence[str]) -> None:
 
 
 def read_values(said: Mapping[str, Any]) -> dict[str, Value]:
-    """Verdicts in whatever case they are written. Raises MalformedAnswer for what is not one of the three."""
+    """Verdicts written in upper or lower case. Raises MalformedAnswer for anything but the three verdicts."""
     spelled: dict[str, Value] = {value: value for value in VALUES}
     plain = {key: str(value).strip(" \t\r\n.\x00").lower() for key, value in said.items()}
     wrong = [f"{key}: {clean_text(value)!r}" for key, value in plain.items() if value not in spelled]
@@ -85,7 +85,7 @@ def read_values(said: Mapping[str, Any]) -> dict[str, Value]:
 def read_paragraphs(critique: str) -> dict[str, str]:
     """A critique's words on each segment that it names: the last paragraph that starts with its ID.
 
-    Where the ID is a heading it is the paragraph below; a conclusion in a paragraph of its own belongs to the segment before it.
+    If the ID is a heading, the paragraph below it counts; a conclusion in a paragraph of its own belongs to the segment before it.
     """
     paragraphs: dict[str, list[str]] = {}
     words: list[str] = []
@@ -105,13 +105,13 @@ def read_paragraphs(critique: str) -> dict[str, str]:
 
 
 def read_conclusion(words: str) -> Value | None:
-    """What a paragraph concludes, where it says so in the sentence that the prompt asks for; None where it does not, or in two ways."""
+    """The conclusion of a paragraph, in the sentence that the prompt asks for; None if it has none, or two that differ."""
     said: set[Value] = {_CONCLUSIONS.get(word.lower(), "unsure") for word in _CONCLUSION.findall(words)}
     return said.pop() if len(said) == 1 else None
 
 
 def _find_objects(written: str) -> tuple[list[dict[str, Any]], str | None]:
-    """Every JSON object that lies in no other one; and what is wrong with whatever looks like one and comes after the last that can be read."""
+    """Every outermost JSON object, and what is wrong with the first text that looks like one after the last that can be parsed."""
     found: list[dict[str, Any]] = []
     problem, at = None, 0
     ends, repairable = _match_braces(written), 2 * LONGEST_ANSWER
@@ -128,7 +128,7 @@ def _find_objects(written: str) -> tuple[list[dict[str, Any]], str | None]:
                 at += 1
                 continue
             end = ends.get(at, at)
-            repairable -= end - at  # braces within braces would otherwise be repaired over and over
+            repairable -= end - at  # bounds the work: nested braces would otherwise be repaired again and again
             repaired = _repair_object(written[at:end]) if repairable > 0 else None
             if repaired is None:
                 problem = problem or clean_text(str(error))
@@ -143,7 +143,7 @@ def _find_objects(written: str) -> tuple[list[dict[str, Any]], str | None]:
 
 
 def _match_braces(written: str) -> dict[int, int]:
-    """By the place of an opening brace, the place after the brace that closes it; strings in double quotes are passed over."""
+    """Maps the position of an opening brace to the position after its closing brace; strings in double quotes are skipped."""
     ends: dict[int, int] = {}
     opened: list[int] = []
     for token in _BRACE_OR_STRING.finditer(written):
@@ -155,7 +155,7 @@ def _match_braces(written: str) -> dict[int, int]:
 
 
 def _repair_object(written: str) -> dict[str, Any] | None:
-    """The object in a text with the usual slips; None where there is none."""
+    """The object in a text with the usual mistakes; None if there is none."""
     try:
         said = _DECODER.decode(_STRING_OR_SLIP.sub(_repair, written))
     except MalformedAnswer:
@@ -173,7 +173,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _repair(found: re.Match[str]) -> str:
-    """A string as JSON writes it; a comma too many as nothing."""
+    """Rewrites a string in the form of JSON, and removes a superfluous comma."""
     token = found.group()
     if token.startswith("'"):
         return '"' + re.sub(r'(?<!\\)"', r'\\"', token[1:-1].replace("\\'", "'")) + '"'

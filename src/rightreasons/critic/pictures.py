@@ -1,9 +1,9 @@
 """The pictures that a critic is shown: the clean image, the image with outlined segments, and the segments alone.
 
-PNG, of 512 to 1024 pixels along the longer side, enlarged without smoothing. The image may be finer than its segments, which are laid over the
-whole of it: a critic sees the file's own pixels, where small print and fine lesions are, and not the network's few. Outlines are two to three
-pixels wide with a white edge and leave the image inside them free. Segments are called S1, S2, ...: bare digits would collide with MNIST, letters
-with X-ray tags.
+They are PNGs with 512 to 1024 pixels along the longer side, enlarged without smoothing. The image may have more pixels than its segments, which are
+scaled to cover it: a critic sees the file's own pixels, with small print and fine lesions, and not the few that the network sees. Outlines are two
+to three pixels wide with a white edge, and leave the image inside them visible. Segments are called S1, S2, ...: bare digits could be confused with
+MNIST's, letters with X-ray tags.
 """
 
 from __future__ import annotations
@@ -26,14 +26,15 @@ MARGIN = 44
 FONT_SIZE = 22
 OUTLINE = 3
 EDGE = 2
-# Told apart by people with the common kinds of colour blindness (after Okabe and Ito 2008); prompts never name them.
+# Colours that people with the common kinds of colour blindness can tell apart (after Okabe and Ito 2008); prompts never name them.
 COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (213, 94, 0), (0, 114, 178), (204, 121, 167), (240, 228, 66), (148, 85, 211))
 _PAPER = (255, 255, 255)
 _EMPTY = (60, 60, 60)
-# All that shapes a picture beside the image and its segments: part of a prompt's version, since the style of the marks alone moves verdicts.
+# Everything that shapes a picture except the image and its segments. It is part of a prompt's version, since the style of the marks alone can change
+# verdicts.
 _MARKS = f"margin={MARGIN} font={FONT_SIZE} outline={OUTLINE} edge={EDGE} paper={_PAPER} empty={_EMPTY} colours={COLOURS}"
 STYLE = f"side={SIDE}-{LONGEST} {_MARKS} own pixels v2"
-# The network's own pixels: a run that was begun so goes on so, since its answers are kept by what was shown.
+# The style of older runs, which show the network's own pixels. Such a run keeps its style, since its answers are stored by what was shown.
 FIRST_STYLE = f"side={SIDE} {_MARKS} v1"
 
 
@@ -46,7 +47,7 @@ class _Label:
 
 
 def render_pictures(image: Float[Tensor, "channel image_height image_width"], segments: Int[Tensor, "height width"], style: str = STYLE) -> Pictures:
-    """``segments`` counts from 0, with -1 where there is none, and covers the whole image. Images outside 0 to 1 are stretched to fit."""
+    """The three pictures of an image. ``segments`` are numbered from 0, with -1 for none, and cover the image. Values outside 0 to 1 are rescaled."""
     clean = _fit(to_bytes(image))
     labels = _lay_over(segments.numpy().astype(np.int16), clean.shape[:2])
     tags = _place_labels(segments, (clean.shape[0] / segments.shape[0], clean.shape[1] / segments.shape[1]))
@@ -56,7 +57,7 @@ def render_pictures(image: Float[Tensor, "channel image_height image_width"], se
 
 
 def to_bytes(image: Float[Tensor, "channel height width"]) -> np.ndarray:
-    """(height, width, 3) in 0 to 255; one channel becomes grey, more than three show their first three."""
+    """The image as bytes of shape (height, width, 3). One channel becomes grey; of more than three the first three are shown."""
     low, high = image.min(), image.max()
     if low < 0 or high > 1:
         image = (image - low) / (high - low).clamp_min(1e-12)
@@ -65,7 +66,7 @@ def to_bytes(image: Float[Tensor, "channel height width"]) -> np.ndarray:
 
 
 def fit_size(height: int, width: int) -> tuple[int, int]:
-    """Height and width in a picture: a whole number of times as large, until the longer side has 512 pixels; smaller where it has more than 1024."""
+    """A picture's height and width: an integer multiple with a longer side of at least 512 pixels; scaled down to 1024 if that side is longer."""
     longer = max(height, width)
     if longer > LONGEST:
         return max(1, round(height * LONGEST / longer)), max(1, round(width * LONGEST / longer))
@@ -81,13 +82,13 @@ def _fit(pixels: np.ndarray) -> np.ndarray:
 
 
 def _lay_over(labels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """A map over the whole of a picture of another size: each pixel takes the label that its centre lies in."""
+    """A label map scaled to a picture of another size: each pixel takes the label at its centre."""
     rows, columns = ((np.arange(new) * 2 + 1) * old // (2 * new) for old, new in zip(labels.shape, shape, strict=True))
     return labels[rows[:, None], columns]
 
 
 def _draw_outlines(clean: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Each segment's own rim in its colour, with white beside it on the inside and on pixels of no segment."""
+    """Draws the rim of each segment in its colour, with a white edge inside it and on pixels of no segment."""
     picture = clean.copy()
     distance = _distance_to_other(labels, OUTLINE + EDGE)
     inside = labels >= 0
@@ -99,7 +100,7 @@ def _draw_outlines(clean: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def _distance_to_other(labels: np.ndarray, reach: int) -> np.ndarray:
-    """How many pixels, along rows or columns, to the nearest pixel of another label; reach + 1 where it is farther."""
+    """The distance in pixels, along rows or columns, to the nearest pixel of another label; reach + 1 if it is farther."""
     distance = np.full(labels.shape, reach + 1, dtype=np.int16)
     for step in range(reach, 0, -1):
         for axis in (0, 1):
@@ -112,7 +113,7 @@ def _distance_to_other(labels: np.ndarray, reach: int) -> np.ndarray:
 
 
 def _place_labels(segments: Int[Tensor, "height width"], factors: tuple[float, float]) -> list[_Label]:
-    """At the point of each segment that is farthest from its border; outside, with a line to it, where the label would not fit."""
+    """Puts each label at the point of its segment that is farthest from the border, or outside with a line to that point if it would not fit."""
     tags = []
     for segment in range(int(segments.max()) + 1):
         mask = segments == segment
@@ -127,9 +128,9 @@ def _place_labels(segments: Int[Tensor, "height width"], factors: tuple[float, f
 
 
 def _depth(mask: Tensor) -> Float[Tensor, "height width"]:
-    """How often a mask can be eroded by one pixel before a pixel of it is gone: its distance to the outside, diagonal steps counted as one.
+    """Each pixel's distance to the outside of a mask, with diagonal steps counted as one.
 
-    Two passes over the rows (Rosenfeld and Pfaltz 1966), so that the time grows with the pixels and not with the mask's width as well.
+    It takes two passes over the rows (Rosenfeld and Pfaltz 1966), so the time grows with the number of pixels alone.
     """
     height, width = mask.shape
     distance = np.zeros((height + 2, width + 2), dtype=np.int32)
@@ -146,7 +147,7 @@ def _depth(mask: Tensor) -> Float[Tensor, "height width"]:
 
 
 def _annotate(pixels: np.ndarray, tags: list[_Label]) -> Image.Image:
-    """The picture in a white margin, with its labels; those that do not fit stand in the margin beside it."""
+    """The picture with a white margin and its labels; those that do not fit into their segment are in the margin."""
     height, width = pixels.shape[:2]
     sheet = Image.new("RGB", (width + 2 * MARGIN, height + 2 * MARGIN), _PAPER)
     sheet.paste(Image.fromarray(pixels), (MARGIN, MARGIN))
@@ -166,7 +167,7 @@ def _annotate(pixels: np.ndarray, tags: list[_Label]) -> Image.Image:
 
 
 def _spread(rows: list[float], height: int) -> list[float]:
-    """Heights for labels in a margin: near the rows that they belong to, a line apart, and on the sheet."""
+    """Vertical positions of labels in a margin: near their rows, at least a line apart, and on the sheet."""
     step = FONT_SIZE + 4
     placed: list[float] = []
     for row in rows:
@@ -183,7 +184,7 @@ def _write(draw: ImageDraw.ImageDraw, spot: tuple[float, float], text: str, font
 
 
 def _png(image: Image.Image) -> bytes:
-    """Encoded anew from pixels alone, so that no metadata can come along."""
+    """A PNG encoded from pixels alone, so that it carries no metadata."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()

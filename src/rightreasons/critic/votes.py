@@ -1,4 +1,4 @@
-"""Several votes on one image, each with the segments' IDs, colours and order permuted, into one verdict per segment; and what a person decides."""
+"""Combines several votes on one image, each with permuted segment IDs, into one verdict per segment, and queues verdicts for a person."""
 
 from __future__ import annotations
 
@@ -28,48 +28,48 @@ class Waiting:
 
     @property
     def weight(self) -> float:
-        """What the queue is sorted by."""
+        """The key by which the queue is sorted."""
         return self.share * self.uncertainty
 
 
 def draw_permutation(seed: int, index: int, vote: int) -> int:
-    """What seeds the permutation of one vote on one image; 0 for the first, which permutes nothing, so that more votes reuse a single one."""
+    """The seed of the permutation in one vote on one image; 0, no permutation, in the first, so that more votes reuse the answer of a single one."""
     return 0 if vote == 0 else int(torch.randint(1, 2**31 - 1, (), generator=seeded(seed, "votes", index, vote)))
 
 
 def permute_segments(count: int, permutation: int) -> tuple[int, ...]:
-    """The segment that is shown as S1, S2, ...; all in order where ``permutation`` is 0."""
+    """The segments that are shown as S1, S2, ...; in their own order if ``permutation`` is 0."""
     order = torch.arange(count) if permutation == 0 else torch.randperm(count, generator=torch.Generator().manual_seed(permutation))
     return tuple(order.tolist())
 
 
 def renumber(segments: Int[Tensor, "height width"], order: Sequence[int]) -> Int[Tensor, "height width"]:
-    """The map in which segment ``order[0]`` is 0, ``order[1]`` is 1, ...; -1 stays. IDs and colours follow from the number."""
+    """The map in which segment ``order[0]`` becomes 0, ``order[1]`` becomes 1, ...; -1 stays. IDs and colours follow from the number."""
     shown = torch.full((len(order) + 1,), -1, dtype=segments.dtype)
     shown[torch.tensor(order, dtype=torch.int64)] = torch.arange(len(order), dtype=segments.dtype)
     return shown[segments.long()]
 
 
 def restore_names(text: str, order: Sequence[int]) -> str:
-    """A vote's words, with every segment called as in the first vote. Names of segments that do not exist stay."""
+    """A vote's words with every segment named as in the first vote. Names of segments that do not exist stay."""
     names = {f"S{shown + 1}": f"S{segment + 1}" for shown, segment in enumerate(order)}
     return re.sub(r"(?<![^\W_])S\d+(?![^\W_])", lambda found: names.get(found.group(), found.group()), text)
 
 
 def restore_vote(critique: Critique, verdicts: Sequence[Verdict], order: Sequence[int]) -> tuple[Critique, list[Verdict]]:
-    """A vote's words and verdicts under the segments' own numbers, in their order."""
+    """A vote's words and verdicts with the segments' own numbers, in their order."""
     mapped = [replace(verdict, segment=order[verdict.segment]) for verdict in verdicts]
     return replace(critique, text=restore_names(critique.text, order)), sorted(mapped, key=lambda verdict: verdict.segment)
 
 
 def probability(values: Sequence[Value]) -> float:
-    """p = (spurious + 1/2) / (n + 1), where unsure counts half a vote; 1/2 without any."""
+    """p = (spurious + 1/2) / (n + 1), where unsure counts half a vote; 1/2 without votes."""
     spurious = sum({"spurious": 1.0, "unsure": 0.5}.get(value, 0.0) for value in values)
     return (spurious + 0.5) / (len(values) + 1)
 
 
 def count_votes(votes: Sequence[Sequence[Verdict]]) -> list[Verdict]:
-    """One verdict per segment from the votes of one image, each with the segments in one order. An answer that could not be read is no vote."""
+    """One verdict per segment from the votes on one image, which all have the segments in the same order. An unusable answer is not a vote."""
     return [_count(ballots) for ballots in zip(*votes, strict=True)]
 
 
@@ -77,7 +77,7 @@ def _count(ballots: Sequence[Verdict]) -> Verdict:
     valid = [ballot for ballot in ballots if ballot.problem is None]
     if not valid:
         return replace(ballots[0], p=probability([]))
-    # A verdict against its own critique says as little as an unsure one.
+    # A verdict that contradicts its own critique counts as unsure.
     p = probability(["unsure" if ballot.doubt else ballot.value for ballot in valid])
     value: Value = "spurious" if p > 0.5 else "relevant" if p < 0.5 else "unsure"
     values = [ballot.value for ballot in valid]
@@ -89,7 +89,7 @@ def _count(ballots: Sequence[Verdict]) -> Verdict:
 
 
 def queue_verdicts(verdicts: Iterable[Verdict], selection: Selection, segmentation: Segmentation) -> list[Waiting]:
-    """What waits for a person, most worth a look first: no verdict, an unsure or a split one, or one that contradicts its critique."""
+    """The segments that wait for a person, most important first: without a verdict, unsure, with differing votes, or against the critique."""
     row_of: Mapping[int, int] = {index: row for row, index in enumerate(selection.indices.tolist())}
     waiting = []
     for (index, segment), verdict in settle_verdicts(verdicts).items():

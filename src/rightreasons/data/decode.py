@@ -10,6 +10,7 @@ import re
 import sys
 import threading
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from io import BytesIO
 from typing import Literal
@@ -53,11 +54,10 @@ _TURNS = {
 # Images of more pixels are decoded one at a time, so that memory does not grow with the number of threads.
 _LARGE = 2**24
 _one_large = threading.Lock()
-# Decoders warn of what they can do without, corrupt EXIF and the like: it is read, or it is left out and named.
+# Decoders warn about problems that they can read past, such as corrupt EXIF. What cannot be read is an error here and is named.
 _HUSHED = ("ignore", None, Warning, re.compile(r"(PIL|pydicom)\."), 0)
-
-# Pillow's own bound is lower, and a warning first.
-Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+_hushing = threading.Lock()
+_decoders = 0
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,33 @@ class Header:
     deep: Kind | None = field(default=None, compare=False)
 
 
+@contextlib.contextmanager
+def _hushed() -> Iterator[None]:
+    """Ignores warnings of Pillow and pydicom while any thread decodes; afterwards the process's filters are as they were."""
+    _count_decoders(1)
+    try:
+        yield
+    finally:
+        _count_decoders(-1)
+
+
+def _count_decoders(change: int) -> None:
+    global _decoders
+    with _hushing:
+        _decoders += change
+        filters = warnings.filters
+        assert isinstance(filters, list)  # the standard library only promises a sequence
+        # The list is changed directly, because warnings.filterwarnings repeats every warning of the process, and catch_warnings would
+        # undo what another thread has set meanwhile.
+        if _decoders and _HUSHED not in filters[:1]:
+            filters.insert(0, _HUSHED)
+        while not _decoders and _HUSHED in filters:
+            filters.remove(_HUSHED)
+
+
+@_hushed()
 def read_header(source: Source) -> Header:
     """Size and mode. Raises UnreadableImage for what is no image, or will not be decoded."""
-    _hush()
     try:
         if is_dicom(source):
             return _dicom_header(source)
@@ -87,6 +111,7 @@ def read_header(source: Source) -> Header:
         raise UnreadableImage(_say(error, source)) from error
 
 
+@_hushed()
 def decode_image(
     source: Source, *, mode: Mode, size: tuple[int, int] | None = None, window: Window | Windows | None = None
 ) -> UInt8[Tensor, "channel height width"]:
@@ -95,7 +120,6 @@ def decode_image(
     ``window`` is what black and white are in images of more than 8 bits. A pair goes before what a DICOM file says; windows by kind are for files
     that do not say it; with None that is guessed from the file alone. Transparency is laid on white. Raises UnreadableImage.
     """
-    _hush()
     try:
         image = _open_dicom(source, window) if is_dicom(source) else _open(source, size, window)
         image = image.convert(_MODES[mode]) if image.mode != "F" else image
@@ -116,9 +140,9 @@ def decode_image(
     return torch.from_numpy(channels)
 
 
+@_hushed()
 def sample_values(source: Source) -> np.ndarray:
     """Some values of an image of more than 8 bits, for ``guess_window``. Raises UnreadableImage."""
-    _hush()
     try:
         header = read_header(source)
         with _memory(header.width * header.height):
@@ -132,9 +156,9 @@ def sample_values(source: Source) -> np.ndarray:
         raise UnreadableImage(_say(error, source)) from error
 
 
+@_hushed()
 def decode_mask(source: Source, *, size: tuple[int, int] | None = None) -> Bool[Tensor, "height width"]:
     """A mask by the rules of ``mask_files``, at ``size`` (height, width) or as it comes. Raises UnreadableImage, with the rule that does not fit."""
-    _hush()
     try:
         with Image.open(_rewound(source)) as image:
             _header(image)
@@ -249,12 +273,6 @@ def _open_dicom(source: Source, window: Window | Windows | None) -> Image.Image:
 
 def _memory(pixels: int) -> contextlib.AbstractContextManager[object]:
     return _one_large if pixels > _LARGE else contextlib.nullcontext()
-
-
-def _hush() -> None:
-    # Looked at each time and set where it is not first: filters belong to the process, and a context of another thread may have put back older ones.
-    if not warnings.filters or warnings.filters[0] != _HUSHED:
-        warnings.filterwarnings("ignore", module=_HUSHED[3].pattern)
 
 
 def _orientation(image: Image.Image) -> int:

@@ -1,9 +1,9 @@
-"""How much each pixel adds to the predicted class, against typical images: exact DeepLIFT SHAP, or Integrated Gradients.
+"""How much each pixel contributes to the predicted class, compared with typical images: exact DeepLIFT SHAP, or Integrated Gradients.
 
 DeepLIFT's rescale rule (Shrikumar et al. 2017, eq. 8; see ``rescale``) replaces the derivative of each nonlinearity by delta_out / delta_in
-between an input and a baseline; DeepLIFT SHAP (Lundberg and Lee 2017) averages over baselines. Baselines are forwarded once
-and their activations kept; inputs are forwarded once; then one backward pass per baseline, over the inputs alone.
-Integrated Gradients (Sundararajan et al. 2017) need no rule and so cover attention too, at many passes per baseline.
+between an input and a baseline; DeepLIFT SHAP (Lundberg and Lee 2017) averages over baselines. Baselines go forward once, and their
+activations are kept; inputs go forward once; then there is one backward pass per baseline, over the inputs alone.
+Integrated Gradients (Sundararajan et al. 2017) need no rules for functions and so cover attention too, at many passes per baseline.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ __all__ = ["Attribution", "AttributionMethod", "UnsupportedLayer", "attribute_im
 
 AttributionMethod = Literal["deeplift-shap", "integrated-gradients"]
 
-# Bytes of activations held at once: of a group of baselines, and again of a chunk of images. On a GPU they are in its own memory.
+# The bytes of activations held at once: so many for a group of baselines, and as many for a chunk of images. A GPU holds them in its own memory.
 KEPT_BYTES, KEPT_BYTES_ON_GPU = 2**28, 2**30
 LARGEST_CHUNK = 256
-# Arrays of an image's or a baseline's own size that there are while it is explained, beside the activations.
+# How many arrays of an image's size are needed to explain it, besides the activations.
 PIXEL_ARRAYS = 6
-# Chunks between two savings of heatmaps. Integrated Gradients take many passes for an image, so that a stop may lose fewer of them.
+# How many chunks of images are explained before their heatmaps are saved. Integrated Gradients take many passes for an image, so save more often.
 CHUNKS_BETWEEN_SAVINGS = {"deeplift-shap": 4, "integrated-gradients": 1 / 8}
-# Points on the way from a baseline to an image at which Integrated Gradients take the gradient.
+# The number of points between a baseline and an image at which Integrated Gradients take the gradient.
 STEPS = 32
-# How far a heatmap's sum may be from the difference of the logits, as a share of the sum of |heatmap|. With every network that was tried rounding
-# stays below 3e-6 on a CPU; a GPU may round the inputs of a convolution to ten bits.
+# How far a heatmap's sum may be from the difference of the logits, as a share of the sum of |heatmap|. Rounding stayed below 3e-6 on a CPU with every
+# network tried; a GPU may round the inputs of a convolution to ten bits.
 ROUNDING, COARSE_ROUNDING = 1e-4, 1e-2
-# The same for Integrated Gradients. The kinks of a ReLU network cost up to 2e-2 at 32 points.
+# The same limit for Integrated Gradients. The kinks of a ReLU network cost up to 2e-2 at 32 points.
 QUADRATURE = 5e-2
-# Kinks may cost a single image more, so that the median of fewer images than this is not judged by it: ``check_attribution`` has been passed.
+# Kinks may cost a single image more, so the limit is applied to the median of at least this many images. Fewer rely on ``check_attribution`` alone.
 FEWEST_JUDGED = 8
-# A check takes more and more points until the error is below this: quadrature converges, and what has no gradient stays missing.
+# A check takes more and more points until the error is below the limit: quadrature converges, but a part without a gradient stays missing.
 CHECKED_STEPS, CHECKED_QUADRATURE = (8, 32, 128), 1e-2
-# Rounding of the logits themselves, which is most of the error where image and baseline hardly differ.
+# The relative rounding of the logits themselves, which is most of the error if image and baseline hardly differ.
 LOGIT_ROUNDING = 1e-5
 
 
@@ -70,10 +70,10 @@ def attribute_images(
 ) -> Attribution:
     """Heatmaps against the mean over baselines, summed over channels, for ``targets`` (default: the predicted class).
 
-    ``chunk`` images are held at once, by default as many as keep about ``KEPT_BYTES`` of activations; so are as many baselines.
+    ``chunk`` images are held at once, by default as many as need about ``KEPT_BYTES`` of activations; baselines are grouped in the same way.
     The completeness error of an image is |sum of its heatmap - (f(x) - mean f(b))| / |f(x) - mean f(b)|.
 
-    Raises UnsupportedLayer where the rescale rule does not cover a function that the model calls, and where the heatmaps do not add up.
+    Raises UnsupportedLayer if the rescale rule does not cover a function that the model calls, or if the heatmaps do not add up.
     """
     if len(baselines) == 0:
         raise ModelError("attribution needs at least one baseline image, and got none")
@@ -88,17 +88,18 @@ def attribute_images(
 
 
 def part_size(model: nn.Module, image: Float[Tensor, "1 channel height width"], method: AttributionMethod) -> int:
-    """After how many images it is worth while to save their heatmaps. It follows from the network's activations and from no clock."""
+    """How many images to explain before their heatmaps are saved. It depends on the size of the network's activations, not on time."""
     with frozen(model):
         saved = weigh(model, image)[1]
     return _how_many(int((saved + PIXEL_ARRAYS * image.nbytes) / CHUNKS_BETWEEN_SAVINGS[method]), image.device)
 
 
 def check_attribution(model: nn.Module, images: Float[Tensor, "image channel height width"], method: AttributionMethod = "deeplift-shap") -> float:
-    """Two of the images against the last one (a single one against black; Integrated Gradients explain one). Gives the share that is missing.
+    """Explains two of the images against the last one, and returns the share of the effect that is missing from the heatmaps.
 
-    Raises UnsupportedLayer where ``attribute_images`` would, or where a heatmap's sum is not the difference of the logits: both methods promise
-    that it is (docs/method.md, section 2), so that it proves that they see all of the model.
+    A single image is compared with black; Integrated Gradients explain one image. Raises UnsupportedLayer if ``attribute_images`` would, or if a
+    heatmap's sum is not the difference of the logits: both methods guarantee that it is (docs/method.md, section 2), so a difference means that they
+    do not see all of the model.
     """
     images = images.detach().to(model_device(model))
     baselines, shown = (images[-1:], images[:-1][:2]) if len(images) > 1 else (torch.zeros_like(images), images)
@@ -118,7 +119,7 @@ def check_attribution(model: nn.Module, images: Float[Tensor, "image channel hei
 
 
 def _explain(explain: Callable[..., _Explained], model: nn.Module, images: Tensor, baselines: Tensor) -> _Explained:
-    """What a method gives; what torch raises in it becomes an UnsupportedLayer."""
+    """Runs a method; an error of torch in it becomes an UnsupportedLayer."""
     try:
         return explain(model, images, baselines)
     except (RightReasonsError, torch.OutOfMemoryError):
@@ -137,11 +138,11 @@ def _refuse_incomplete(missing: float, limit: float, method: str, model: nn.Modu
 
 
 def _find_cause(model: nn.Module, images: Tensor) -> str:
-    """What of the model, which is frozen, escapes an explanation."""
+    """The part of the model that cannot be explained. The model is frozen."""
     for name, module in as_classifier(model).network.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             what = f"its module {name}" if name else "it"
-            return f"{what} was compiled by torch.jit (script or trace): use the Python code that it was made of"
+            return f"{what} was compiled by torch.jit (script or trace): use the Python code that it was made from"
     try:
         with torch.autograd.graph.disable_saved_tensors_hooks(CHECKPOINTED), torch.enable_grad():
             return find_hidden_part(model(images[:1].clone().requires_grad_().clone()))
@@ -161,7 +162,7 @@ def _deeplift(
     chunk: int | None,
     progress: Advance,
 ) -> _Explained:
-    """One tape for each group of baselines, replayed on every chunk of images."""
+    """DeepLIFT SHAP, with one tape for each group of baselines, replayed on every chunk of images."""
     trial, _ = record(model, torch.cat([baselines[:1]] * 2))
     pixels = PIXEL_ARRAYS * baselines[0].nbytes
     size = chunk or _how_many(trial.saved_bytes // 2 + pixels, images.device)
@@ -178,7 +179,7 @@ def _deeplift(
             effect, logits[place] = _against_tape(model, part, group, wanted[place], tape)
             effects[place] += effect / len(baselines)
             progress((number * len(images) + place * size + len(part)) // len(groups), len(images))
-        del tape  # before the next is made
+        del tape  # frees its memory before the next one is made
     return _complete(torch.cat(effects), torch.cat(logits), torch.cat(references), targets)
 
 
@@ -211,7 +212,7 @@ def _integrate(
     progress: Advance,
     steps: int = STEPS,
 ) -> _Explained:
-    """The mean over baselines of (x - b) times the mean gradient on the way from b to x, by Gauss-Legendre quadrature."""
+    """Integrated Gradients: the mean over baselines of (x - b) times the mean gradient from b to x, by Gauss-Legendre quadrature."""
     size = chunk or _how_many(weigh(model, baselines[:1])[1] + PIXEL_ARRAYS * baselines[0].nbytes, images.device)
     nodes, weights = np.polynomial.legendre.leggauss(steps)  # on [-1, 1]
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""What the critic is asked about: the stages that ask nobody, from the choice of images to the pictures of their segments."""
+"""The evidence that the critic is asked about: the stages from the choice of images to their segments, each saved as it finishes."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from rightreasons.networks.classifier import as_classifier, check_finite, model_
 from rightreasons.records import Attribution, Segmentation, Selection
 from rightreasons.runs.folder import RunFolder
 
-# Past this median completeness error a note says so; rounding stays far below it.
+# Above this median completeness error a note says so; rounding stays far below it.
 WORST_COMPLETENESS_ERROR = 1e-2
-# "auto": what won in docs/log.md. A network with convolutions has noisy heatmaps, and one without has none to smooth.
+# The values of "auto", from the comparison in docs/log.md. A network with convolutions has noisy heatmaps; one without needs no smoothing.
 AUTO_SMOOTH = 0.035
 AUTO_PEAK_SHARE = 0.15
-# Heatmaps that take longer than this are told of before the work starts.
+# If the heatmaps will take longer than this, a note says so before the work starts.
 LONG_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the classifier leans on in the inspected images. ``smooth`` is the width that the heatmaps were smoothed by before they were cut."""
+    """What the classifier relies on in the inspected images. ``smooth`` is the width of the Gaussian that smoothed heatmaps before they were cut."""
 
     images: StoredImages
     selection: Selection
@@ -50,14 +50,14 @@ class Evidence:
         return [row for row in range(len(self.selection)) if self.segmentation.count(row)]
 
     def shown_effect(self, row: int) -> Float[Tensor, "height width"]:
-        """The positive effect that one image's segments were cut from, where the critic is shown it: what a verdict is about."""
+        """The positive effect of one image's segments, at the pixels that the critic is shown: a verdict is about this effect."""
         return shown_effect(self.attribution, self.segmentation, self.smooth, row)
 
 
 def gather_evidence(
     config: Config, folder: RunFolder, model: nn.Module, train: Dataset, validation: Dataset, classes: Sequence[str], reporter: Reporter
 ) -> Evidence:
-    """The stages that ask nobody, up to the segments. In a folder in which they have finished they are read; ``folder`` is locked by the caller."""
+    """Runs the stages up to the segments, or loads those that ``folder`` has. The caller has locked the folder."""
     release_memory()
     selection = folder.load_selection() or _select(model, train, validation, classes, config, folder, reporter)
     _report_answers(folder, classes, reporter)
@@ -74,12 +74,12 @@ def gather_evidence(
 def explain_images(
     model: nn.Module, images: StoredImages, train: Dataset, config: Config, *, progress: Advance = lambda done, total: None
 ) -> Attribution:
-    """Heatmaps against the run's baselines. The result is on the CPU."""
+    """Heatmaps of images against the run's baselines, on the CPU."""
     return _join(list(explain_parts(model, images, read_baselines(model, train, config), config, progress=progress)))
 
 
 def read_baselines(model: nn.Module, train: Dataset, config: Config, most: int | None = None) -> Float[Tensor, "baseline channel height width"]:
-    """The run's baselines, which are seeded training images, or the first ``most`` of them, on the model's device."""
+    """The run's baselines, a seeded choice of training images, or at most ``most`` of them, on the model's device."""
     count = config.attribute.baselines if most is None else min(most, config.attribute.baselines)
     return some_images(train, count, seeded(config.run.seed, "baselines")).images.to(model_device(model))
 
@@ -93,9 +93,9 @@ def explain_parts(
     first: int = 0,
     progress: Advance = lambda done, total: None,
 ) -> Iterator[Attribution]:
-    """The heatmaps of a few images at a time, in order, from row ``first`` on: as many as are worth saving before the next are begun.
+    """Yields the heatmaps of a few images at a time, in order, from row ``first`` on. Each part is large enough to be worth saving.
 
-    Raises ModelError where one is not finite.
+    Raises ModelError if a heatmap is not finite.
     """
     chunk = None if config.attribute.chunk == "auto" else config.attribute.chunk
     size = chunk or part_size(model, baselines[:1], config.attribute.method)
@@ -114,7 +114,7 @@ def explain_parts(
 
 
 def _join(parts: list[Attribution]) -> Attribution:
-    """One attribution of all parts, which are let go of one by one."""
+    """Joins the parts into one attribution, and empties the list as it goes to save memory."""
     heatmaps = torch.empty(sum(len(part.targets) for part in parts), *parts[0].heatmaps.shape[1:])
     targets, errors, row = [], [], 0
     while parts:
@@ -127,7 +127,7 @@ def _join(parts: list[Attribution]) -> Attribution:
 
 
 def _tell_long_work(model: nn.Module, image: Tensor, baselines: Tensor, config: Config, count: int, reporter: Reporter) -> None:
-    """A note of how long the heatmaps of ``count`` images will take, if it is long: one image is explained on one baseline, and on two."""
+    """Notes how long the heatmaps of ``count`` images will take, if long, by timing one image on one baseline and on two."""
 
     def seconds(some: Tensor) -> float:
         start = time.perf_counter()
@@ -137,7 +137,7 @@ def _tell_long_work(model: nn.Module, image: Tensor, baselines: Tensor, config: 
     one = seconds(baselines[:1])
     if one * count * len(baselines) < LONG_SECONDS:
         return
-    # What comes once for an image, and the first pass's own cost, cancel out.
+    # In the difference, the cost of an image without its baselines and that of the first pass cancel out.
     each = max(seconds(torch.cat([baselines[:1]] * 2)) - seconds(baselines[:1]), one / 10)
     whole = each * count * len(baselines)
     if whole >= LONG_SECONDS:
@@ -155,7 +155,7 @@ def segment_settings(model: nn.Module, config: SegmentConfig) -> tuple[float, fl
 
 
 def shown_effect(attribution: Attribution, segmentation: Segmentation, smooth: float, row: int) -> Float[Tensor, "height width"]:
-    """The positive effect that one image's segments were cut from, where the critic is shown it: what a verdict is about."""
+    """The positive effect of one image's segments, at the pixels that the critic is shown: a verdict is about this effect."""
     return smooth_heatmaps(attribution.heatmaps[row : row + 1], smooth)[0].clamp_min(0) * segmentation.effect[row]
 
 
@@ -182,7 +182,7 @@ def _select(
     with reporter.stage("validate") as advance:
         held_out = count_answers(model, validation, classes, advance)
     if folder.trained_model.exists():
-        # Trained on these classes and on this input: nothing but the training itself can be at fault.
+        # The run itself trained this model on these classes and this input, so only the training can be at fault.
         problems = [words] if (words := check_chance(answers)) else []
     else:
         tried = some_images(train, TRIED_IMAGES, seeded(config.run.seed, "other inputs"), KEPT_IMAGE_BYTES)
@@ -227,7 +227,7 @@ def _segment(model: nn.Module, attribution: Attribution, config: Config, folder:
 
 
 def _report_answers(folder: RunFolder, names: Sequence[str], reporter: Reporter) -> None:
-    """How often the classifier is right, and what is wrong with its answers; nothing of a run from before they were counted."""
+    """Notes how often the classifier is right and any problems of its answers; nothing for a run from before they were counted."""
     counts, problems = folder.load_answers()
     for split, table in counts.items():
         reporter.note(describe_answers(split, Answers(table), names))
@@ -244,7 +244,7 @@ def _report_outcomes(segmentation: Segmentation, attribution: Attribution, repor
 
 
 def _checked(batches: Iterable[Batch], count: int, classes: int, advance: Advance) -> Iterator[Batch]:
-    """The batches, with word of progress. Raises DataError for a label that no class has."""
+    """The batches, with progress reported. Raises DataError for a label that no class has."""
     done = 0
     advance(0, count)
     for batch in batches:

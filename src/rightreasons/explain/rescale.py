@@ -1,8 +1,8 @@
-"""The rescale rule of DeepLIFT, for whatever a model calls (docs/method.md, eq. 2 and 3).
+"""The rescale rule of DeepLIFT for every function that a model calls (docs/method.md, eq. 2 and 3).
 
 Torch's functions are intercepted as they are called, so reused modules, functional calls and in-place activations are all covered.
-``record`` runs the model on baselines and keeps what goes into every nonlinearity; ``replay`` runs it on images, and gives logits whose
-backward pass has, in place of every derivative, the quotient of differences between an image and the tape's current baseline.
+``record`` runs the model on baselines and keeps the inputs of every nonlinearity. ``replay`` runs it on images, and gives logits whose
+backward pass replaces every derivative by the quotient of differences between an image and the tape's current baseline.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from rightreasons.errors import ModelError, UnsupportedLayer
 from rightreasons.networks.classifier import as_classifier
 from rightreasons.networks.graph import find_frozen_part
 
-# Below this difference between a curve's input and baseline the quotient is mostly rounding, and the derivative half-way is its limit.
+# If a curve's input and baseline differ by less than this, the quotient is mostly rounding, and the derivative half-way replaces it as its limit.
 SMALLEST_DIFFERENCE = 1e-8
 
 ALTERNATIVE = 'Use [attribute] method = "integrated-gradients", which every differentiable model allows'
 
-# By the names under which torch calls them; an underscore at the end marks the in-place form and is left out here.
-# Of one tensor, element by element; what else they take may not depend on the image.
+# Torch's functions by name, without the underscore that marks an in-place form.
+# These are elementwise functions of one tensor; their other arguments may not depend on the image.
 PIECEWISE_LINEAR = frozenset("relu relu6 threshold _threshold hardtanh leaky_relu clamp clip clamp_min clamp_max abs __abs__".split())
 CURVED = frozenset(
     "elu celu selu silu mish gelu hardswish hardsigmoid sigmoid tanh softplus softsign logsigmoid log_sigmoid "
@@ -40,13 +40,13 @@ CURVED = frozenset(
 PRODUCTS = frozenset("mul multiply __mul__ __rmul__ __imul__".split())
 QUOTIENTS = frozenset("div divide true_divide __truediv__ __itruediv__ __div__ __rdiv__ __rtruediv__".split())
 MAX_POOLS = frozenset("max_pool2d _max_pool2d max_pool2d_with_indices".split())
-# The arguments of each in order, so that it does not matter how they are given.
+# The arguments of each norm in order, so that they may be given by position or by name.
 NORMS = {
     "layer_norm": ("input", "normalized_shape", "weight", "bias", "eps"),
     "group_norm": ("input", "num_groups", "weight", "bias", "eps"),
     "instance_norm": ("input", "running_mean", "running_var", "weight", "bias", "use_input_stats", "momentum", "eps"),
 }
-# Affine in the image, so that the plain gradient is exact.
+# These are affine in the image, so the plain gradient is exact.
 AFFINE = frozenset(
     "interpolate upsample dropout dropout1d dropout2d feature_dropout alpha_dropout feature_alpha_dropout "
     "avg_pool1d avg_pool2d _avg_pool2d adaptive_avg_pool2d adaptive_avg_pool1d mean sum "
@@ -57,13 +57,13 @@ AFFINE = frozenset(
     "__getitem__ __setitem__ narrow select index_select gather flip roll rot90 unfold fold pixel_shuffle pixel_unshuffle "
     "channel_shuffle native_channel_shuffle identity requires_grad".split()
 )
-# Affine where no more than one of the operands depends on the image. Batch norm is, because the model is in eval mode.
+# These are affine if only one operand depends on the image. Batch norm is one of them because the model is in eval mode.
 SCALINGS = frozenset("matmul mm bmm __matmul__ __rmatmul__ addmm einsum conv1d conv2d conv3d conv_transpose2d linear batch_norm".split())
 
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a nonlinearity, and what the baselines put into it."""
+    """One call of a nonlinearity, and its inputs for the baselines."""
 
     name: str
     baselines: tuple[Tensor, ...]
@@ -71,7 +71,7 @@ class Call:
 
 @dataclass
 class Tape:
-    """The nonlinearities in the order in which the model calls them; ``baseline`` is the one that a backward pass compares with."""
+    """The nonlinearities in the order in which the model calls them; ``baseline`` is the index of the baseline that a backward pass compares with."""
 
     rows: int
     recording: bool = True
@@ -83,11 +83,11 @@ class Tape:
 
     @property
     def kept_bytes(self) -> int:
-        """What the tape itself keeps."""
+        """The bytes of the tensors that the tape keeps."""
         return sum(tensor.nbytes for call in self.calls for tensor in call.baselines)
 
     def visit(self, name: str, *inputs: Tensor) -> Call:
-        """The call's entry: a new one while recording, else the next, which must fit."""
+        """The call's entry: a new one while recording, else the next one, which must match."""
         for tensor in inputs:
             if tensor.ndim != inputs[0].ndim or not tensor.shape or tensor.shape[0] != self.rows:
                 raise UnsupportedLayer(
@@ -95,7 +95,7 @@ class Tape:
                     f"keeps the batch as the first axis. {ALTERNATIVE}"
                 )
         if self.recording:
-            self.calls.append(Call(name, tuple(tensor.detach().clone() for tensor in inputs)))  # what follows may work in place
+            self.calls.append(Call(name, tuple(tensor.detach().clone() for tensor in inputs)))  # cloned, since later calls may work in place
             return self.calls[-1]
         call = self.calls[self.position] if self.position < len(self.calls) else None
         if call is None or call.name != name or [kept.shape[1:] for kept in call.baselines] != [tensor.shape[1:] for tensor in inputs]:
@@ -107,19 +107,19 @@ class Tape:
         return call
 
     def refuse(self, name: str) -> NoReturn:
-        """Raises UnsupportedLayer."""
+        """Raises UnsupportedLayer for the function ``name``."""
         raise UnsupportedLayer(f"DeepLIFT SHAP does not cover {name!r}, which {self.here} calls on the way from image to logits. {ALTERNATIVE}")
 
     @property
     def here(self) -> str:
-        """The innermost module that is running."""
+        """The name of the innermost module that is running."""
         return "".join(self.modules[-1:]) or "the model itself"
 
 
 def record(model: nn.Module, baselines: Float[Tensor, "baseline channel height width"]) -> tuple[Tape, Float[Tensor, "baseline class_"]]:
     """Runs the model on the baselines. Parameters must be frozen.
 
-    Raises UnsupportedLayer where the rescale rule does not cover a function that the model calls.
+    Raises UnsupportedLayer if the rescale rule does not cover a function that the model calls.
     """
     tape = Tape(rows=len(baselines))
     with _names(model, tape), _Rescaled(tape):
@@ -129,7 +129,7 @@ def record(model: nn.Module, baselines: Float[Tensor, "baseline channel height w
 
 
 def weigh(model: nn.Module, images: Float[Tensor, "image channel height width"]) -> tuple[Float[Tensor, "image class_"], int]:
-    """Logits, and how many bytes autograd would have kept to differentiate them; it keeps nothing. Parameters must be frozen."""
+    """Logits, and the bytes that autograd would keep to differentiate them; here it keeps none. Parameters must be frozen."""
     fixed = {tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers())}
     saved = 0
 
@@ -137,7 +137,7 @@ def weigh(model: nn.Module, images: Float[Tensor, "image channel height width"])
         nonlocal saved
         saved += 0 if tensor.data_ptr() in fixed else tensor.nbytes
 
-    # A gradient is asked for, though none is taken: it tells what depends on the image.
+    # Gradients are enabled, though none is taken, because requires_grad tells which tensors depend on the image.
     with torch.enable_grad(), saved_tensors_hooks(drop, lambda nothing: nothing):
         logits = model(images.detach().clone().requires_grad_().clone())  # a model may work in place
     if not logits.requires_grad:
@@ -148,7 +148,7 @@ def weigh(model: nn.Module, images: Float[Tensor, "image channel height width"])
 def replay(model: nn.Module, leaf: Float[Tensor, "image channel height width"], tape: Tape) -> Float[Tensor, "image class_"]:
     """Logits of the images. One backward pass to ``leaf`` per value of ``tape.baseline`` gives the multipliers against that baseline."""
     tape.rows, tape.position = len(leaf), 0
-    # In-place activations may not touch a leaf, so the model gets a copy of its values.
+    # Autograd forbids in-place functions on a leaf, so the model gets a copy of it.
     with torch.enable_grad(), _names(model, tape), _Rescaled(tape):
         logits = model(leaf.clone())
     if tape.position != len(tape.calls):
@@ -161,13 +161,13 @@ def replay(model: nn.Module, leaf: Float[Tensor, "image channel height width"], 
 
 @contextmanager
 def _names(model: nn.Module, tape: Tape) -> Iterator[None]:
-    """Keeps the names of the running modules in ``tape.modules``, outermost first."""
+    """Keeps the names of the running modules in ``tape.modules``, outermost first, while the context is open."""
     tape.modules, hooks = [], []
 
     def leave(*_: object) -> None:
         tape.modules.pop()
 
-    network = as_classifier(model).network  # the user's own, by the user's own names
+    network = as_classifier(model).network  # the user's network, so that the names are the user's
     for name, module in network.named_modules():
         hooks.append(module.register_forward_pre_hook(lambda *_, name=name: tape.modules.append(name)))
         hooks.append(module.register_forward_hook(leave))
@@ -199,7 +199,7 @@ class _Rescaled(TorchFunctionMode):
             over, under = args[::-1] if name.startswith("__r") else args
             with self:
                 return self._in_place(func, args, kwargs, over * under.reciprocal())
-        if name in NORMS and dependent == 1 and func is not torch.instance_norm:  # which has another order
+        if name in NORMS and dependent == 1 and func is not torch.instance_norm:  # whose arguments have another order
             return self._norm(name, dict(zip(NORMS[name], args, strict=False)) | kwargs)
         if name in MAX_POOLS:
             return self._max_pool(name, func, args, kwargs)
@@ -247,7 +247,7 @@ class _Rescaled(TorchFunctionMode):
 
 
 def _shapes(values: Iterable[object]) -> list[torch.Size]:
-    """Of the tensors that are more than a number."""
+    """The shapes of the tensors that are not scalars."""
     return [value.shape for value in values if isinstance(value, Tensor) and value.ndim]
 
 
@@ -288,7 +288,7 @@ def _is_in_place(func: Callable, args: tuple, kwargs: dict) -> bool:
 
 
 def _count_dependent(values: Iterable[object]) -> int:
-    """How many tensors depend on the image: the parameters are frozen, so it is those that require a gradient."""
+    """How many tensors depend on the image: those that require a gradient, since the parameters are frozen."""
     count = 0
     for value in values:
         if isinstance(value, Tensor):
@@ -301,12 +301,12 @@ def _count_dependent(values: Iterable[object]) -> int:
 class _Rescale(torch.autograd.Function):
     """Backward: multiply by delta_out / delta_in against the tape's current baseline (docs/method.md, eq. 2).
 
-    Where a curve's input changed by less than half of its digits, so few digits are left to the quotient that the derivative is better.
+    If a curve's input changed in less than half of its digits, the quotient has so few correct digits that the derivative is more exact.
     """
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, call: Call, tape: Tape, curved: bool, function: Callable[[Tensor], Tensor]) -> Tensor:  # noqa: ANN401, FBT001
-        ctx.save_for_backward(z.clone())  # what follows may work in place, here and below
+    def forward(ctx: Any, z: Tensor, call: Call, tape: Tape, curved: bool, function: Callable[[Tensor], Tensor]) -> Tensor:  # noqa: ANN401
+        ctx.save_for_backward(z.clone())  # cloned here and below, since later calls may work in place
         ctx.call, ctx.tape, ctx.curved, ctx.function = call, tape, curved, function
         return function(z)
 
@@ -315,7 +315,7 @@ class _Rescale(torch.autograd.Function):
         (z,), (baseline,) = ctx.saved_tensors, _current(ctx)
         delta_in = z - baseline
         multiplier = (ctx.function(z) - ctx.function(baseline)).div_(delta_in)
-        # What is linear by pieces keeps its digits however small the difference.
+        # The quotient of a piecewise linear function is exact for any difference.
         smallest = z.abs().mul_(torch.finfo(z.dtype).eps ** 0.5).add_(SMALLEST_DIFFERENCE) if ctx.curved else torch.finfo(z.dtype).tiny
         close = delta_in.abs() < smallest
         if close.any():
@@ -374,10 +374,10 @@ def _centre_and_scale(z: Tensor, axes: tuple[int, ...], eps: float) -> tuple[Ten
 
 
 class _RescaleMaxPool(torch.autograd.Function):
-    """Backward: the change of each window goes to the pixel that caused it (docs/method.md, eq. 3).
+    """Backward: the change of each window is attributed to the pixel that caused it (docs/method.md, eq. 3).
 
-    Where the window rose, that is the input's own maximum; where it fell, the baseline's. There |delta_in| >= |delta_out|,
-    so the multiplier is never above one; windows that overlap add up.
+    If the window's maximum rose, that is the pixel of the input's maximum; if it fell, that of the baseline's. There |delta_in| >= |delta_out|,
+    so the multiplier is never above one; overlapping windows add up.
     """
 
     @staticmethod
@@ -403,6 +403,6 @@ class _RescaleMaxPool(torch.autograd.Function):
 
 
 def _current(ctx: Any) -> tuple[Tensor, ...]:  # noqa: ANN401
-    """What the tape's current baseline put into this call, as a batch of one."""
+    """The call's inputs for the tape's current baseline, as a batch of one."""
     index = ctx.tape.baseline
     return tuple(tensor[index : index + 1] for tensor in ctx.call.baselines)

@@ -1,6 +1,6 @@
-"""Choose which training images to inspect, in one streaming pass.
+"""Chooses the training images to inspect, in one streaming pass.
 
-Shortcuts are easier to learn than core features, so a model is most certain where it uses one (docs/method.md, section 1).
+Shortcuts are easier to learn than core features, so a model is most certain on images where it uses one (docs/method.md, section 1).
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ def select_images(
     generator: torch.Generator,
     answers: Answers | None = None,
 ) -> Selection:
-    """The ``size`` images that rank lowest under ``strategy``, by rising output entropy, falling, or a random key.
+    """The ``size`` images that rank lowest under ``strategy``: by rising output entropy, by falling entropy, or at random.
 
-    With a ``quota`` every class gives at most so many, and places left over go to the lowest of the rest.
-    At most ``size`` candidates a class are held: memory does not depend on the number of images. ``answers`` counts what the model says of them all.
+    With a ``quota`` every class gives at most that many, and places left over go to the lowest of the rest.
+    At most ``size`` candidates are held per class, so memory does not depend on the number of images. ``answers`` counts the model's answers to all.
     """
     rank = _RANKS[strategy]
     kept = {label: _Candidates.empty() for label in (range(classes) if quota is not None else [-1])}
@@ -97,7 +97,7 @@ class _Candidates:
 
 
 def _fill(buckets: list[_Candidates], size: int, quota: int, strategy: str) -> Selection:
-    """At most ``quota`` of each bucket, then the places left over, by rank."""
+    """At most ``quota`` images of each class, then the places left over, by rank."""
     first = _Candidates.empty()
     rest = _Candidates.empty()
     for bucket in buckets:

@@ -1,4 +1,4 @@
-"""PPEPS-WGM: cut a heatmap's positive effect into segments with a weighted Gaussian mixture.
+"""PPEPS-WGM: cuts a heatmap's positive effect into segments with a weighted Gaussian mixture.
 
 Each pixel is a point z in [0, 1]^2 with the weight w = M p, p its share of the positive effect (docs/method.md, eq. 4-6).
 log N(z) is linear in [1, x, y, xx, xy, yy], so that one EM step over a batch of images is two matrix products.
@@ -20,15 +20,15 @@ from rightreasons.records import Outcome, Segmentation
 
 # Added to each covariance's diagonal, in pixels squared: a segment is never narrower than about half a pixel.
 SMALLEST_VARIANCE = 0.25
-# A component with less of the positive effect than this is dropped: its pixels go to the others.
+# A component with a smaller share of the positive effect than this is dropped, and its pixels go to the others.
 SMALLEST_SHARE = 1e-3
-# The mixture is fitted on a heatmap pooled to at most this many pixels a side: as good, and the time no longer grows with the image.
+# The mixture is fitted on a heatmap pooled to at most this many pixels on the shorter side. The result is as good, and larger images take no longer.
 FITTED_SIDE = 64
-# What `components = "auto"` chooses from, by BIC.
+# The numbers of components that `components = "auto"` chooses from, by BIC.
 AUTO_COMPONENTS = range(1, 7)
-# Heatmaps that are fitted together: their mixtures take about as many steps as the slowest of them.
+# The most heatmaps that are fitted together. They take about as many steps as the slowest of them.
 LARGEST_CHUNK = 64
-# Of the temporary arrays, for each pixel: of a heatmap under its Gaussian, and of each component's responsibility.
+# Bytes of temporary arrays per pixel: for smoothing a heatmap, and for each component's responsibility.
 SMOOTHING_BYTES, COMPONENT_BYTES = 32, 24
 
 
@@ -59,7 +59,7 @@ def segment_heatmaps(
     ``peak_share`` limits a segment's ``effect`` to pixels above that share of its peak (0: every pixel with positive effect).
     ``components`` is their greatest number, or "auto" to choose by BIC. A heatmap without a positive pixel, with equal pixels
     or with a NaN gets no segments, and its outcome says which.
-    At most ``chunk`` heatmaps are worked on at once, fewer if they are large: beside the result, two bytes a pixel, memory is bounded.
+    At most ``chunk`` heatmaps are processed at once, fewer if they are large: besides the result, two bytes a pixel, memory is bounded.
     """
     size = max(AUTO_COMPONENTS) if components == "auto" else int(components)
     segments = torch.full(heatmaps.shape, -1, dtype=torch.int8)
@@ -93,7 +93,7 @@ def smooth_heatmaps(heatmaps: Float[Tensor, "image height width"], smooth: float
 
 
 def _gaussian(side: int, sigma: float) -> Float[Tensor, "side side"]:
-    """A Gaussian cut off at three sigma, as a symmetric matrix: a product with it is many times faster than a convolution with so wide a kernel."""
+    """A Gaussian cut off at three sigma, as a symmetric matrix. A product with it is many times faster than a convolution with so wide a kernel."""
     radius = max(1, math.ceil(3 * sigma))
     kernel = torch.exp(-torch.arange(-radius, radius + 1, dtype=torch.float64).square() / (2 * sigma**2))
     kernel /= kernel.sum()
@@ -132,7 +132,7 @@ def fit_mixture(
         earlier = means[active]
         shares[active], means[active], covariances[active] = _maximise(moments, smallest_variance)
         moved = torch.maximum(moved, (means[active] - earlier).abs().amax((1, 2)))
-        # An image that has settled drops out, so that its result does not depend on the others in the batch.
+        # An image whose mixture has converged drops out, so its result does not depend on the others in the batch.
         active = active[moved >= tolerance]
         if len(active) == 0:
             break
@@ -176,9 +176,9 @@ def _maximise(moments: Float[Tensor, "image 6 component"], smallest_variance: fl
 
 
 def _fit(smoothed: Float[Tensor, "image height width"], components: int | str, restarts: int, generator: torch.Generator) -> Mixture:
-    """A mixture per image, fitted on the signed heatmap pooled to a side of at most ``FITTED_SIDE``. Those of "auto" have empty components."""
+    """A mixture per image, fitted on the pooled signed heatmap. Mixtures of "auto" are padded with empty components."""
     pooled = _pool(smoothed).clamp_min(0)
-    # What little was positive may cancel out under the pool: then such an image is fitted on its finer map's pooled positive part.
+    # Pooling may cancel the little that was positive. Such an image is fitted on the pooled positive part of its full map instead.
     flat = pooled.sum((1, 2)) <= 0
     pooled[flat] = _pool(smoothed[flat].clamp_min(0))
     weights = pooled.flatten(1) / pooled.sum((1, 2))[:, None]
@@ -190,7 +190,7 @@ def _fit(smoothed: Float[Tensor, "image height width"], components: int | str, r
     pixels = weights.shape[1]
     for count in AUTO_COMPONENTS:
         mixture = _fit_best(weights, points, count, restarts, generator)
-        # w_i = M p_i: a heatmap counts as M observations, with 6 free numbers a component less the shares' sum.
+        # w_i = M p_i: a heatmap counts as M observations. A component has 6 free numbers; the sum of the shares takes one away.
         criterion = (6 * count - 1) * math.log(pixels) - 2 * pixels * mixture.objective
         better = criterion < lowest
         lowest = torch.where(better, criterion, lowest)
@@ -201,7 +201,7 @@ def _fit(smoothed: Float[Tensor, "image height width"], components: int | str, r
 
 
 def _pad(mixture: Mixture, size: int) -> Mixture:
-    """With components of no weight, to which no pixel belongs, up to ``size``."""
+    """The mixture with components of weight 0, to which no pixel belongs, added up to ``size``."""
     more = size - mixture.weights.shape[1]
     means = torch.cat([mixture.means, mixture.means[:, :1].expand(-1, more, -1)], 1)
     covariances = torch.cat([mixture.covariances, mixture.covariances[:, :1].expand(-1, more, -1, -1)], 1)
@@ -217,7 +217,7 @@ def _choose(first: Bool[Tensor, " image"], one: Mixture, other: Mixture) -> Mixt
 
 
 def _pool(heatmaps: Float[Tensor, "image height width"]) -> Float[Tensor, "image pooled_height pooled_width"]:
-    """Means over square blocks, so that the shorter side has at most ``FITTED_SIDE`` pixels; unchanged where it has not more."""
+    """Means over square blocks, so that the shorter side has at most ``FITTED_SIDE`` pixels; unchanged if it has no more already."""
     factor = _pool_factor(heatmaps.shape[1:])
     return heatmaps if factor == 1 else F.avg_pool2d(heatmaps[:, None], factor, ceil_mode=True, count_include_pad=False)[:, 0]
 
@@ -245,7 +245,7 @@ def _seed_means(
     distance = torch.ones_like(weights)
     for _ in range(components):
         chances = weights * distance
-        # All positive pixels may be taken already; then any of them again.
+        # If all positive pixels are taken already, any of them may be drawn again.
         chances = torch.where(chances.sum(1, keepdim=True) > 0, chances, weights)
         drawn = torch.multinomial(chances.cpu(), 1, generator=generator)[:, 0].to(points.device)
         means.append(points[drawn])
@@ -257,9 +257,9 @@ def _seed_means(
 def _order_by_share(
     mixtures: Mixture, positive: Float[Tensor, "image height width"], size: int
 ) -> tuple[Int8[Tensor, "image height width"], Float[Tensor, "image segment"]]:
-    """Hard assignment c_i = argmax_j r_ij, segments numbered by falling share; negligible components give their pixels to the others."""
+    """Hard assignment c_i = argmax_j r_ij, segments numbered by falling share. The pixels of negligible components go to the others."""
     total = positive.sum((1, 2))[:, None]
-    # No component is left out of the first assignment, and the negligible ones of the second.
+    # The first assignment uses all components, the second leaves out the negligible ones.
     negligible = torch.zeros_like(mixtures.weights, dtype=torch.bool)
     assigned = _assign(mixtures, negligible, positive.shape)
     negligible = _sum_by_segment(positive, assigned, negligible.shape[1]) / total < SMALLEST_SHARE
@@ -279,7 +279,7 @@ def _assign(mixtures: Mixture, left_out: Bool[Tensor, "image component"], shape:
     rows = how_many(count * width * left_out.shape[1] * COMPONENT_BYTES, WORKING_BYTES)
     for top in range(0, height, rows):
         part = slice(top, min(top + rows, height))
-        # r_ij grows with log pi_j + log N(z_i), so that the largest is found without the division by their sum.
+        # r_ij grows with log pi_j + log N(z_i), so the largest is found without dividing by the sum.
         joint = (_features(_grid(shape[1:], part)) @ coefficients).masked_fill_(left_out[:, None], -math.inf)
         assigned[:, part] = joint.argmax(2).view(count, -1, width)
     return assigned
@@ -303,7 +303,7 @@ def _above_peak_share(
 
 
 def _outcomes(raw: Float[Tensor, "image height width"], smoothed: Float[Tensor, "image height width"]) -> list[Outcome]:
-    """Borders darken under the Gaussian, so a constant map is one before it."""
+    """Each heatmap's outcome. A constant map is recognised before smoothing, since the Gaussian darkens its borders."""
     return ["constant" if _outcome(before) == "constant" else _outcome(after) for before, after in zip(raw, smoothed, strict=True)]
 
 

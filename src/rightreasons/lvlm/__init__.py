@@ -1,4 +1,4 @@
-"""Vision-language models behind one small protocol; a new backend is one file that fulfils it."""
+"""Vision-language models behind one small protocol; a new backend is one file that implements it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 __all__ = ["LOCAL_SERVER", "LVLM", "open_lvlm"]
 
-# Where openai: looks where nothing else is said: vLLM's own default.
+# The server that openai: asks unless base_url names another one: vLLM's default address.
 LOCAL_SERVER = "http://127.0.0.1:8000/v1"
-# What follows the colon, for error messages.
+# How each backend is written in a configuration; error messages list these.
 _FORMS = {
     "openai": "openai:MODEL",
     "anthropic": "anthropic:MODEL",
@@ -39,18 +39,20 @@ def open_lvlm(
     seed: int = 0,
     root: Path = Path(),
 ) -> LVLM:
-    """The backend that ``spec`` names.
+    """Opens the backend that ``spec`` names.
 
-    ``openai:MODEL`` any server that speaks the OpenAI chat protocol, at ``base_url`` (default: port 8000 of this machine);
-    ``anthropic:MODEL``, ``gemini:MODEL`` the provider's own protocol, at the provider or ``base_url``;
-    ``local:FOLDER`` a transformers model on this machine, in this process;
-    ``replay:FILE`` answers of an earlier run, from its lvlm.sqlite or from exported JSONL;
-    ``human:FILE`` a person, who fills in a file;
+    ``openai:MODEL`` is any server that speaks the OpenAI chat protocol, at ``base_url`` (default: port 8000 of this machine);
+    ``anthropic:MODEL`` and ``gemini:MODEL`` use the provider's own protocol, at the provider or at ``base_url``;
+    ``local:FOLDER`` is a transformers model on this machine, in this process;
+    ``replay:FILE`` gives the answers of an earlier run, from its lvlm.sqlite or from exported JSONL;
+    ``human:FILE`` is a person, who fills in a file;
     ``simulated:0.87`` errs on 13 % of the segments, ``simulated:sensitivity=0.9,specificity=0.8`` unevenly; it needs ``truth``;
-    ``scripted:FILE`` fixed answers. ``timeout`` bounds one answer of a server, in seconds, from the first byte that is sent to the last that comes.
-    A relative FILE or FOLDER starts from ``root``.
+    ``scripted:FILE`` gives fixed answers.
+    ``timeout`` bounds one answer of a server: the seconds from the first byte sent to the last byte received.
+    A relative FILE or FOLDER is looked up in ``root``.
 
-    Raises ConfigError for an unknown backend, MissingExtra, or LVLMUnavailable for a remote host without leave or a simulation without ground truth.
+    Raises ConfigError for an unknown backend, MissingExtra if its package is not installed, and LVLMUnavailable for a remote host that is not
+    allowed or a simulation without ground truth.
     """
     kind, colon, rest = spec.partition(":")
     if kind not in _BACKENDS or not colon:

@@ -1,6 +1,6 @@
-"""The bound on every picture that is sent, and where pictures are in a request's body, whichever provider's shape it has.
+"""The bound on every picture that is sent, and finding the pictures in a request's body, whatever the provider's format.
 
-In a body every PNG stands in base64, as a data URL or bare.
+In a body every PNG is base64 text, with or without the prefix of a data URL.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from collections.abc import Callable
 from typing import Any
 
 _DATA_URL = "data:image/png;base64,"
-# "\x89PNG\r\n\x1a\n" in base64, but for the last character, which shares bits with what follows.
+# The PNG signature "\x89PNG\r\n\x1a\n" in base64, without its last character, which shares bits with the next byte.
 _SIGNATURE = "iVBORw0KGg"
-# No picture that is sent is larger. Hosted models scale down to less, and the tightest limit of a provider is 5 MB in base64.
+# No larger picture is sent. Hosted models scale down to less than this side, and the tightest limit of a provider is 5 MB in base64.
 MOST_SIDE = 2048
 MOST_BYTES = 3_500_000
 
 
 def bound_picture(png: bytes, *, side: int = MOST_SIDE, size: int = MOST_BYTES) -> bytes:
-    """The same picture with a longer side of at most ``side`` pixels and at most ``size`` bytes: as it is where it fits, else scaled down."""
+    """The picture unchanged if its longer side has at most ``side`` pixels and its file at most ``size`` bytes, else scaled down until it has."""
     if not png.startswith(b"\x89PNG\r\n\x1a\n"):
         return png
     longer = max(struct.unpack(">II", png[16:24]))
@@ -37,12 +37,12 @@ def bound_picture(png: bytes, *, side: int = MOST_SIDE, size: int = MOST_BYTES) 
         scaled.save(buffer, "PNG")
         if buffer.tell() <= size or wanted == 1:
             return buffer.getvalue()
-        # Bytes go with the area; a little less, so that one more step is mostly enough.
+        # The bytes grow with the area. Aiming 5 % lower mostly makes one more step enough.
         wanted = max(1, min(wanted - 1, int(0.95 * wanted * (size / buffer.tell()) ** 0.5)))
 
 
 def replace_pictures(value: Any, replace: Callable[[str], object]) -> Any:  # noqa: ANN401 -- any JSON value
-    """The same JSON value with every picture's base64 text given to ``replace``, and what that returns in its place."""
+    """The same JSON value with every picture's base64 text replaced by what ``replace`` returns for it."""
     if isinstance(value, dict):
         return {key: replace_pictures(inner, replace) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -53,12 +53,12 @@ def replace_pictures(value: Any, replace: Callable[[str], object]) -> Any:  # no
 
 
 def picture_size(encoded: str) -> tuple[int, int]:
-    """Width and height of a PNG in base64, from its header alone."""
+    """Width and height of a PNG in base64, read from its header alone."""
     return struct.unpack(">II", base64.b64decode(encoded[:32])[16:24])
 
 
 def hash_pictures(value: Any) -> Any:  # noqa: ANN401 -- any JSON value
-    """The same JSON value with every picture replaced by the SHA-256 and length of its bytes: the same picture in any encoding."""
+    """The same JSON value with every picture replaced by the SHA-256 and length of its bytes, which no encoding changes."""
 
     def digest(encoded: str) -> dict[str, object]:
         content = base64.b64decode(encoded)

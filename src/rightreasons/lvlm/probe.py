@@ -1,4 +1,4 @@
-"""What a server and model can do, each ability tried with a real call: documentation and a status of 200 both promise more than is kept."""
+"""What a server and model can do, each ability tried with a real call, since neither documentation nor a status of 200 can be relied on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from rightreasons.errors import LVLMBusy, LVLMError, LVLMRejected, LVLMUnavailable, LVLMUnsupported
 from rightreasons.lvlm.protocol import LVLM, Answer, Request
 
-# Two digits to a picture: nobody guesses three of them in order.
+# The numbers shown in the pictures. Nobody guesses three numbers of two digits in order.
 NUMBERS = ("47", "83", "26")
 _SCHEMA = {
     "type": "object",
@@ -25,14 +25,14 @@ _LONGEST_WAIT = 5.0
 
 
 def probe(lvlm: LVLM) -> dict[str, Any]:
-    """What ``lvlm`` can do, by some seven to eleven small calls past any ledger.
+    """What ``lvlm`` can do, found by seven to eleven small calls that are not recorded in a ledger.
 
-    ``answers`` it says anything; ``pictures`` it reads the number in a picture; ``most_pictures`` of one prompt that it reads (0, 1 or 3; the critic
-    shows 3); ``json_schema``, ``json_object`` the form holds although the prompt asks for something else (None where the backend has no such form);
-    ``max_tokens_name`` the parameter that caps an answer, None where none does; ``truncates`` it says that an answer was cut off; ``usage`` it counts
-    tokens; ``seconds`` of the longest call; ``problem`` what came instead of the first answer that did not come.
+    ``answers``: it answers at all. ``pictures``: it reads the number in a picture. ``most_pictures``: how many pictures of one prompt it reads (0, 1
+    or 3; the critic shows 3). ``json_schema``, ``json_object``: its answer has that form although the prompt asks for something else (None if the
+    backend does not know the form). ``max_tokens_name``: the parameter that caps an answer, None if none does. ``truncates``: it reports that an
+    answer was cut off. ``usage``: it counts tokens. ``seconds``: the longest call. ``problem``: why the first answer that failed to come did so.
 
-    A poor model makes a poor table, never an error. Raises LVLMUnavailable or LVLMRejected where nothing is answered at all.
+    A weak model gives a table with many no's, never an error. Raises LVLMUnavailable or LVLMRejected if nothing is answered at all.
     """
     talk = _Talk(lvlm)
     hello = Request("control", ("Say hello in one short sentence.",), max_tokens=256)
@@ -58,7 +58,7 @@ def probe(lvlm: LVLM) -> dict[str, Any]:
 
 
 def draw_number(number: str) -> bytes:
-    """A PNG of 512 x 512 with the number in black on white, as large as fits."""
+    """A PNG of 512 x 512 pixels with the number in black on white, as large as fits."""
     from PIL import Image, ImageDraw, ImageFont
 
     picture = Image.new("RGB", (512, 512), "white")
@@ -79,7 +79,7 @@ def _numbers_in(text: str, count: int) -> bool:
 
 
 def _without_schema(body: dict[str, Any]) -> dict[str, Any] | None:
-    """The same request for any JSON object, where the backend's protocol has that."""
+    """The same request for any JSON object; None if the backend's protocol has no such form."""
     if "response_format" in body:
         return body | {"response_format": {"type": "json_object"}}
     if "responseJsonSchema" in body.get("generationConfig", {}):
@@ -88,23 +88,23 @@ def _without_schema(body: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _find_cap(talk: _Talk) -> tuple[str | None, bool]:
-    """The name under which a cap on the answer holds, and whether it is said that the answer was cut off."""
+    """The name of the parameter that caps an answer, and whether the server reports that the answer was cut off."""
     request = Request("control", ("Count from one to three hundred in words.",), max_tokens=_CAP)
     body = talk.lvlm.body(request)
     name = next((key for key, value in body.get("generationConfig", body).items() if value == _CAP), None)
     newer, older = "max_completion_tokens", "max_tokens"
-    # None: otherwise a server on this machine is told both names at once.
+    # The older name is set to None, because a server on this machine is otherwise sent both names at once.
     answer = _ask_at_length(talk, request, body | {older: None} if name == newer else body)
     if name == newer and any(newer in words for words in talk.refused):
         name = older
-    elif name == newer and not _is_capped(answer):  # taken with a 200, and not heeded
+    elif name == newer and not _is_capped(answer):  # accepted with a 200, and ignored
         name = older
         answer = _ask_at_length(talk, request, {key: value for key, value in body.items() if key != newer} | {older: _CAP})
     return (name, answer.outcome == "truncated") if _is_capped(answer) else (None, False)
 
 
 def _ask_at_length(talk: _Talk, request: Request, body: dict[str, Any]) -> Answer:
-    """An answer that comes up to the cap: one that ends before it tells nothing, and is asked for again."""
+    """An answer that reaches the cap. One that ends earlier says nothing about the cap, so the model is asked again, at most twice."""
     answer = talk.ask(request, body, note=False)
     for _ in range(2):
         if answer.usage.output_tokens is None or answer.usage.output_tokens >= _CAP:
@@ -118,7 +118,7 @@ def _is_capped(answer: Answer) -> bool:
 
 
 class _Talk:
-    """Calls to one backend: what they took, what was refused on the way, and the first thing that went wrong."""
+    """Calls to one backend: the longest time, the parameters that were refused, and the first problem."""
 
     def __init__(self, lvlm: LVLM) -> None:
         self.lvlm = lvlm
@@ -127,7 +127,7 @@ class _Talk:
         self.problem: str | None = None
 
     def ask(self, request: Request, body: dict[str, Any] | None = None, *, stop: bool = False, note: bool = True) -> Answer:
-        """One answer. A server that is busy, or does not take a parameter, is asked again. ``stop``: no answer at all is an error."""
+        """One answer. A server that is busy, or refuses a parameter, is asked again. With ``stop``, no answer at all is an error."""
         answer = Answer("", problem="no answer", outcome="unknown")
         for _ in range(_TRIES):
             began = time.perf_counter()
@@ -146,14 +146,14 @@ class _Talk:
                 else:
                     break
         if stop and answer.outcome == "unknown":
-            raise LVLMUnavailable(f"{self.lvlm.name} gives no answer: {answer.problem}")
+            raise LVLMUnavailable(f"{self.lvlm.name} gives no answer: {answer.problem}. Check the model's name and the server's log")
         if note:
             self.problem = self.problem or answer.problem
         return answer
 
 
 def _object(text: str) -> dict[str, Any]:
-    """The JSON object that the whole text is; empty where it is something else."""
+    """The whole text as a JSON object; empty if it is anything else."""
     try:
         said = json.loads(text)
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""What passes between the method and a vision-language model, and what a backend is. Free of torch, so that a courier starts small and quickly."""
+"""Requests to a vision-language model, its answers, and the protocol of a backend. Free of torch, so that a courier starts small and quickly."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ if TYPE_CHECKING:
     from rightreasons.records import Subject
 
 Role = Literal["critic", "judge", "fused", "control"]
-# What became of a request. Only "answered" is an answer; a person decides the rest.
+# What became of a request. Only "answered" is an answer; the others wait for a person.
 Outcome = Literal["answered", "refused", "truncated", "malformed", "unknown"]
 
-# No request comes near it; a larger count is a slip of the server's.
+# The largest number of tokens that is believed. No request comes near it, so a larger count is a mistake of the server.
 MOST_TOKENS = 10**9
 
 
 @dataclass(frozen=True)
 class Request:
-    """One question to an LVLM: text and PNG pictures in order, and the JSON schema of the answer where one is wanted.
+    """One question to an LVLM: text and PNG pictures in order, and the JSON schema of the answer if it must have one.
 
-    A picture past the bound in ``pictures`` is made smaller, whoever asks.
-    ``vote`` and ``permutation`` tell repeated questions apart, and ``prompt`` is the version of the prompt that was filled; all three are part of
-    the ledger's key. ``max_tokens`` caps the answer.
+    A picture above the bound in ``pictures`` is scaled down here.
+    ``vote`` and ``permutation`` tell repeated questions apart, and ``prompt`` is the version of the prompt that was filled in; all three are part
+    of the ledger's key. ``max_tokens`` caps the answer.
     """
 
     role: Role
@@ -44,20 +44,20 @@ class Request:
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens that a provider counted; None where it did not say."""
+    """Tokens as the provider counted them; None if it did not say."""
 
     input_tokens: int | None = None
     output_tokens: int | None = None
 
 
 def read_count(said: object) -> int | None:
-    """A count of tokens as a provider wrote it; None for what is none, so that what was set aside for the request counts in its place."""
+    """A provider's count of tokens. None for anything that is not a count: the amount reserved for the request then stands for it."""
     return said if isinstance(said, int) and not isinstance(said, bool) and 0 <= said <= MOST_TOKENS else None
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back, as text. ``problem`` says why there is none; ``cached`` that it had been answered before."""
+    """The text of an answer. ``problem`` says why there is none; ``cached`` means that the ledger had it already."""
 
     text: str
     problem: str | None = None
@@ -68,44 +68,44 @@ class Answer:
 
 @runtime_checkable
 class LVLM(Protocol):
-    """A model that answers requests. ``send`` is the only call that costs anything."""
+    """A model that answers requests. Only ``send`` can cost money."""
 
     @property
     def name(self) -> str:
-        """As a configuration names it."""
+        """The backend's name as a configuration writes it, such as ``openai:MODEL``."""
         ...
 
     @property
     def simulated(self) -> bool:
-        """Whether its answers are made of the truth."""
+        """Whether the answers are computed from ground truth."""
         ...
 
     @property
     def concurrency(self) -> tuple[int, int]:
-        """How many requests may be under way: at the start, and at most."""
+        """How many requests may run at the same time: at the start, and at most."""
         ...
 
     @property
     def address(self) -> dict[str, Any] | None:
-        """How a courier in a process of its own opens the same backend: arguments of ``open_lvlm``. None where nothing leaves this process."""
+        """The arguments of ``open_lvlm`` with which a courier's process opens the same backend; None if nothing leaves this process."""
         ...
 
     def check(self) -> None:
-        """Is it there? Free, and asked before any long work. Raises LVLMUnavailable, LVLMRejected or LVLMProtocolError."""
+        """Checks, free of charge and before any long work, that it can be reached. Raises LVLMUnavailable, LVLMRejected or LVLMProtocolError."""
         ...
 
     def body(self, request: Request) -> dict[str, Any]:
-        """The request as it is sent, pictures as data URLs or base64. Also what identifies it in the ledger."""
+        """The request as it is sent, pictures as data URLs or base64. The ledger identifies a request by it."""
         ...
 
     def send(self, body: dict[str, Any], request: Request | None) -> str:
-        """The raw answer; a courier has the body alone. Raises an LVLMError that says what kind of failure it was."""
+        """Sends a request and returns the raw answer. A courier passes the body alone. Raises the LVLMError of the kind of failure."""
         ...
 
     def parse(self, raw: str) -> Answer:
-        """The text and usage in a raw answer, or what is wrong with it. Free: an answer that was paid for can be read again at any time."""
+        """The text and usage in a raw answer, or what is wrong with it. Free of charge: a stored answer can be parsed again at any time."""
         ...
 
     def close(self) -> None:
-        """Ends the connections, where there are any; the next call opens them again."""
+        """Closes any connections; the next call opens them again."""
         ...

@@ -185,7 +185,7 @@ def _load_start(network: nn.Module, stored: Checkpoint, other: Callable[[], nn.M
     load_weights(network, stored, note=note, heads=heads, start=True)
 
 
-def _build_torchvision(name: str, classes: int, root: Path, pretrained: bool) -> nn.Module:  # noqa: FBT001
+def _build_torchvision(name: str, classes: int, root: Path, pretrained: bool) -> nn.Module:
     try:
         from torchvision.models import get_model
     except ImportError as error:
@@ -206,7 +206,7 @@ def _build_torchvision(name: str, classes: int, root: Path, pretrained: bool) ->
     return network
 
 
-def _build_timm(name: str, classes: int, root: Path, pretrained: bool) -> nn.Module:  # noqa: FBT001
+def _build_timm(name: str, classes: int, root: Path, pretrained: bool) -> nn.Module:
     timm = _import_timm()
     try:
         return timm.create_model(name, pretrained=pretrained, num_classes=classes)
@@ -216,7 +216,7 @@ def _build_timm(name: str, classes: int, root: Path, pretrained: bool) -> nn.Mod
         raise _cannot_fetch(f"timm:{name}", error) from error
 
 
-def _build_packaged(name: str, classes: int, root: Path, pretrained: bool) -> nn.Module:  # noqa: FBT001
+def _build_packaged(name: str, classes: int, root: Path, pretrained: bool) -> nn.Module:
     """The small network of the digits, or EfficientNet-Lite0 with the ImageNet weights that a package carries."""
     if name == "small-mlp":
         return small_mlp(classes)
@@ -233,7 +233,7 @@ def _build_packaged(name: str, classes: int, root: Path, pretrained: bool) -> nn
     return network
 
 
-def _build_python(name: str, classes: int, root: Path, pretrained: bool) -> nn.Module:  # noqa: FBT001
+def _build_python(name: str, classes: int, root: Path, pretrained: bool) -> nn.Module:
     module_name, function_name = name.split(":")
     sys.path.insert(0, str(root))
     try:

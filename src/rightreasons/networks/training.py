@@ -252,7 +252,7 @@ def _only_trainable(model: nn.Module, chosen: list[Tensor]) -> Iterator[None]:
 
 def _freeze_statistics(model: nn.Module) -> None:
     for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):  # noqa: SLF001 -- the only name that BatchNorm1d to 3d and SyncBatchNorm share
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):  # the only name that BatchNorm1d to 3d and SyncBatchNorm share
             module.eval()
 
 

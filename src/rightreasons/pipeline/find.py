@@ -73,8 +73,8 @@ def find(
             warn_of_lettering(cases, reporter)
         cases.draw(reporter)
         most = project.config.critic.max_usd if max_usd is None else max_usd
-        ledger = Ledger(folder.ledger, retry_unknown=retry_unknown, price=prices or None, max_usd=most)
-        controls, critiques, verdicts, criticism = _judge(cases, panel, ledger, hash_weights(model), reporter)
+        with Ledger(folder.ledger, retry_unknown=retry_unknown, price=prices or None, max_usd=most) as ledger:
+            controls, critiques, verdicts, criticism = _judge(cases, panel, ledger, hash_weights(model), reporter)
         folder.save_controls(controls)
         folder.save_critiques(critiques)
         folder.save_criticism(criticism)
@@ -186,11 +186,7 @@ def _judge(
             cost_usd=ledger.cost_usd(),
             weights=weights,
         )
-    except KeyboardInterrupt:
-        ledger.leave()
-        raise
     finally:
         for note in ledger.notes:
             reporter.note(note)
-        ledger.close()
     return controls, [critique for part, _ in results for critique in part], [verdict for _, part in results for verdict in part], criticism

@@ -1,1 +1,1 @@
-"""What a run would ask, without asking it."""
+"""The questions that a run would ask, collected without asking them."""

@@ -1,7 +1,7 @@
-"""Requests and answers as the files that providers' batch services take and give: carried by hand where this machine may not send.
+"""Requests and answers in the file formats of providers' batch services, for machines that may not send: a person carries the files.
 
 OpenAI: one JSON object a line, {"custom_id", "method", "url", "body"}, answered by {"custom_id", "response": {"status_code", "body"}, "error"}.
-Anthropic: {"requests": [{"custom_id", "params"}, ...]}, answered by a line {"custom_id", "result": {"type", "message"}} each.
+Anthropic: {"requests": [{"custom_id", "params"}, ...]}, answered by one line {"custom_id", "result": {"type", "message"}} for each.
 A ``custom_id`` is the ledger's key of the request: a hash, which names no file and no patient.
 """
 
@@ -23,20 +23,20 @@ from rightreasons.questions.open_questions import Desk, Plan, Question
 
 @dataclass(frozen=True)
 class Limits:
-    """What a provider takes in one file."""
+    """How many requests and bytes a provider accepts in one file."""
 
     requests: int
     bytes: int
 
 
-# As published in 2026; a megabyte is taken as a million bytes, the smaller reading.
+# The limits that providers published in 2026. A megabyte is read as a million bytes, the smaller meaning.
 LIMITS = {"openai": Limits(50_000, 200_000_000), "anthropic": Limits(100_000, 256_000_000)}
 _FRAMES = {"openai": (b"", b"\n", b"\n"), "anthropic": (b'{"requests": [\n', b",\n", b"\n]}\n")}
 
 
 @dataclass
 class Imported:
-    """What became of the lines of a file. ``recorded`` counts answers that are new; ``no_answer`` those of them that are refusals or cut off."""
+    """What became of the lines of a file. ``recorded`` counts new answers; ``no_answer`` counts those of them that are refusals or cut off."""
 
     recorded: int = 0
     no_answer: int = 0
@@ -48,13 +48,13 @@ class Imported:
 
 
 def export_requests(questions: Iterable[Question], ledger: Ledger, to: Path, *, limits: dict[str, Limits] = LIMITS) -> list[Path]:
-    """Writes the requests to ``to``, or to numbered files beside it where a provider's limits or several models ask for more than one.
+    """Writes the requests to ``to``, or to numbered files beside it if a provider's limits or several models require more than one.
 
-    Raises ConfigError for a backend without a batch service, or where a file is there already.
+    Raises ConfigError for a backend without a batch service, or if a file exists already.
     """
     taken = [path for path in (to, *to.parent.glob(f"{to.stem}-[0-9][0-9][0-9]{to.suffix}")) if path.exists()]
     if taken:
-        raise ConfigError(f"{taken[0]} is there already: choose another --to, or delete it")
+        raise ConfigError(f"{taken[0]} exists already: choose another --to, or delete it")
     open_files: dict[str, _Part] = {}
     done: list[_Part] = []
     seen: set[str] = set()
@@ -71,7 +71,7 @@ def export_requests(questions: Iterable[Question], ledger: Ledger, to: Path, *, 
                 part = open_files[name] = _Part(to, len(done), style)
                 done.append(part)
                 if not part.has_room(line, limits[style]):
-                    raise LVLMTooBig(f"one request alone has {len(line):,} bytes, and a file may have {limits[style].bytes:,}: use smaller images")
+                    raise LVLMTooBig(f"a single request has {len(line):,} bytes, and a file may have {limits[style].bytes:,}: use smaller images")
             part.write(line)
         for part in done:
             part.close()
@@ -86,9 +86,9 @@ def export_requests(questions: Iterable[Question], ledger: Ledger, to: Path, *, 
 
 
 def export_answers(ledger: Path, to: Path) -> int:
-    """Writes every stored answer as a line of batch output, for another person's ``lvlm import``. Returns how many."""
+    """Writes every stored answer as a line of batch output, for another person's ``lvlm import``. Returns their number."""
     if to.exists():
-        raise ConfigError(f"{to} is there already: choose another --to, or delete it")
+        raise ConfigError(f"{to} exists already: choose another --to, or delete it")
     count = 0
     with contextlib.closing(sqlite3.connect(f"file:{ledger}?mode=ro", uri=True)) as connection, _private(to) as file:
         for key, model, raw in connection.execute("SELECT key, model, raw FROM attempts WHERE state = 'answered' ORDER BY id"):
@@ -101,9 +101,9 @@ def export_answers(ledger: Path, to: Path) -> int:
 
 
 def import_answers(plan: Plan, ledger: Ledger, file: Path) -> Imported:
-    """Records every answer in ``file`` that a question of the run waits for; the same file again changes nothing.
+    """Records every answer in ``file`` that a question of the run waits for; importing the same file again changes nothing.
 
-    A judge's questions exist once the critic's are answered, so that a file with both is read in one go, image by image.
+    The judge's questions exist only once the critic's are answered, so each image is asked again until the file has no further answer for it.
     """
     counts = Imported()
     answers = dict(read_answers(file, counts))
@@ -127,7 +127,7 @@ def import_answers(plan: Plan, ledger: Ledger, file: Path) -> Imported:
 
 
 def read_answers(file: Path, counts: Imported) -> Iterator[tuple[str, str]]:
-    """Custom IDs and raw answers; whatever is no answer is noted in ``counts``. Raises ConfigError for a file that cannot be read."""
+    """Custom IDs and raw answers; lines without an answer are noted in ``counts``. Raises ConfigError for a file that cannot be read."""
     seen: set[str] = set()
     try:
         lines = file.read_text(encoding="utf-8-sig").split("\n")
@@ -152,7 +152,7 @@ def read_answers(file: Path, counts: Imported) -> Iterator[tuple[str, str]]:
 
 
 def _read_entry(entry: dict[str, Any]) -> tuple[str, str, str | None]:
-    """Custom ID, raw answer, and why there is none. Raises LookupError and the like for an entry of no known form."""
+    """Custom ID, raw answer, and the reason if there is none. Raises LookupError, TypeError or the like for an entry of an unknown form."""
     key = entry["custom_id"]
     if not isinstance(key, str):
         raise TypeError("custom_id is not text")
@@ -183,7 +183,7 @@ def _record(ledger: Ledger, question: Question, key: str, raw: str, counts: Impo
 
 
 class _Part:
-    """One file under way: mode 0600, and under a temporary name until all are whole."""
+    """One file being written: mode 0600, and under a temporary name until all files are complete."""
 
     def __init__(self, to: Path, number: int, style: str) -> None:
         self.path = to.with_name(f".{to.name}.{number}.{os.getpid()}.part")
@@ -216,7 +216,7 @@ def _private(path: Path) -> IO[bytes]:
 def _style(lvlm_name: str) -> str:
     kind = lvlm_name.partition(":")[0]
     if kind not in LIMITS:
-        raise ConfigError(f"{lvlm_name!r} has no batch service that this can write for; openai: and anthropic: have")
+        raise ConfigError(f"{lvlm_name!r} has no batch service with a known format; expected an openai: or anthropic: model")
     return kind
 
 
@@ -238,5 +238,5 @@ def _json_or_text(raw: str) -> Any:  # noqa: ANN401 -- any JSON value
         content = json.loads(raw)
     except ValueError:
         return raw
-    # A bare JSON string would lose its quotes on the way back.
+    # A bare JSON string would lose its quotes when it is imported again.
     return content if isinstance(content, dict) else raw

@@ -1,4 +1,4 @@
-"""One request exactly as it would be sent, its pictures as files, and where it would go. Nothing is sent, and no key is read."""
+"""One request exactly as it would be sent, its pictures as files, and the server it would go to. Nothing is sent, and no API key is read."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STRIPPED = (
 
 
 def show_request(plan: Plan, ledger: Ledger, to: Path) -> dict[str, Any] | None:
-    """Writes the first open request to ``to``/request.json with its pictures beside it, and says what it is; None where none is open.
+    """Writes the first open request to ``to``/request.json with its pictures beside it, and describes it; None if no request is open.
 
     In request.json each picture's base64 text is replaced by the name of the file that holds its very bytes.
     """
@@ -28,7 +28,7 @@ def show_request(plan: Plan, ledger: Ledger, to: Path) -> dict[str, Any] | None:
     if question is None:
         return None
     body = question.lvlm.body(question.request)
-    # A backend that adapts a request to its server shows it as that server gets it.
+    # A backend that adapts requests to its server (``fit``) shows the adapted one.
     body = getattr(question.lvlm, "fit", lambda whole: whole)(body)
     to.mkdir(parents=True, exist_ok=True, mode=0o700)
     pictures: list[dict[str, Any]] = []

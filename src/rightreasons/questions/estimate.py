@@ -1,4 +1,4 @@
-"""How many calls, tokens, dollars and hours ``find`` will come to: counted from the requests themselves, before one of them is sent."""
+"""How many calls, tokens, dollars and hours ``find`` will take, counted from the requests themselves before any is sent."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from rightreasons.lvlm.ledger.prices import Price, likely_input_tokens, price_of
 from rightreasons.lvlm.protocol import LVLM, Answer, Request, Usage
 from rightreasons.questions.open_questions import NOT_ASKED, Desk, Plan
 
-# How long answers are likely to be where none has come yet, in tokens: a paragraph for each step and segment; a word for each segment; both.
+# The likely length of an answer, in tokens, for roles without an answer so far. A critique has a paragraph for each step and segment, a judgement a
+# word for each segment.
 LIKELY_OUTPUT = {"critic": 700, "judge": 60, "fused": 600, "control": 300}
-# A critique as far as the judge's request needs one; its true length is added in tokens.
+# A placeholder critique for the judge's request; the tokens of a real critique are added to the count.
 _CRITIQUE = Answer("\n".join(f"S{number}: It covers a part." for number in range(1, 21)))
 
 
@@ -32,7 +33,7 @@ class _Tally:
     seen_out: list[int] = field(default_factory=list)
 
     def note(self, request: Request, critique_tokens: int, times: int) -> None:
-        """``times`` images have a request like this one."""
+        """Counts a request that ``times`` images have."""
         body = self.lvlm.body(request)
         worst = worst_case_tokens(body, request.max_tokens)
         self.requests += times
@@ -42,12 +43,12 @@ class _Tally:
 
 
 def estimate_plan(plan: Plan, ledger: Ledger | None, *, prices: Path | None = None, seconds_per_answer: float = 10.0) -> dict[str, Any]:
-    """For each role: its model, requests still open and already answered, tokens and US dollars at most and likely; and the time in all.
+    """For each role its model, open and answered requests, and tokens and US dollars, at most and likely; for all roles the time.
 
-    Money is None where no price is known, and so is its sum. Second tries after a failure are not in it: ``max_usd`` is what bounds those.
+    Money is None if no price is known, and then so is the sum. Attempts after a failure are not counted; ``max_usd`` bounds those too.
     """
     tallies: dict[str, _Tally] = {}
-    # One image stands for all where the stages before the critic have not run; controls stand for themselves.
+    # If the stages before the critic have not run, one image stands for all; each control stands for itself.
     images = 1 if plan.finished else round(plan.images / max(1, len(plan.cases.rows)))
     for case in plan.all_cases():
         desk = Desk(ledger, stand_in=lambda request: NOT_ASKED if request.schema is not None else _CRITIQUE)
@@ -70,24 +71,24 @@ def estimate_plan(plan: Plan, ledger: Ledger | None, *, prices: Path | None = No
         values = [summary[key] for summary in roles.values()]
         total[key] = None if None in values else sum(values)
     workers = [(tally, 1 if tally.lvlm.simulated else tally.lvlm.concurrency[0]) for tally in tallies.values()]
-    # Neither a simulated nor a scripted critic takes any time.
+    # Simulated and scripted critics answer at once.
     slow = [(tally, most) for tally, most in workers if not (tally.lvlm.simulated or tally.lvlm.name.startswith("scripted:"))]
     total["seconds_likely"] = sum(tally.requests * seconds_per_answer / most for tally, most in slow)
     return {"images": plan.images, "roles": roles, "total": dict(total), "counted": explain(plan, seconds_per_answer)}
 
 
 def explain(plan: Plan, seconds_per_answer: float) -> str:
-    """How the figures came about, in words."""
+    """A sentence for people on how the figures were obtained."""
     source = (
         f"the requests of the {plan.images} inspected images, exactly as they would be sent"
         if plan.finished
         else f"at most {plan.images} images with as many segments as [segment] components allows, since no image has been inspected yet"
     )
     return (
-        f"Counted from {source}. At most: every byte of text a token, pictures by the dearest published rule for the model, each answer as long as "
-        f"it may be. Likely: four bytes a token, and answers as long as those that came already, or else {LIKELY_OUTPUT['critic']} tokens for a "
-        f"critique. Second tries are not counted; --max-usd bounds the money in any case. Time: {seconds_per_answer:g} s an answer, with as many "
-        f"under way as at the start."
+        f"Counted from {source}. At most: every byte of text a token, pictures by the most expensive published rule for the model, each answer as "
+        f"long as it may be. Likely: four bytes a token, and answers as long as those that came already, or else {LIKELY_OUTPUT['critic']} tokens "
+        f"for a critique. Attempts after a failure are not counted; --max-usd bounds the money in any case. Time: {seconds_per_answer:g} s per "
+        f"answer, with as many requests at the same time as at the start."
     )
 
 

@@ -1,7 +1,7 @@
-"""What ``find`` would ask, without asking it: for an estimate, a dry run, and requests that are carried to a provider by hand.
+"""The questions that ``find`` would ask, for an estimate, a dry run, and batch files.
 
-The questions come out of the very functions that ask them, given a ledger's answers where there are some; so nothing here knows of modes, votes
-or second tries.
+They are collected by running the functions that ask them on a ledger that sends nothing. So nothing here depends on modes, votes or repeated
+questions.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ NOT_ASKED = Answer("", problem="not asked yet", outcome="unknown")
 
 @dataclass(frozen=True)
 class Question:
-    """A request, and the model that it is for."""
+    """A request, and the model that it goes to."""
 
     lvlm: LVLM
     request: Request
@@ -52,8 +52,10 @@ class Question:
 
 @dataclass
 class Desk:
-    """Stands where a ledger stands, and sends nothing: what is due to be sent is kept in ``open``, what is answered or was given up in
-    ``answered`` and ``unsettled``, and ``stand_in`` says how the talk goes on.
+    """Takes the place of a ledger, and records questions instead of sending them.
+
+    ``open`` has the questions that would be sent, ``answered`` those with an answer, ``unsettled`` those that were given up. ``stand_in`` gives the
+    placeholder answer to an open question, on which later questions depend.
     """
 
     ledger: Ledger | None
@@ -63,7 +65,7 @@ class Desk:
     unsettled: list[Question] = field(default_factory=list)
 
     def ask(self, lvlm: LVLM, request: Request) -> Answer:
-        """The answer that is there, or the stand-in."""
+        """The stored answer, or the placeholder."""
         question = Question(lvlm, request)
         if self.ledger is not None and not self.ledger.missing(lvlm, [request]):
             answer = self.ledger.ask(lvlm, request)
@@ -75,7 +77,7 @@ class Desk:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a project's critic and judge are asked about. ``images`` is how many there will be, where ``cases`` stand for them all."""
+    """What a project's critic and judge would be asked about. ``images`` is the number of images, of which ``cases`` may have only one, for all."""
 
     project: Project
     cases: Cases
@@ -91,7 +93,7 @@ class Plan:
         yield from controls_for(self.critic)
 
     def consult(self, case: Case, desk: Desk) -> None:
-        """Puts to ``desk`` every question about one case that the answers so far allow."""
+        """Asks ``desk`` every question about one case that the answers so far lead to."""
         consult_case(case, Panel.of(self.project.config, self.critic, self.judge, self.examples), desk.ask)
 
     def open_questions(self, ledger: Ledger | None) -> Iterator[Question]:
@@ -102,13 +104,13 @@ class Plan:
             yield from desk.open
 
     def close(self) -> None:
-        """Lets go of the backends."""
+        """Closes the backends."""
         for lvlm in {id(lvlm): lvlm for lvlm in (self.critic, self.judge)}.values():
             getattr(lvlm, "close", lambda: None)()
 
 
 def plan_project(project: Project, cases: Cases, *, images: int | None = None) -> Plan:
-    """The plan of a project whose images were inspected. Its backends are open and may send nothing: leave and keys are not asked for."""
+    """The plan of a project whose images were inspected. Its backends are used without sending, so neither permission nor a key is needed."""
     critic = project.config.critic
     examples = read_examples(example_file(project), seeded(project.config.run.seed, "few-shot"))
     first = _open_silently(project, "critic")
@@ -118,7 +120,7 @@ def plan_project(project: Project, cases: Cases, *, images: int | None = None) -
 
 @contextmanager
 def inspect_project(project: Project, folder: RunFolder, reporter: Reporter) -> Iterator[Plan]:
-    """The plan of a project after every stage that asks nobody, each run where it has not finished; the folder is locked meanwhile."""
+    """Runs every unfinished stage before the critic and yields the project's plan; the folder is locked meanwhile."""
     model = prepare(project, folder, reporter)
     with folder.locked():
         evidence = gather_evidence(project.config, folder, model, project.train, project.validation, project.task.classes, reporter)
@@ -129,22 +131,19 @@ def inspect_project(project: Project, folder: RunFolder, reporter: Reporter) -> 
 
 
 def carried_backends(project: Project, folder: RunFolder) -> tuple[LVLM, LVLM] | None:
-    """Critic and judge of a run whose every question has its answer, which therefore needs no server, leave or price; None for any other run."""
+    """Critic and judge of a run in which every question is answered, so that it needs no server, permission or price; None for any other run."""
     if not _is_inspected(folder) or describe_difference(folder.config(), project.config, changeable=NEVER_USED) is not None:
         return None
     go_on(project, folder)
     with folder.locked():
         plan = plan_project(project, _read_cases(project, folder))
-        ledger = Ledger(folder.ledger)
-        try:
+        with Ledger(folder.ledger) as ledger:
             return None if next(plan.open_questions(ledger), None) else (plan.critic, plan.judge)
-        finally:
-            ledger.close()
 
 
 @contextmanager
 def plan_of_folder(folder: RunFolder) -> Iterator[Plan]:
-    """The plan of a run folder, locked meanwhile. Raises ConfigError where the stages before the critic have not finished."""
+    """Yields the plan of a run folder, which is locked meanwhile. Raises ConfigError if the stages before the critic have not finished."""
     project = project_of_run(folder)
     if not _is_inspected(folder):
         raise ConfigError(
@@ -156,9 +155,9 @@ def plan_of_folder(folder: RunFolder) -> Iterator[Plan]:
 
 @contextmanager
 def plan_or_bound(project: Project, folder: RunFolder) -> Iterator[Plan]:
-    """The plan of a project: from its run folder where the stages before the critic have finished, else from one image and the settings.
+    """Yields the plan of a project: from its run folder if the stages before the critic have finished, else an upper bound from one image.
 
-    That bound has as many images as are inspected at most, each with as many segments as there can be.
+    The bound assumes the largest number of inspected images, each with the largest number of segments.
     """
     if _is_inspected(folder) and describe_difference(folder.config(), project.config) is None:
         with folder.locked():
@@ -186,14 +185,14 @@ def _read_cases(project: Project, folder: RunFolder) -> Cases:
 
 
 def _stand_in(project: Project, folder: RunFolder) -> Cases:
-    """The first training image, cut into as many segments as there can be, and with the longest words that a prompt can have for it."""
+    """The first training image as the costliest case: the largest number of segments, described by the longest words that a prompt can have."""
     first = next(read_batches(project.task.splits["train"], indices=[0], batch_size=1))
     height, width = first.images.shape[-2:]
     images = StoredImages(TensorDataset(F.interpolate(first.images, _largest_picture(project, (height, width))), first.labels), [0])
     wanted = project.config.segment.components
     corner = torch.arange(math.ceil(height / 3) * math.ceil(width / 3)).view(math.ceil(height / 3), -1)
     count = min(max(AUTO_COMPONENTS) if wanted == "auto" else wanted, corner.numel())
-    # All of them at the bottom right, each with 100 %: nothing is longer to say.
+    # All segments are at the bottom right with a share of 100 %, which takes the most words to say.
     segments = torch.full((1, height, width), -1, dtype=torch.int8)
     segments[0, -corner.shape[0] :, -corner.shape[1] :] = corner * count // corner.numel()
     label = max(range(len(project.descriptions)), key=lambda i: len(project.descriptions[i].name.encode()))
@@ -205,7 +204,7 @@ def _stand_in(project: Project, folder: RunFolder) -> Cases:
 
 
 def _largest_picture(project: Project, size: tuple[int, int]) -> tuple[int, int]:
-    """Height and width of the largest picture that an image can make, by the sizes of the files where the critic is shown those."""
+    """Height and width of the largest picture of any image, by the files' sizes if the critic is shown the files' own pixels."""
     files = [(int(height), int(width)) for width, _, height in (told.partition("x") for told in project.task.sizes)]
     return max((fit_size(*one) for one in files or [size]), key=math.prod)
 

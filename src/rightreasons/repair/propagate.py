@@ -219,7 +219,7 @@ def _coarsen(maps: Float[Tensor, "image feature row column"]) -> Float[Tensor, "
     return maps if factor == 1 else F.avg_pool2d(maps, factor, ceil_mode=True, count_include_pad=False)
 
 
-class _Reached(Exception):  # noqa: N818 -- not an error
+class _Reached(Exception):
     """The layer was reached: the rest of the network is not needed."""
 
 

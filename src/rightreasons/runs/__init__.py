@@ -1,1 +1,1 @@
-"""A run on disk: the files of its folder, and how its verdicts are read and added to."""
+"""A run on disk: the files of its folder, and reading and adding verdicts."""

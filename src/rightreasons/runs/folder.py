@@ -1,4 +1,4 @@
-"""A run folder: every stage's result, written whole or not at all, and read back in place of being made again."""
+"""A run folder with every stage's result. Files are written atomically; a stage whose file exists is loaded, not recomputed."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from rightreasons.errors import ConfigError
 from rightreasons.records import Attribution, Control, Criticism, Critique, HeldOut, Outcome, Segmentation, Selection, Verdict
 from rightreasons.runs.verdict_lines import read_verdicts
 
-# Settings that no stage up to the verdicts uses, or that change no answer; and those that only the critic's stage uses. The paths of data and
-# checkpoint may change, since what lies there is compared.
+# Settings that may change in a run folder: NEVER_USED at any time, since no stage up to the verdicts uses them or they change no answer, and
+# USED_BY_CRITIC before there are verdicts. The paths of data and checkpoint may change, because the images and weights themselves are compared.
 NEVER_USED = ("align.", "critic.timeout", "critic.max_usd", "critic.prices", "data.path", "model.checkpoint")
 USED_BY_CRITIC = ("critic.", "classes.")
 
@@ -36,29 +36,29 @@ _OUTCOMES: tuple[Outcome, ...] = ("segmented", "no-positive-effect", "constant",
 
 
 class RunFolder:
-    """The files of one run, by stage. ``None`` from a ``load_*`` means that the stage has not finished yet."""
+    """The files of one run, by stage. A ``load_*`` method returns None if the stage has not finished yet."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     @property
     def pictures(self) -> Path:
-        """What the critic saw, one PNG a picture."""
+        """The folder of the pictures that the critic saw, as PNG files."""
         return self.path / "pictures"
 
     @property
     def trained_model(self) -> Path:
-        """The weights of a model that the run has trained itself."""
+        """The file of weights that the run itself has trained."""
         return self.path / "model.safetensors"
 
     @property
     def ledger(self) -> Path:
-        """Every attempt at an LVLM request."""
+        """The file of the ledger, with every attempt at an LVLM request."""
         return self.path / "lvlm.sqlite"
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Raises ConfigError where another process is working on this folder."""
+        """Locks the folder. Raises ConfigError if another process is working on it."""
         (self.path / ".lock").touch(mode=0o600)
         with (self.path / ".lock").open("w") as lock:
             try:
@@ -68,13 +68,13 @@ class RunFolder:
             yield
 
     def start(self, config: Config, *, manifest: str, root: Path, splits: Mapping[str, Dataset]) -> None:
-        """Make the folder, or go on in one that was made for the same thing. ``manifest`` identifies data and model.
+        """Makes the folder, or continues in one that was made for the same run. ``manifest`` identifies data and model.
 
-        What no finished stage has used may differ in ``config``, and is written down. Raises ConfigError where anything else does, where
-        images or weights are others, by number, or where it is somebody else's folder.
+        Settings that no finished stage has used may differ in ``config``, and are stored. Raises ConfigError if any other setting differs, if the
+        images, by number, or the weights have changed, or if the folder belongs to something else.
         """
         if not (self.path / "config.toml").exists():
-            # A kill while the folder was being made leaves these behind, and nothing else.
+            # A kill while the folder was being made leaves at most environment.json and hidden files.
             foreign = (
                 [path for path in self.path.iterdir() if path.name != "environment.json" and not path.name.startswith(".")]
                 if self.path.is_dir()
@@ -100,7 +100,8 @@ class RunFolder:
         difference = describe_difference(stored, config, changeable=changeable)
         if difference:
             raise ConfigError(
-                f"{self.path} was made with another configuration: {difference}, and find has used that. Choose another --out, or delete that folder"
+                f"{self.path} was made with another configuration: {difference}, and find has used that setting. Choose another --out, or delete "
+                f"that folder"
             )
         self._check_same(manifest, splits)
         environment = self.environment()
@@ -110,24 +111,24 @@ class RunFolder:
             write_text(self.path / "config.toml", config.to_toml())
 
     def _place(self, root: Path) -> dict[str, str]:
-        """The folder that paths in the configuration start from, and the way to it from here, for a run that is moved together with it."""
+        """The folder that the configuration's paths are relative to, absolute and relative to the run, which may be moved together with it."""
         return {"root": str(root.resolve()), "root_from_here": os.path.relpath(root.resolve(), self.path.resolve())}
 
     def root(self) -> Path:
-        """The folder that paths in the configuration start from, here or where it has been moved to together with the run."""
+        """The folder that the configuration's paths are relative to, also after it was moved together with the run."""
         environment = self.environment()
         moved = self.path / environment.get("root_from_here", "")
         return Path(environment["root"]) if Path(environment["root"]).exists() or not moved.exists() else moved.resolve()
 
     def _check_same(self, manifest: str, splits: Mapping[str, Dataset]) -> None:
-        """Raises ConfigError where the data or the checkpoint are not those that the folder was made from."""
+        """Raises ConfigError if the data or the checkpoint are not those that the folder was made from."""
         (data, _, weights), (data_now, _, weights_now) = (text.partition(", model ") for text in (self.environment()["data"], manifest))
-        again = "Put the old ones back, or choose another --out for a new run"
+        again = "Restore the old ones, or choose another --out for a new run"
         if weights != weights_now:
             raise ConfigError(f"the checkpoint has other weights than the ones that {self.path} was made from. {again}")
         listed, selection = self.load_manifest(), self.load_selection()
         if data != data_now:
-            # A copy elsewhere may be the same images.
+            # The data may be a copy with the same images, so the images are compared.
             changed = "it has no list of them" if listed is None else compare_manifests(listed, list_hashes(splits, lambda done, total: None))
             if changed:
                 raise ConfigError(f"the images are not those that {self.path} was made from ({changed}). {again}")
@@ -140,11 +141,11 @@ class RunFolder:
                 )
 
     def environment(self) -> dict[str, Any]:
-        """environment.json: versions, device, seed, what data, and the folder that paths in the configuration start from."""
+        """environment.json: versions, device, seed, the data's identity, and the folder that the configuration's paths are relative to."""
         return json.loads((self.path / "environment.json").read_text(encoding="utf-8"))
 
     def config(self) -> Config:
-        """The resolved configuration. Raises ConfigError where this is not a run folder."""
+        """The resolved configuration. Raises ConfigError if this is not a run folder."""
         if not (self.path / "config.toml").exists():
             raise ConfigError(f"{self.path} is not a run folder (it has no config.toml): make one with `rightreasons find CONFIG --out {self.path}`")
         return read_config(self.path / "config.toml")
@@ -175,7 +176,7 @@ class RunFolder:
         write_text(self.path / "answers.json", json.dumps({"splits": tables, "problems": problems}) + "\n")
 
     def load_answers(self) -> tuple[dict[str, Tensor], list[str]]:
-        """answers.json, read back; nothing of a run from before there was any."""
+        """answers.json, read back; empty for a run from before this file was written."""
         stored = self._read_json("answers.json")
         if stored is None:
             return {}, []
@@ -210,16 +211,16 @@ class RunFolder:
         return None if tensors is None else Attribution(**tensors)
 
     def save_attribution_part(self, part: Attribution, first: int) -> None:
-        """The heatmaps of the next few images, from row ``first`` on, while the rest is worked on."""
+        """Saves the heatmaps of some images, from row ``first`` on, while the others are still computed."""
         self.save_attribution(part, f"heatmaps-part-{first:06d}")
 
     def load_attribution_parts(self) -> list[Attribution]:
-        """What ``save_attribution_part`` has saved, in order."""
+        """The parts that ``save_attribution_part`` has saved, in order."""
         parts = (self.load_attribution(path.stem) for path in sorted(self.path.glob("heatmaps-part-*.safetensors")))
         return [part for part in parts if part is not None]
 
     def drop_attribution_parts(self) -> None:
-        """Removes the parts, once all of them are in heatmaps.safetensors."""
+        """Removes the parts once heatmaps.safetensors has all of them."""
         for path in self.path.glob("heatmaps-part-*.safetensors"):
             path.unlink()
 
@@ -243,7 +244,7 @@ class RunFolder:
         return Segmentation(tensors["segments"], tensors["effect"], tensors["shares"], outcomes)
 
     def save_critiques(self, critiques: list[Critique]) -> None:
-        """critiques.jsonl, one line an image."""
+        """critiques.jsonl, one line for each image."""
         write_text(self.path / "critiques.jsonl", "".join(json.dumps(asdict(critique), ensure_ascii=False) + "\n" for critique in critiques))
 
     def load_critiques(self) -> list[Critique] | None:
@@ -252,20 +253,20 @@ class RunFolder:
         return None if lines is None else [Critique(**line) for line in lines]
 
     def save_controls(self, controls: list[Control]) -> None:
-        """controls.jsonl, one line a control."""
+        """controls.jsonl, one line for each control."""
         write_text(self.path / "controls.jsonl", "".join(json.dumps(asdict(control), ensure_ascii=False) + "\n" for control in controls))
 
     def load_controls(self) -> list[Control]:
-        """controls.jsonl, read back; none of a run from before there were any."""
+        """controls.jsonl, read back; empty for a run from before controls existed."""
         return [Control(**line) for line in self._read_lines("controls.jsonl") or []]
 
     def save_verdicts(self, verdicts: list[Verdict]) -> None:
-        """verdicts.jsonl, one line a segment. A person's verdicts are kept, behind the new ones."""
+        """verdicts.jsonl, one line for each segment. A person's verdicts are kept, after the new ones."""
         human = [verdict for verdict in self.load_verdicts() or [] if verdict.source == "human"]
         write_text(self.path / "verdicts.jsonl", "".join(json.dumps(asdict(verdict), ensure_ascii=False) + "\n" for verdict in [*verdicts, *human]))
 
     def load_verdicts(self) -> list[Verdict] | None:
-        """verdicts.jsonl, read back, in the order in which verdicts were given. Raises ConfigError naming a line that is none of this run."""
+        """verdicts.jsonl, read back, in the order in which verdicts were given. Raises ConfigError naming a line that does not belong to this run."""
         path = self.path / "verdicts.jsonl"
         return read_verdicts(path, self.segment_counts()) if path.exists() else None
 
@@ -279,7 +280,7 @@ class RunFolder:
         return dict(zip(selection["indices"], counts.tolist(), strict=True))
 
     def save_criticism(self, criticism: Criticism) -> None:
-        """criticism.json: who judged, what it cost, and the weights that were explained."""
+        """criticism.json: the critic and the judge, the cost, and the hash of the weights that were explained."""
         write_text(self.path / "criticism.json", to_json(asdict(criticism)) + "\n")
 
     def load_criticism(self) -> Criticism | None:
@@ -288,11 +289,11 @@ class RunFolder:
         return None if stored is None else Criticism(**stored)
 
     def save_scores(self, key: str, scores: Mapping[str, Any]) -> None:
-        """scores.json: scores by what they depend on."""
+        """scores.json: scores by a key of everything that they depend on."""
         write_text(self.path / "scores.json", to_json((self._read_json("scores.json") or {}) | {key: scores}) + "\n")
 
     def load_scores(self, key: str) -> dict[str, Any] | None:
-        """Scores of the same weights, data and verdicts; None where they were not scored."""
+        """The scores of the same weights, data and verdicts; None if there are none yet."""
         return (self._read_json("scores.json") or {}).get(key)
 
     def save_masks(self, masks: Tensor) -> None:
@@ -300,18 +301,18 @@ class RunFolder:
         self._save_tensors("masks", {"masks": masks})
 
     def save_alignment(self, job: str, result: dict[str, Any], settings: dict[str, Any], held_out: tuple[HeldOut, HeldOut] | None = None) -> None:
-        """alignment.json: what fine-tuning came to, for which verdicts and settings, and what the harm guard measured before and after."""
+        """alignment.json: the result of fine-tuning, its verdicts and settings, and the harm guard's measurements before and after."""
         measured = None if held_out is None else [asdict(model) for model in held_out]
         stored = {"job": job, "result": result, "settings": settings, "held_out": measured}
         write_text(self.path / "alignment.json", json.dumps(stored, indent=2, allow_nan=False) + "\n")
 
     def load_alignment(self, job: str | None = None) -> dict[str, Any] | None:
-        """alignment.json's result, read back; where a ``job`` is given, only that one's."""
+        """The result in alignment.json, read back; if a ``job`` is given, only the result of that job."""
         stored = self._read_json("alignment.json")
         return stored["result"] if stored is not None and job in (None, stored["job"]) else None
 
     def load_held_out(self) -> tuple[HeldOut, HeldOut] | None:
-        """What the harm guard measured, read back; None where it had nothing to judge."""
+        """The harm guard's measurements, read back; None if it had nothing to judge."""
         measured = (self._read_json("alignment.json") or {}).get("held_out")
         if measured is None:
             return None

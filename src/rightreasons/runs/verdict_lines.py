@@ -1,4 +1,4 @@
-"""verdicts.jsonl: read with every line checked, and a person's verdicts added to it so that none is lost."""
+"""verdicts.jsonl: reads and checks every line, and adds a person's verdicts so that none is lost."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _NEEDED = ("index", "segment", "value", "source")
 
 
 def read_verdicts(path: Path, counts: Mapping[int, int] | None) -> list[Verdict]:
-    """Every verdict in the order of the file. ``counts`` has how many segments each inspected image has, where that is known.
+    """Every verdict in the order of the file. ``counts`` has the number of segments of each inspected image, if that is known.
 
-    Raises ConfigError naming the line that is no verdict on a segment of this run.
+    Raises ConfigError naming a line that is not a verdict on a segment of this run.
     """
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not text in UTF-8 ({error}): save it so") from error
+        raise ConfigError(f"{path} is not text in UTF-8 ({error}): save it in that encoding") from error
     verdicts = []
     for number, line in enumerate(lines, start=1):
         if line.strip():
@@ -33,14 +33,14 @@ def read_verdicts(path: Path, counts: Mapping[int, int] | None) -> list[Verdict]
                 verdicts.append(_read_line(line, counts))
             except ValueError as error:
                 raise ConfigError(
-                    f"{path}, line {number}: {error}. Mend or delete that line; `rightreasons verdict {path.parent} IMAGE SEGMENT VALUE --by NAME` "
-                    f"writes one that is right"
+                    f"{path}, line {number}: {error}. Correct or delete that line; `rightreasons verdict {path.parent} IMAGE SEGMENT VALUE --by "
+                    f"NAME` writes a valid one"
                 ) from error
     return verdicts
 
 
 def append_verdicts(path: Path, verdicts: Sequence[Verdict]) -> None:
-    """Adds them at the end, all in one write, and waits until they are on the disk."""
+    """Appends verdicts in one write, and waits until they are on the disk."""
     text = "".join(json.dumps(asdict(verdict), ensure_ascii=False) + "\n" for verdict in verdicts)
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
     try:
@@ -57,7 +57,7 @@ def check_segment(index: int, segment: int, counts: Mapping[int, int]) -> None:
     """Raises ValueError unless the run has segment ``segment``, counted from 0, of image ``index``."""
     if index not in counts:
         near = ", ".join(map(str, sorted(counts, key=lambda known: (abs(known - index), known))[:5]))
-        raise ValueError(f"image {index} is not among the {len(counts)} inspected ones; numbers near it are {near}")
+        raise ValueError(f"image {index} is not one of the {len(counts)} inspected images; numbers near it are {near}")
     if not 0 <= segment < counts[index]:
         has = f"the segments S1 to S{counts[index]}" if counts[index] > 1 else "the segment S1 alone" if counts[index] else "no segments"
         raise ValueError(f"image {index} has no S{segment + 1} (segment {segment}); it has {has}")
@@ -69,29 +69,29 @@ def read_value(said: str) -> Value:
     for value in VALUES:
         if plain == value:
             return value
-    raise ValueError(f"{said!r} is no verdict; expected {', '.join(VALUES)}")
+    raise ValueError(f"{said!r} is not a verdict; expected {', '.join(VALUES)}")
 
 
 def read_segment(said: str) -> int:
-    """The number, counted from 0, of a segment as people see it: S1 is 0. Raises ValueError for another form."""
+    """The number, counted from 0, of a segment that is shown as S1, S2, ...: S1 is 0. Raises ValueError for another form."""
     plain = said.strip().upper()
     if not (plain[:1] == "S" and plain[1:].isascii() and plain[1:].isdigit() and int(plain[1:])):
-        raise ValueError(f"{said!r} is no segment; expected S1, S2, ... as in the report")
+        raise ValueError(f"{said!r} is not a segment; expected S1, S2, ... as in the report")
     return int(plain[1:]) - 1
 
 
 def _read_line(line: str, counts: Mapping[int, int] | None) -> Verdict:
-    """Raises ValueError saying what is wrong."""
+    """The verdict in a line. Raises ValueError saying what is wrong with it."""
     try:
         said: Any = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"not JSON ({error})") from error
     if not isinstance(said, dict):
-        raise ValueError(f"a JSON {type(said).__name__}, where an object is expected")
+        raise ValueError(f"a JSON {type(said).__name__}; expected an object")
     missing, unknown = [key for key in _NEEDED if key not in said], [str(key)[:40] for key in said if key not in _FIELDS]
     if missing or unknown:
         what = f"no {', '.join(map(repr, missing))}" if missing else f"the unknown key {unknown[0]!r}"
-        raise ValueError(f"{what}; expected {', '.join(_NEEDED)}, and by and at where a person is named")
+        raise ValueError(f"{what}; expected {', '.join(_NEEDED)}, and by and at if a person is named")
     for key in ("index", "segment"):
         if type(said[key]) is not int or said[key] < 0:
             form = "the image's number" if key == "index" else "a number from 0, where 0 is S1"
@@ -110,7 +110,7 @@ def _check_words(said: Mapping[str, Any]) -> None:
         raise ValueError(f'source = {source!r}; expected "{HUMAN}" for a person, or the name of a model')
     for key in ("problem", "doubt", "by", "at"):
         if not isinstance(said.get(key), str | None):
-            raise ValueError(f"{key} = {said[key]!r}; expected words, or null")
+            raise ValueError(f"{key} = {said[key]!r}; expected text, or null")
     p = said.get("p")
     if p is not None and (isinstance(p, bool) or not isinstance(p, int | float) or not math.isfinite(p) or not 0 <= p <= 1):
         raise ValueError(f"p = {p!r}; expected a number from 0 to 1, or null")

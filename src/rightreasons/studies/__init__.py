@@ -1,1 +1,1 @@
-"""Accuracy studies as TOML, one per table."""
+"""Accuracy studies: each is a TOML file in tables/, and gives one table of docs/results.md."""

@@ -1,4 +1,4 @@
-"""Reproduce a table: every method of a study on every seed. Each finished (study, method, seed) is one JSON file, so a study resumes."""
+"""Reproduces a table: every method of a study on every seed. Each finished (study, method, seed) is one JSON file, so a study can be resumed."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ METRICS = tuple(field.name for field in dataclasses.fields(Scores) if not field.
 SHOWN = {"accuracy": "accuracy", "worst_group_accuracy": "worst group", "mu_align": "mu_align", "swap_flip_rate": "swap flips"}
 
 
-# How fine-tuning chooses its epoch.
+# How fine-tuning chooses its epoch, in the words of a result file.
 PASTED = "epoch, by accuracy on held-out images with segments pasted in"
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """How to train, which labels the method itself sees, and how its model is chosen among epochs or settings."""
+    """A method: how it trains, which labels it sees, and how its model is chosen among epochs or settings."""
 
     train: Method
     labels_used: str
@@ -54,7 +54,7 @@ _METHODS = {
 
 @dataclass(frozen=True)
 class Study:
-    """A table's rows, and the configuration that all of them share. An arm is ours, or the ``method`` it names, with some settings changed."""
+    """A table's rows, and the configuration that they share. An arm is our method, or the ``method`` it names, with some settings changed."""
 
     name: str
     methods: tuple[str, ...]
@@ -94,7 +94,7 @@ def open_study(name: str, *, critic: str | None = None) -> Study:
 
 
 def run_study(study: Study, *, seeds: Iterable[int], methods: Sequence[str] | None, out: Path, reporter: Reporter) -> dict[str, Any]:
-    """The study's table. Only what is not finished yet is run."""
+    """Runs what is not finished yet, and returns the study's table."""
     rows = (*study.methods, *study.arms)
     chosen = rows if methods is None else _known(methods, rows)
     seeds = list(seeds)
@@ -108,13 +108,13 @@ def run_study(study: Study, *, seeds: Iterable[int], methods: Sequence[str] | No
 
 
 def reference_scores(run: Run, folder: Path, reporter: Reporter) -> dict[str, Scores]:
-    """The two upper bounds that a run can be held against where the task knows its own shortcut."""
+    """The two upper bounds that a run can be compared with if the task knows its own shortcut."""
     bench = Bench(run, folder, reporter)
     return {name: score_run(_METHODS[name].train(bench), run) for name in ("ground-truth-masks", "without-shortcut")}
 
 
 def show_rows(table: dict[str, Any]) -> tuple[str, list[str], list[list[str]]]:
-    """Title, columns and rows for people: the telling metrics, as mean and, over several seeds, standard deviation."""
+    """Title, columns and rows for people: the main metrics, as mean and, over several seeds, standard deviation."""
     critics = sorted({row["critic"] for row in table["rows"]} - {"none"})
     rows = []
     for row in table["rows"]:
@@ -157,7 +157,7 @@ def _run_one(study: Study, method: str, seed: int, out: Path, reporter: Reporter
         "critic_scores": critic if judged else None,
         "inspected": {"spurious_fraction": spurious_fraction(run), **segment_scores(run)},
         "metrics": {key: getattr(scores, key) for key in METRICS},
-        # 95 %, over whole objects; none where each image shows another.
+        # 95 % intervals over whole objects; None if every image shows another object.
         "intervals": dict(scores.intervals) or None,
     }
     write_text(_result_path(study, out, method, seed), to_json(result) + "\n")
@@ -178,7 +178,7 @@ def _row(study: Study, method: str, seeds: Sequence[int], out: Path) -> dict[str
     return {key: results[0][key] for key in ("method", "critic", "labels_used", "selection")} | {
         "seeds": len(results),
         **{part: {key: _summary([result[part][key] for result in results]) for key in results[0][part]} for part in ("inspected", "metrics")},
-        # One for each seed: seeds differ in their objects too, which the standard deviation tells.
+        # One interval for each seed: seeds differ in their objects too, and the standard deviation shows that.
         "intervals": [result.get("intervals") for result in results],
     }
 
@@ -191,7 +191,7 @@ def _summary(values: list[float | None]) -> dict[str, Any] | None:
 
 
 def _result_path(study: Study, out: Path, method: str, seed: int) -> Path:
-    # Only what the critic had a say in depends on the critic.
+    # Only the results that depend on the critic have it in their name.
     suffix = f"-{_slug(study)}" if _depends_on_critic(study, method) else ""
     return out / f"{study.name}-{method}{suffix}-{seed}.json"
 

@@ -1,4 +1,4 @@
-"""The prompts, as text files beside this one; a change of a file changes every request's key."""
+"""The prompts, as text files in this folder; a change of a file changes the key of every request that uses it."""
 
 from __future__ import annotations
 
@@ -18,5 +18,5 @@ def read_prompt(filename: str) -> str:
 
 
 def prompt_version(name: str, *more: object) -> str:
-    """What tells one wording from another: the prompt's name, and a hash of its file and of what else shapes it (few-shot pairs, render settings)."""
+    """The version of a prompt: its name, and a hash of its file and of ``more`` that shapes it (few-shot pairs, the pictures' style)."""
     return f"{name}-{hashlib.sha256(repr((read_prompt(f'{name}.txt'), *more)).encode()).hexdigest()[:12]}"

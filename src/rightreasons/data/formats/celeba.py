@@ -97,7 +97,7 @@ def _read_pairs(tree: Tree, stem: str) -> dict[str, str]:
     wrong = next((number for number, cells in enumerate(lines, start=1) if len(cells) != 2), None)
     if wrong is not None:
         raise DataError(f"{path}, line {wrong}: an image and one value are expected")
-    return dict((image, value) for image, value in lines)
+    return {cells[0]: cells[1] for cells in lines}
 
 
 def _read_lines(path: Path) -> list[list[str]]:

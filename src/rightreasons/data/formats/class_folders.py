@@ -42,7 +42,7 @@ def list_class_folders(
     tree: Tree,
     config: DataConfig,
     *,
-    format: str,  # noqa: A002
+    format: str,
     told: str,
     attribute: Callable[[str], str] | None = None,
 ) -> Listing:

@@ -1,4 +1,4 @@
-"""Claude through Anthropic's own SDK: its layer for OpenAI clients ignores schemas."""
+"""Claude through Anthropic's own SDK, because its OpenAI-compatible endpoint ignores schemas."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _NO_SCHEMA = ("output_config", "output_format", "structured output")
 
 
 class Anthropic:
-    """One model at Anthropic, or at ``base_url``. The key comes from ANTHROPIC_API_KEY or the keyring and from nowhere else.
+    """One model at Anthropic, or at ``base_url``. The key comes only from ANTHROPIC_API_KEY or the keyring.
 
-    A model that takes no schema is asked without one as long as this object lives.
+    A model that refuses a schema is asked without one for as long as this object lives.
     """
 
     simulated = False
@@ -47,14 +47,16 @@ class Anthropic:
         self._open: tuple[Loop, anthropic.AsyncAnthropic] | None = None
 
     def check(self) -> None:
-        """Asks for what there is to know of the model, which is free. A server that does not tell is taken as being there."""
+        """Asks for the model's description, which is free. A server without descriptions counts as available."""
         import anthropic
 
         loop, client = self._connect()
         try:
             loop.run(client.models.with_raw_response.retrieve(self._model), CONNECT_SECONDS)
         except (TimeoutError, anthropic.APIConnectionError) as error:
-            raise LVLMUnavailable(f"no answer from {self._server.base_url} ({error.__cause__ or error!r}): is there a way to it?") from error
+            raise LVLMUnavailable(
+                f"no answer from {self._server.base_url} ({error.__cause__ or error!r}): can this machine reach it? Check the network and the proxy"
+            ) from error
         except anthropic.APIStatusError as error:
             if error.status_code in (401, 403) or error.type == "not_found_error":
                 raise self._explain(error) from error
@@ -62,18 +64,18 @@ class Anthropic:
             self.close()  # a courier does the sending
 
     def body(self, request: Request) -> dict[str, Any]:
-        """The parameters of one message, as the batch service takes them too."""
+        """The parameters of one message, in the form that the batch service takes too."""
         import anthropic
 
         content = [{"type": "text", "text": part} if isinstance(part, str) else _picture(part) for part in request.parts]
         body: dict[str, Any] = {"model": self._model, "max_tokens": request.max_tokens, "messages": [{"role": "user", "content": content}]}
         if request.schema is not None:
-            # Bounds of strings and numbers are no part of what the service takes: they are put into words there.
+            # The service does not take bounds on strings and numbers; transform_schema puts them into the descriptions.
             body["output_config"] = {"format": {"type": "json_schema", "schema": anthropic.transform_schema(dict(request.schema))}}
         return body
 
     def send(self, body: dict[str, Any], request: Request | None) -> str:
-        """One POST, without the SDK's own retries, and with one deadline for all of it."""
+        """One POST, without the SDK's own retries, with one deadline for the whole exchange."""
         import anthropic
 
         loop, client = self._connect()
@@ -85,11 +87,11 @@ class Anthropic:
         except anthropic.APIStatusError as error:
             if "output_config" in sent and error.status_code == 400 and any(words in error.response.text.lower() for words in _NO_SCHEMA):
                 self._takes_schema = False
-                raise LVLMUnsupported(f"{self._model} takes no schema; asking again without", wait=0.0) from error
+                raise LVLMUnsupported(f"{self._model} refuses a schema; asking again without", wait=0.0) from error
             raise self._explain(error) from error
 
     def parse(self, raw: str) -> Answer:
-        """The text blocks, put together. Raises LVLMProtocolError for what is no message, LVLMTimeout where the answer breaks off."""
+        """The text blocks, joined. Raises LVLMProtocolError for what is not a message, LVLMTimeout if the answer breaks off."""
         message = self._server.read_object(raw, like=_LIKE)
         blocks, reason = message.get("content"), message.get("stop_reason")
         if message.get("type") != "message" or not isinstance(blocks, list):
@@ -118,7 +120,7 @@ class Anthropic:
         with self._lock:
             if self._open is None:
                 http = self._server.open_http(self._timeout)
-                # With a key given, the SDK looks for no other credentials in the environment or the home folder.
+                # If a key is given, the SDK does not look for other credentials in the environment or the home folder.
                 settings = {"api_key": self._server.key(), "base_url": self._server.base_url, "max_retries": 0, "timeout": self._timeout}
                 self._open = Loop(), anthropic.AsyncAnthropic(**settings, http_client=http)
             return self._open
@@ -138,7 +140,7 @@ def _picture(png: bytes) -> dict[str, Any]:
 
 
 def _usage(said: dict[str, Any] | None) -> Usage:
-    """Everything that went in, from a cache or not: a price that is lower there is not counted on."""
+    """Input tokens include those from a cache, at the full price: a discount for cached tokens is not counted on."""
     if not said:
         return Usage()
     parts = [read_count(said.get(name)) for name in ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")]

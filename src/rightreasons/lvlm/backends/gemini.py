@@ -1,4 +1,4 @@
-"""Gemini through Google's own SDK, by the Gemini API with a key (not through a cloud project)."""
+"""Gemini through Google's own SDK and the Gemini API with a key, not through a cloud project."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _LIKE = "the Gemini API"
 
 
 class Gemini:
-    """One model at Google, or at ``base_url``. The key comes from GEMINI_API_KEY or GOOGLE_API_KEY (environment or keyring) and from nowhere else.
+    """One model at Google, or at ``base_url``. The key comes only from GEMINI_API_KEY or GOOGLE_API_KEY, in the environment or the keyring.
 
-    A model that takes no schema is asked for any JSON object as long as this object lives.
+    A model that refuses a schema is asked for any JSON object for as long as this object lives.
     """
 
     simulated = False
@@ -50,7 +50,7 @@ class Gemini:
         self._open: tuple[Loop, genai.Client, httpx2.AsyncClient] | None = None
 
     def check(self) -> None:
-        """Asks for what there is to know of the model, which is free. A server that does not tell is taken as being there."""
+        """Asks for the model's description, which is free. A server without descriptions counts as available."""
         import httpx2
         from google.genai import errors
 
@@ -58,7 +58,9 @@ class Gemini:
         try:
             loop.run(client.aio.models.get(model=self._model), CONNECT_SECONDS)
         except (TimeoutError, httpx2.HTTPError) as error:
-            raise LVLMUnavailable(f"no answer from {self._server.base_url} ({error!r}): is there a way to it?") from error
+            raise LVLMUnavailable(
+                f"no answer from {self._server.base_url} ({error!r}): can this machine reach it? Check the network and the proxy"
+            ) from error
         except errors.APIError as error:
             failure = self._explain(error)
             if error.code in (400, 401, 403) or error.status == "NOT_FOUND":
@@ -67,7 +69,7 @@ class Gemini:
             self.close()  # a courier does the sending
 
     def body(self, request: Request) -> dict[str, Any]:
-        """The request as the REST interface takes it, and the model beside it."""
+        """The request in the form of the REST interface, and the model's name beside it."""
         parts = [
             {"text": part} if isinstance(part, str) else {"inlineData": {"mimeType": "image/png", "data": _encode(part)}} for part in request.parts
         ]
@@ -77,7 +79,7 @@ class Gemini:
         return {"model": self._model, "contents": [{"role": "user", "parts": parts}], "generationConfig": settings}
 
     def send(self, body: dict[str, Any], request: Request | None) -> str:
-        """One POST, without the SDK's own retries, and with one deadline for all of it."""
+        """One POST, without the SDK's own retries, with one deadline for the whole exchange."""
         import httpx2
         from google.genai import errors
 
@@ -90,11 +92,11 @@ class Gemini:
         except errors.APIError as error:
             if "responseJsonSchema" in settings and error.code == 400 and re.search("schema", str(error.message), re.IGNORECASE):
                 self._takes_schema = False
-                raise LVLMUnsupported(f"{self._model} does not take this schema; asking again without", wait=0.0) from error
+                raise LVLMUnsupported(f"{self._model} refuses this schema; asking again without", wait=0.0) from error
             raise self._explain(error) from error
 
     def parse(self, raw: str) -> Answer:
-        """The first candidate's text. Raises LVLMProtocolError for what is no response, LVLMTimeout where the answer breaks off."""
+        """The first candidate's text. Raises LVLMProtocolError for what is not a response, LVLMTimeout if the answer breaks off."""
         whole = self._server.read_object(raw, like=_LIKE)
         usage, blocked = _usage(whole.get("usageMetadata")), (whole.get("promptFeedback") or {}).get("blockReason")
         if blocked:
@@ -138,7 +140,7 @@ class Gemini:
                     retry_options=types.HttpRetryOptions(attempts=1),
                     httpx_async_client=http,
                 )
-                # Said outright, so that nothing in the environment turns to a cloud project and its host.
+                # vertexai is stated, so that nothing in the environment can redirect requests to a cloud project and its host.
                 self._open = Loop(), genai.Client(api_key=self._server.key(), vertexai=False, http_options=options), http
             return self._open[:2]
 
@@ -163,7 +165,7 @@ def _encode(png: bytes) -> str:
 
 
 def _usage(said: dict[str, Any] | None) -> Usage:
-    """Thoughts are paid for as answers are."""
+    """Output tokens include those of thoughts, which are paid for as answers are."""
     counts = said or {}
     out = read_count(counts.get("candidatesTokenCount")), read_count(counts.get("thoughtsTokenCount"))
     return Usage(read_count(counts.get("promptTokenCount")), None if out == (None, None) else sum(part or 0 for part in out))

@@ -1,9 +1,9 @@
-"""A person as critic or judge: questions go to a file, and the run is resumable until they are answered.
+"""A person as critic or judge: questions are written to a file, and the run can be resumed until they are answered.
 
-The file has one JSON object a line: ``custom_id``, ``role``, ``question`` (with [picture 1], [picture 2] where pictures stand), ``pictures`` (files
+The file has one JSON object a line: ``custom_id``, ``role``, ``question`` (with [picture 1], [picture 2] in place of pictures), ``pictures`` (files
 in a folder beside it), and ``answer``, which is empty. The person writes the answer there: text, or for a judge the JSON object that the question
-asks for. Then the same ``rightreasons find`` goes on, or ``rightreasons lvlm import RUN FILE`` brings in a copy that was filled in elsewhere. A
-judge's questions are there once the critic's are answered.
+asks for. Then the same ``rightreasons find`` continues, or ``rightreasons lvlm import RUN FILE`` reads a copy that was filled in elsewhere. The
+judge's questions appear once the critic's are answered.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from rightreasons.lvlm.protocol import Answer, Request, Usage
 from rightreasons.lvlm.wire.chat import chat_message
 from rightreasons.lvlm.wire.request_key import request_key
 
-# How the problem of a verdict begins that a person has not given yet.
+# The problem of a verdict that a person still has to give starts with these words.
 WAITING = "waiting for a person"
 _NO_TOKENS = Usage(0, 0)
 
 
 class Human:
-    """Asks by writing to ``file`` (mode 0600). A question that is there already is not written again."""
+    """Asks by writing to ``file`` (mode 0600). A question that is in the file already is not written again."""
 
     simulated = False
     concurrency = (1, 1)
@@ -38,17 +38,17 @@ class Human:
             raise ConfigError(f"[critic] lvlm = {self.name!r}: there is no folder {self._file.parent}; make it first")
 
     def check(self) -> None:
-        """Can the file be read? Raises ConfigError naming the line that is damaged."""
+        """Checks that the file can be read. Raises ConfigError naming a damaged line."""
         self._entries()
 
     def body(self, request: Request) -> dict[str, Any]:
-        """A chat with one message; ``schema`` where the answer has one."""
+        """A chat with one message, and the answer's ``schema`` if it has one."""
         body = {"messages": [chat_message(request)]}
         return body if request.schema is None else body | {"schema": dict(request.schema)}
 
     def send(self, body: dict[str, Any], request: Request | None) -> str:
-        """What the person has written so far: nothing, for a question that is new."""
-        assert request is not None  # a person is never handed to a courier
+        """What the person has written so far: an empty text for a new question."""
+        assert request is not None  # only couriers pass None, and this backend needs none
         key = request_key(self, request)
         with self._lock:
             entry = self._entries().get(key)
@@ -59,7 +59,7 @@ class Human:
         return answer if isinstance(answer, str) else json.dumps(answer, ensure_ascii=False)
 
     def parse(self, raw: str) -> Answer:
-        """The person's words; an empty answer is none yet."""
+        """The person's words. An empty answer means that the person has not answered yet."""
         answer = read_human(raw)
         return answer if answer.problem is None else Answer("", problem=f"{WAITING}: write the answer into {self._file}", outcome="unknown")
 
@@ -86,7 +86,7 @@ class Human:
         return entries
 
     def _entry(self, key: str, request: Request) -> dict[str, Any]:
-        """The question as the file has it; its pictures are written beside it."""
+        """The question's entry in the file. Writes its pictures beside the file."""
         folder = self._file.with_name(f"{self._file.stem}-pictures")
         words, pictures = [], []
         for part in request.parts:
@@ -107,7 +107,7 @@ class Human:
 
 
 def read_human(raw: str) -> Answer:
-    """A person's raw answer."""
+    """Parses a person's raw answer."""
     return Answer(raw, usage=_NO_TOKENS) if raw.strip() else Answer("", problem="nobody has answered", outcome="unknown")
 
 

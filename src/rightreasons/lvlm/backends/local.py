@@ -13,12 +13,12 @@ from rightreasons.errors import ConfigError, LVLMRejected, LVLMTooBig, LVLMUnava
 from rightreasons.lvlm.protocol import Answer, Request, Usage
 from rightreasons.lvlm.wire.chat import chat_message, decode_picture, read_content
 
-# Weights are read from safetensors alone: other formats can run code when they are opened.
+# Weights are read from safetensors only, because other formats can run code when they are opened.
 _SAFELY: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 
 
 class Local:
-    """A transformers image-text-to-text model. It answers greedily, and where a schema is wanted, with nothing that the schema does not allow."""
+    """A transformers image-text-to-text model. It decodes greedily, and if a schema is given, only tokens that the schema allows."""
 
     simulated = False
     concurrency = (1, 1)
@@ -38,7 +38,7 @@ class Local:
         self._loaded: _Loaded | None = None
 
     def check(self) -> None:
-        """Is it a model that reads pictures? Reads its configuration alone."""
+        """Checks by the configuration file alone that it is a model that takes pictures."""
         from transformers import AutoConfig, AutoModelForImageTextToText
 
         try:
@@ -46,15 +46,15 @@ class Local:
         except (OSError, ValueError, KeyError) as error:
             raise LVLMUnavailable(f"{self.name} cannot be read ({error}): is it the folder of a transformers model?") from error
         if type(config) not in AutoModelForImageTextToText._model_mapping:
-            raise LVLMUnavailable(f"{self.name} is a {config.model_type!r}, which reads no pictures; expected an image-text-to-text model")
+            raise LVLMUnavailable(f"{self.name} is a {config.model_type!r}, which does not take pictures; expected an image-text-to-text model")
 
     def body(self, request: Request) -> dict[str, Any]:
-        """A chat with one message; ``schema`` where the answer has one."""
+        """A chat with one message, and the answer's ``schema`` if it has one."""
         body: dict[str, Any] = {"model": str(self._folder), "messages": [chat_message(request)], "max_tokens": request.max_tokens}
         return body if request.schema is None else body | {"schema": dict(request.schema)}
 
     def send(self, body: dict[str, Any], request: Request | None) -> str:
-        """The model's answer, as JSON with the tokens that went in and came out."""
+        """The model's answer, as JSON with the numbers of input and output tokens."""
         import jinja2
         import torch
 
@@ -68,7 +68,7 @@ class Local:
                 raise LVLMRejected(f"{self.name} cannot take this request: {str(error)[:300]}") from error
 
     def parse(self, raw: str) -> Answer:
-        """The text, and whether it was cut off."""
+        """The text, with the outcome "truncated" if it was cut off."""
         return read_local(raw)
 
     def close(self) -> None:
@@ -76,7 +76,7 @@ class Local:
 
 
 def read_local(raw: str) -> Answer:
-    """A raw answer of any local model."""
+    """Parses a raw answer of any local model."""
     said = json.loads(raw)
     text, usage = read_content(said["text"]), Usage(said["input_tokens"], said["output_tokens"])
     if not said["ended"]:
@@ -86,7 +86,7 @@ def read_local(raw: str) -> Answer:
 
 @dataclass
 class _Loaded:
-    """The model with its processor, and the compiler of schemas for its tokens."""
+    """A model with its processor and the compiler that turns schemas into grammars over its tokens."""
 
     model: Any
     processor: Any
@@ -105,7 +105,7 @@ class _Loaded:
         went_in = inputs["input_ids"].shape[1]
         room = body["max_tokens"] if self.longest is None else min(body["max_tokens"], self.longest - went_in)
         if room < 1:
-            raise LVLMTooBig(f"{name} reads {self.longest} tokens at most, and this request has {went_in}")
+            raise LVLMTooBig(f"{name} takes at most {self.longest} tokens, and this request has {went_in}")
         schema = body.get("schema")
         grammar = [] if schema is None else [LogitsProcessor(self.compiler.compile_json_schema(json.dumps(schema), any_whitespace=False))]
         with torch.inference_mode():

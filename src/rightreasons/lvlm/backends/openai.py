@@ -1,4 +1,4 @@
-"""Any server that speaks the OpenAI chat protocol: vLLM, Ollama, llama.cpp, LM Studio, SGLang, and the hosted ones."""
+"""Any server that speaks the OpenAI chat protocol: vLLM, Ollama, llama.cpp, LM Studio, SGLang, and hosted ones."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _CAP, _OLDER_CAP = "max_completion_tokens", "max_tokens"
 
 
 class OpenAICompatible:
-    """One model on one server. Pictures go as PNG data URLs; the key comes from OPENAI_API_KEY or the keyring and from nowhere else.
+    """One model on one server. Pictures are sent as PNG data URLs. The key comes only from OPENAI_API_KEY or the keyring.
 
-    What the server does not take of a request is remembered as long as this object lives: ``max_completion_tokens`` becomes ``max_tokens``, a JSON
-    schema any JSON object, that plain text, and ``store`` goes. A server on this machine is told the cap by both of its names, since some of those
-    ignore the one or the other with a 200.
+    A parameter that the server refuses is replaced for as long as this object lives: ``max_completion_tokens`` by ``max_tokens``, a JSON schema by
+    any JSON object, that by plain text, and ``store`` is left out. A server on this machine is sent the cap under both of its names, since some
+    ignore one of them and still answer 200.
     """
 
     simulated = False
@@ -43,7 +43,7 @@ class OpenAICompatible:
         self._open: tuple[Loop, openai.AsyncOpenAI] | None = None
 
     def check(self) -> None:
-        """Asks for the list of models, which is free. A server without such a list is taken as being there."""
+        """Asks for the list of models, which is free. A server without such a list counts as available."""
         import openai
 
         loop, client = self._connect()
@@ -69,11 +69,11 @@ class OpenAICompatible:
         body: dict[str, Any] = {"model": self._model, "messages": [chat_message(request)], "max_completion_tokens": request.max_tokens}
         if request.schema is not None:
             body["response_format"] = {"type": "json_schema", "json_schema": {"name": "verdicts", "strict": True, "schema": dict(request.schema)}}
-        # A server on this machine keeps what it likes anyway, and many refuse a parameter that they do not know.
+        # A server on this machine stores what it likes anyway, and many refuse an unknown parameter.
         return body | {"store": False} if self._server.remote else body
 
     def send(self, body: dict[str, Any], request: Request | None) -> str:
-        """One POST, without the SDK's own retries, and with one deadline for all of it, however slowly the answer drips."""
+        """One POST, without the SDK's own retries, with one deadline for the whole exchange even if the answer comes byte by byte."""
         import openai
 
         loop, client = self._connect()
@@ -87,16 +87,16 @@ class OpenAICompatible:
             named = set() if failure.too_big else self._steps_for(failure, sent)
             if named:
                 self._refused |= named
-                raise LVLMUnsupported(f"{self._server.base_url} does not take {', '.join(sorted(named))}; asking again without", wait=0.0) from error
+                raise LVLMUnsupported(f"{self._server.base_url} refuses {', '.join(sorted(named))}; asking again without", wait=0.0) from error
             raise self._explain(failure) from error
 
     def parse(self, raw: str) -> Answer:
-        """The first choice's content. Raises LVLMProtocolError where there are no choices at all, LVLMTimeout where the answer breaks off."""
+        """The first choice's content. Raises LVLMProtocolError if there are no choices at all, LVLMTimeout if the answer breaks off."""
         whole = self._server.read_object(raw, like=_LIKE)
-        if isinstance(failed := whole.get("error"), dict) and not whole.get("choices"):  # a router passes on what failed behind it
+        if isinstance(failed := whole.get("error"), dict) and not whole.get("choices"):  # a router passes on a failure of the server behind it
             code = failed.get("code")
             raise self._explain(Failure(code if isinstance(code, int) and 400 <= code < 600 else 500, redact(raw), {}))
-        if whole.get("choices") == [] and whole.get("object") == "chat.completion":  # so some write that the model came to nothing
+        if whole.get("choices") == [] and whole.get("object") == "chat.completion":  # some servers report an empty answer this way
             return Answer("", problem="truncated: empty answer (no choices)", outcome="truncated", usage=_usage(whole.get("usage")))
         try:
             choice = whole["choices"][0]
@@ -104,7 +104,7 @@ class OpenAICompatible:
         except (LookupError, TypeError, ValueError) as error:
             raise self._server.alien(raw, like=_LIKE) from error
         usage, reason, text = _usage(whole.get("usage")), choice.get("finish_reason"), read_content(message.get("content"))
-        if not text and reason == "stop":  # a server that takes an answer for thoughts
+        if not text and reason == "stop":  # some servers return the answer as reasoning
             text = read_misplaced(message)
         if message.get("refusal"):
             return Answer("", problem=f"refused: {message['refusal']}", outcome="refused", usage=usage)
@@ -130,7 +130,7 @@ class OpenAICompatible:
 
         with self._lock:
             if self._open is None:
-                # Many servers in a house of their own need no key, and the SDK wants one.
+                # Many private servers need no key, but the SDK requires one.
                 settings = {"api_key": read_key(KEYS["openai"]) or "none", "base_url": self._server.base_url, "max_retries": 0}
                 self._open = Loop(), openai.AsyncOpenAI(**settings, timeout=self._timeout, http_client=self._server.open_http(self._timeout))
             return self._open
@@ -139,7 +139,7 @@ class OpenAICompatible:
         return classify(failure, server=self._server.base_url, model=self._model, key=KEYS["openai"])
 
     def _look_below(self) -> None:
-        """Where there is no list of models: raises LVLMUnavailable where there is one a step further down, as with an address without its /v1."""
+        """Raises LVLMUnavailable if the list of models is found under /v1 instead: the address lacks its /v1."""
         import openai
 
         below = f"{self._server.base_url.rstrip('/')}/v1"
@@ -152,7 +152,7 @@ class OpenAICompatible:
         raise LVLMUnavailable(f"nothing answers at {self._server.base_url} itself, and {below} does: set [critic] base_url = {below!r}")
 
     def fit(self, body: dict[str, Any]) -> dict[str, Any]:
-        """The body as this server takes it, by what it has refused so far. A cap of None is a name that is not to be sent."""
+        """The body without what this server has refused so far. A cap of None means that this name must not be sent."""
         fitted = {key: value for key, value in body.items() if key not in self._refused and value is not None}
         both = not self._server.remote and _OLDER_CAP not in body and _OLDER_CAP not in self._refused
         if _CAP in body and (_CAP in self._refused or both):
@@ -164,7 +164,7 @@ class OpenAICompatible:
         return fitted
 
     def _steps_for(self, failure: Failure, sent: dict[str, Any]) -> set[str]:
-        """What a refusal names of what was sent and can be sent otherwise. The cap on an answer is never left out: without it no cost is bounded."""
+        """The refused parameters that can be sent in another form. The cap on an answer is never left out: without it no cost is bounded."""
         named = {key for key in ("store", _CAP) if key in sent and failure.names(key)}
         if _CAP in sent and _OLDER_CAP in sent and failure.names(_OLDER_CAP):  # the two may not go together
             named = named - {_CAP} | {_OLDER_CAP}
@@ -182,6 +182,6 @@ async def _post(client: openai.AsyncOpenAI, body: dict[str, Any]) -> str:
 
 
 def _usage(counted: object) -> Usage:
-    """Tokens as the server counted them, where it did."""
+    """Tokens as the server counted them, if it did."""
     counts = counted if isinstance(counted, dict) else {}
     return Usage(read_count(counts.get("prompt_tokens")), read_count(counts.get("completion_tokens")))

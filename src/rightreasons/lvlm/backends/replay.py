@@ -1,4 +1,4 @@
-"""Answers of an earlier run, given again: the same verdicts without a model, a key or a cost."""
+"""Answers of an earlier run, replayed: the same verdicts without a model, a key or a cost."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rightreasons.lvlm.protocol import Answer, Request
 from rightreasons.lvlm.wire.chat import chat_message
 from rightreasons.lvlm.wire.composite import SHAPES
 
-# What was asked: texts and the SHA-256 of pictures in order, with vote and permutation where they were kept.
+# The key of a recorded answer: texts and the SHA-256 of pictures in order, with vote and permutation if the recording has them.
 Asked = tuple[tuple[str, ...], int | None, int | None]
 _OUTCOMES = ("answered", "refused", "truncated")
 
@@ -25,7 +25,8 @@ _OUTCOMES = ("answered", "refused", "truncated")
 class Replay:
     """``file`` is a run's lvlm.sqlite, or JSONL that holds both the exported requests and the answers to them, in any order.
 
-    A question is known again by its words and pictures, whichever model it went to. One that is not there is an error, and never sent anywhere.
+    A question is recognised by its text and pictures, whichever model it was sent to. A question without a recorded answer is an error, and is
+    never sent anywhere.
     """
 
     simulated = False
@@ -44,16 +45,16 @@ class Replay:
             raise ConfigError(f"[critic] lvlm = {self.name!r} has no answer; expected an lvlm.sqlite, or JSONL with requests and their answers")
 
     def check(self) -> None:
-        """Always there."""
+        """Always available."""
 
     def body(self, request: Request) -> dict[str, Any]:
-        """A chat with one message, in which the ledger replaces pictures by their hashes."""
+        """A chat with one message. The ledger replaces its pictures by their hashes."""
         return {"messages": [chat_message(request)], "max_tokens": request.max_tokens}
 
     def send(self, body: dict[str, Any], request: Request | None) -> str:
-        """The recorded answer, with the backend that gave it. Raises LVLMUnavailable where there is none."""
-        assert request is not None  # nothing here goes through a courier
-        # A model that could not take several pictures was asked with one that shows them all.
+        """The recorded answer, with the backend that gave it. Raises LVLMUnavailable if there is none."""
+        assert request is not None  # only couriers pass None, and this backend needs none
+        # A model that could not take several pictures was asked with one picture of them all.
         for shape in SHAPES:
             shaped = shape(request)
             parts = tuple(part if isinstance(part, str) else hashlib.sha256(part).hexdigest() for part in shaped.parts)
@@ -63,11 +64,11 @@ class Replay:
         about = f"image {request.subject.index}" if request.subject is not None else f"the question that ends {_last_words(request)!r}"
         raise LVLMUnavailable(
             f"{self.name} has no answer of the {request.role} about {about}: it was recorded with other data, settings or prompts; "
-            f"use the same, or a model that can be asked"
+            f"use the same ones, or a model that can be asked"
         )
 
     def parse(self, raw: str) -> Answer:
-        """Reads the recorded answer as its own backend does."""
+        """Parses the recorded answer as the backend that gave it does."""
         said = json.loads(raw)
         return _reader(said["backend"])(said["raw"])
 
@@ -81,7 +82,7 @@ def _read_ledger(path: Path) -> Iterator[tuple[Asked, str]]:
         for described, model, outcome, raw in connection.execute(query):
             said = json.loads(described)
             parts = tuple(_parts(said["body"]))
-            # Simulations and scripts keep no pictures: theirs can be made again.
+            # Requests to a simulated or scripted critic have no messages. They are skipped: their answers can be computed again.
             if parts and (outcome is None or outcome in _OUTCOMES):
                 yield (parts, said["vote"], said["permutation"]), _recorded(model.partition(":")[0], raw)
 
@@ -102,18 +103,18 @@ def _read_lines(path: Path) -> Iterator[tuple[Asked, str]]:
 
 
 def _entries(text: str) -> Iterator[dict[str, Any]]:
-    """Lines of JSON; requests to Anthropic come as one object over several lines."""
+    """The entries of JSON lines; requests to Anthropic are one object over several lines."""
     decoder, at = json.JSONDecoder(), 0
     while at < len(text):
         if text[at].isspace():
             at += 1
             continue
         entry, at = decoder.raw_decode(text, at)
-        yield from entry["requests"] if "requests" in entry else [entry]
+        yield from entry.get("requests", [entry])
 
 
 def _parts(body: dict[str, Any]) -> Iterator[str]:
-    """The texts and the hashes of pictures in a body whose pictures were hashed, in order and in any provider's shape."""
+    """The texts and picture hashes of a body whose pictures were hashed, in order, whatever the provider's format."""
 
     def walk(value: Any) -> Iterator[str]:  # noqa: ANN401 -- any JSON value
         if isinstance(value, dict):
@@ -139,7 +140,7 @@ def _raw(content: Any) -> str:  # noqa: ANN401 -- any JSON value
 
 @functools.cache
 def _reader(backend: str) -> Callable[[str], Answer]:
-    """How a backend reads a raw answer. Those of servers are opened on an address of this machine, and send nothing."""
+    """The function with which a backend parses a raw answer. Server backends are opened on a loopback address, and send nothing."""
     from rightreasons.lvlm.backends.anthropic import Anthropic
     from rightreasons.lvlm.backends.gemini import Gemini
     from rightreasons.lvlm.backends.human import read_human

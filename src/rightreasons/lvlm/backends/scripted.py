@@ -1,4 +1,4 @@
-"""A backend that answers from a script and remembers what it was asked: for tests, and for trying out prompts without a model."""
+"""A backend that answers from a script and remembers its requests: for tests, and for trying out prompts without a model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rightreasons.lvlm.protocol import Answer, Request
 
 
 class Scripted:
-    """Answers with ``reply(request)``; ``history`` has every request that was really sent."""
+    """Answers with ``reply(request)``; ``history`` has every request that was sent."""
 
     simulated = False
     concurrency = (1, 1)
@@ -25,9 +25,9 @@ class Scripted:
 
     @classmethod
     def from_file(cls, path: str, root: Path = Path()) -> Scripted:
-        """A JSON file ``{"critic": [...], "judge": [...]}``, or ``{"fused": [...]}``: the answers for each role, in order, the last one repeated.
+        """Reads a JSON file ``{"critic": [...], "judge": [...]}`` or ``{"fused": [...]}``: answers for each role in order, the last one repeated.
 
-        A control is given the critic's last one, and uses none up.
+        A control gets the critic's last answer, and uses none up.
         """
         try:
             script = json.loads((root / path).read_text(encoding="utf-8"))
@@ -49,10 +49,10 @@ class Scripted:
         return cls(reply, f"scripted:{path}", keeps_pictures=False)
 
     def check(self) -> None:
-        """Always there."""
+        """Always available."""
 
     def body(self, request: Request) -> dict[str, Any]:
-        """The texts, and how many pictures came with them."""
+        """The role, the texts, and the image's index."""
         return {
             "role": request.role,
             "texts": [part for part in request.parts if isinstance(part, str)],
@@ -61,9 +61,9 @@ class Scripted:
 
     def send(self, body: dict[str, Any], request: Request | None) -> str:
         """The script's next answer."""
-        assert request is not None  # a script is never handed to a courier
+        assert request is not None  # only couriers pass None, and this backend needs none
         texts = tuple(part for part in request.parts if isinstance(part, str))
-        # A run from a file may have thousands of large images.
+        # A run from a file may have thousands of large images, so its history leaves the pictures out.
         self.history.append(request if self._keeps_pictures else replace(request, parts=texts, subject=None))
         return self._reply(request)
 

@@ -1,7 +1,7 @@
-"""A critic made of ground-truth masks, with a set sensitivity and specificity: for studies only, and always called simulated.
+"""A critic that answers from ground-truth masks with a chosen sensitivity and specificity. It is for studies only, and always called simulated.
 
-Its critique is text, one paragraph a segment, and its judge reads that text and nothing else. In one call it says the same as an object.
-Its errors are fixed per segment, whatever a vote calls it.
+Its critique is text, one paragraph per segment, and its judge reads nothing but that text. In fused mode it gives the same as a JSON object.
+Its errors are fixed for each segment, whatever ID a vote shows it under.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _COVERS = "It covers what matters for the class."
 
 
 class Simulated:
-    """``options``: nothing (perfect), one number for both rates, or ``sensitivity=0.9,specificity=0.8``."""
+    """``options`` is empty (no errors), one number for both rates, or ``sensitivity=0.9,specificity=0.8``."""
 
     simulated = True
     concurrency = (1, 1)
@@ -34,16 +34,16 @@ class Simulated:
         self.name = f"simulated:sensitivity={self.sensitivity:g},specificity={self.specificity:g}"
 
     def check(self) -> None:
-        """Always there."""
+        """Always available."""
 
     def body(self, request: Request) -> dict[str, Any]:
-        """The texts alone, and which image and errors are meant."""
+        """The texts alone, and the image's index, the seed and the permutation, on which the answer depends."""
         index = None if request.subject is None else request.subject.index
         texts = [part for part in request.parts if isinstance(part, str)]
         return {"texts": texts, "image": index, "seed": self._seed, "permutation": request.permutation}
 
     def send(self, body: dict[str, Any], request: Request | None) -> str:
-        """A critique from the masks, or verdicts from a critique's text."""
+        """Writes a critique from the masks, or reads verdicts from a critique's text."""
         if request is None or request.subject is None:
             return _judge("\n".join(body["texts"]))
         said = self._says_spurious(request.subject)
@@ -57,7 +57,7 @@ class Simulated:
         """Nothing is connected."""
 
     def _says_spurious(self, subject: Subject) -> dict[str, bool]:
-        """What it says of each segment, by the ID that is shown."""
+        """Whether it calls each segment spurious, by the ID that is shown."""
         if subject.known is not None:
             truths = [subject.known]
         else:

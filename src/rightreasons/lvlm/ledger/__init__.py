@@ -1,1 +1,1 @@
-"""Every attempt at a request, so that no answer is paid for twice."""
+"""A record of every attempt at a request, so that no answer is paid for twice."""

@@ -1,6 +1,6 @@
 """The table of attempts in lvlm.sqlite, which the ledger and its couriers write. Free of torch.
 
-pending -> answered, or pending -> failed. What a crash left pending becomes unknown: it may have been paid for.
+An attempt goes from pending to answered or failed. One that a crash left pending becomes unknown: it may have been paid for.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ COMMIT;
 
 @dataclass(frozen=True)
 class Attempt:
-    """One try at a request, as it is written down before it is sent: ``request`` without pictures, and the most that it may cost."""
+    """One attempt at a request, as recorded before it is sent: ``request`` without pictures, and its highest possible cost."""
 
     key: str
     role: str
@@ -44,7 +44,7 @@ class Attempt:
 
 
 def open_attempts(path: Path, *, durable: bool) -> sqlite3.Connection:
-    """A connection that threads may share under a lock of their own. What is committed outlives any kill, and with ``durable`` a power cut too.
+    """A connection that threads may share if they hold a lock of their own. Commits survive any kill, and with ``durable`` a power cut too.
 
     Raises ConfigError for a ledger of another version.
     """
@@ -57,7 +57,7 @@ def open_attempts(path: Path, *, durable: bool) -> sqlite3.Connection:
             other = "an older" if version < SCHEMA else "a newer"
             raise ConfigError(
                 f"{path} was written by {other} version of rightreasons (schema {version}, expected {SCHEMA}), and its answers would be paid for "
-                f"again: go on with that version, or choose another --out"
+                f"again: continue with that version, or choose another --out"
             )
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
@@ -65,7 +65,7 @@ def open_attempts(path: Path, *, durable: bool) -> sqlite3.Connection:
             connection.executescript(_TABLE)
     except sqlite3.DatabaseError as error:
         connection.close()
-        raise ConfigError(f"{path} cannot be used as a ledger ({error}): choose another --out, or bring back a copy of that file") from error
+        raise ConfigError(f"{path} cannot be used as a ledger ({error}): choose another --out, or restore a copy of that file") from error
     except ConfigError:
         connection.close()
         raise
@@ -73,7 +73,7 @@ def open_attempts(path: Path, *, durable: bool) -> sqlite3.Connection:
 
 
 class Writer:
-    """One thread that writes for many: what they have waiting is committed together, so that 32 requests wait for the disk once and not 32 times."""
+    """One thread that writes for many: it commits all waiting writes together, so 32 requests wait for the disk once instead of 32 times."""
 
     def __init__(self, path: Path) -> None:
         self._connection = open_attempts(path, durable=True)
@@ -82,20 +82,20 @@ class Writer:
         self._thread.start()
 
     def write(self, operation: Callable[[sqlite3.Connection], T]) -> T:
-        """What ``operation`` returns, once it is on the disk. Raises sqlite3.Error where it could not be written."""
+        """Runs ``operation`` and returns its result once it is on the disk. Raises sqlite3.Error if it could not be written."""
         done: Future[T] = Future()
         self._waiting.put((operation, done))
         return done.result()
 
     def close(self) -> None:
-        """After everything that waits."""
+        """Ends the thread once everything that waits is written."""
         self._waiting.put(None)
         self._thread.join()
         self._connection.close()
 
     def _run(self) -> None:
         while (first := self._waiting.get()) is not None:
-            # Nothing is put after the None of ``close``, so that whoever finds it is the last.
+            # ``close`` puts None last, so a batch that ends with it is the last batch.
             batch = [first, *(self._waiting.get() for _ in range(self._waiting.qsize()))]
             last = batch[-1] is None
             batch = [entry for entry in batch if entry is not None]
@@ -114,13 +114,13 @@ class Writer:
 
 
 def _attempt(connection: sqlite3.Connection, operation: Callable[[sqlite3.Connection], object]) -> tuple[object, Exception | None]:
-    """One write among others: where it fails, the others stay. An error of the disk itself is everybody's."""
+    """One write of a batch: if it fails, the others stay. An error of the disk itself fails them all."""
     connection.execute("SAVEPOINT one")
     try:
         result = operation(connection)
     except sqlite3.OperationalError:
         raise
-    except Exception as error:  # whatever it is, only whoever asked for it is told
+    except Exception as error:  # whatever it is, it is raised in the thread that asked for this write
         connection.execute("ROLLBACK TO one")
         return None, error
     finally:
@@ -130,24 +130,24 @@ def _attempt(connection: sqlite3.Connection, operation: Callable[[sqlite3.Connec
 
 
 def storable(text: str) -> str:
-    """Text as a database takes it: half of a surrogate pair, which JSON can carry, becomes a question mark."""
+    """Text that a database can store: half of a surrogate pair, which JSON can carry, becomes a question mark."""
     return text.encode(errors="replace").decode()
 
 
 def begin(connection: sqlite3.Connection, attempt: Attempt) -> int:
-    """Writes down that a request is about to be sent. Returns the row."""
+    """Records that a request is about to be sent. Returns the row's id."""
     columns = "key, role, model, request, reserved_usd, state, started"
     values = (*astuple(attempt), "pending", time.time())
     return int(connection.execute(f"INSERT INTO attempts ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?)", values).lastrowid or 0)
 
 
 def keep_answer(connection: sqlite3.Connection, row: int, raw: str) -> None:
-    """Writes down what came back, before anybody reads it. Until it is read it counts with what was reserved for it."""
+    """Stores a raw answer before it is parsed. Until then it counts with the cost that was reserved for it."""
     connection.execute("UPDATE attempts SET state = 'answered', raw = ?, ended = ? WHERE id = ?", (storable(raw), time.time(), row))
 
 
 def keep_failure(connection: sqlite3.Connection, row: int, error: LVLMError) -> None:
-    """Writes down why no answer came. What may have been paid for counts with what was reserved."""
+    """Records why no answer came. An attempt that may have been paid for counts with the cost that was reserved for it."""
     connection.execute(
         "UPDATE attempts SET state = 'failed', outcome = ?, error = ?, cost_usd = CASE WHEN ? THEN reserved_usd ELSE 0 END, ended = ? WHERE id = ?",
         (error.outcome, storable(str(error)), error.may_be_paid, time.time(), row),
@@ -155,10 +155,10 @@ def keep_failure(connection: sqlite3.Connection, row: int, error: LVLMError) -> 
 
 
 def recover(connection: sqlite3.Connection, *, retry_unknown: bool) -> None:
-    """After a crash: nobody knows what became of a pending attempt, nor of a request whose one retry ended as unclear as it began.
+    """Marks the attempts whose fate a crash left unknown: pending ones, and requests whose one retry ended as ambiguously as the first attempt.
 
-    What a model in the command's own process was answering ended with it, was paid to nobody, and can be asked again. With ``retry_unknown`` all of
-    the others may be asked again too, and what they may have cost still counts.
+    A local model's pending attempt ended with the process, cost nothing, and can be made again. With ``retry_unknown`` all the others may be made
+    again too, and what they may have cost still counts.
     """
     connection.execute("UPDATE attempts SET state = 'failed', outcome = 'interrupted', cost_usd = 0 WHERE state = 'pending' AND model LIKE 'local:%'")
     connection.execute(

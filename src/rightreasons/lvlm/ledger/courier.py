@@ -1,7 +1,7 @@
-"""A process of its own that carries requests to a server and writes the answers into the ledger.
+"""A separate process that sends requests to a server and writes the answers into the ledger.
 
-``kill -9`` on the command that started it does not reach it: it ends what is under way, commits the answers, takes nothing new, and
-goes. So an answer that was being paid for is not lost, and the next run, which waits for it, does not ask again.
+It survives ``kill -9`` on the command that started it: it finishes the requests under way, commits their answers, takes no new ones, and
+exits. So an answer that was being paid for is not lost, and the next run, which waits for the courier, does not ask again.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ _ENDED = "the process that sends requests has ended; run the same command again,
 
 
 class Courier:
-    """The side of the command: hands over requests and waits for word of them. Threads may share it."""
+    """The command's side of a courier: hands requests over and waits for their results. Threads may share it."""
 
     def __init__(self, ledger: Path, address: dict[str, Any]) -> None:
         command = [sys.executable, "-m", "rightreasons.lvlm.ledger.courier"]
-        # In a session of its own: what ends this terminal does not end what is being paid for.
+        # In a session of its own, so that closing the terminal does not end requests that are being paid for.
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "encoding": "utf-8"}
         self._process = subprocess.Popen(command, **pipes, start_new_session=True)
         self._waiting: dict[int, Future[dict[str, Any]]] = {}
@@ -44,20 +44,20 @@ class Courier:
         self._reader: threading.Thread | None = None
         assert self._process.stdout is not None  # a pipe was asked for
         self._write({"ledger": str(ledger), "address": address})
-        # It holds its lock now: a command that comes after a kill of this one waits for whatever is handed over.
+        # A ready courier holds its lock: a command started after a kill of this one waits for every request handed over from here on.
         if self._process.stdout.readline() != READY:
             self.close()
-            raise LVLMUnavailable("the process that sends requests did not start; what it said is above")
+            raise LVLMUnavailable("the process that sends requests did not start; its own message is above")
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
     @property
     def pid(self) -> int:
-        """Of the courier's own process."""
+        """The process id of the courier."""
         return self._process.pid
 
     def send(self, attempt: Attempt, body: dict[str, Any]) -> tuple[int, str]:
-        """The row in the ledger and the raw answer, which is in it already. Raises the LVLMError that the backend raised."""
+        """The row in the ledger and the raw answer, which is stored there already. Raises the LVLMError that the backend raised."""
         word: Future[dict[str, Any]] = Future()
         with self._lock:
             number = next(self._numbers)
@@ -70,13 +70,13 @@ class Courier:
         raise kind(said["message"], said["wait"]) if issubclass(kind, LVLMBusy) else kind(said["message"])
 
     def leave(self) -> None:
-        """No more requests. What is under way ends, and is written down, while nobody waits."""
+        """Sends no more requests, and does not wait: the courier finishes and records those under way."""
         if self._process.stdin is not None and not self._process.stdin.closed:
             with contextlib.suppress(BrokenPipeError):
                 self._process.stdin.close()
 
     def close(self) -> None:
-        """No more requests. Waits for what is under way."""
+        """Sends no more requests, and waits for those under way."""
         self.leave()
         self._process.wait()
         if self._reader is not None:
@@ -107,7 +107,7 @@ class Courier:
 
 
 def wait_for_courier(ledger: Path, timeout: float) -> None:
-    """Until an earlier command's courier has written down what was under way; at most ``timeout`` seconds."""
+    """Waits until an earlier command's courier has recorded the requests under way, at most ``timeout`` seconds."""
     with _lock_file(ledger).open("a") as lock:
         deadline = time.monotonic() + timeout
         while True:
@@ -127,10 +127,10 @@ def _lock_file(ledger: Path) -> Path:
 
 
 def _serve() -> None:
-    """The courier's own life: one line in, one row written, one request out, its answer written, one line back."""
+    """The courier's main loop. For each line in: record an attempt, send the request, record its answer, write one line back."""
     from rightreasons.lvlm import open_lvlm
 
-    # The command decides when there is nothing more to send; what is under way is then finished, whoever wants it to stop.
+    # Signals are ignored: the courier ends when the command closes the pipe, and finishes the requests under way first.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     start = json.loads(sys.stdin.readline())
@@ -144,8 +144,8 @@ def _serve() -> None:
         row = writer.write(lambda connection: begin(connection, Attempt(**job["attempt"])))
         word: dict[str, Any] = {"number": job["number"], "row": row}
         try:
-            raw = redact(lvlm.send(job["body"], None))  # an answer can repeat the key, and the ledger keeps it as it came
-        except Exception as error:  # whatever it is, the command must hear of it
+            raw = redact(lvlm.send(job["body"], None))  # an answer can repeat the API key, and the ledger stores answers verbatim
+        except Exception as error:  # whatever it is, the command must be told
             failure = error if isinstance(error, LVLMError) else LVLMError(redact(repr(error)))
             word |= {"kind": type(failure).__name__, "message": str(failure), "wait": getattr(failure, "wait", None)}
             writer.write(lambda connection: keep_failure(connection, row, failure))
@@ -155,7 +155,7 @@ def _serve() -> None:
         say(word)
 
     def say(word: dict[str, Any]) -> None:
-        # Where the command is gone nobody listens; what matters is in the ledger.
+        # If the command is gone nobody reads this; what matters is in the ledger.
         with mutex, contextlib.suppress(BrokenPipeError):
             print(json.dumps(word), flush=True)
 
@@ -163,18 +163,18 @@ def _serve() -> None:
         try:
             carry(json.loads(line))
         except sqlite3.Error as error:
-            message = f"cannot write {ledger} ({error}): make room, and run the same command again"
+            message = f"cannot write {ledger} ({error}): free some disk space, and run the same command again"
             say({"number": json.loads(line)["number"], "kind": "LVLMUnavailable", "message": message, "wait": None})
 
     with _lock_file(ledger).open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_SH)  # several couriers may serve one ledger; whoever waits for them asks for it alone
+        fcntl.flock(lock, fcntl.LOCK_SH)  # shared, since several couriers may serve one ledger; wait_for_courier asks for the exclusive lock
         print(READY, end="", flush=True)
         with ThreadPoolExecutor(lvlm.concurrency[1]) as pool:
             for line in sys.stdin:
-                if line.endswith("\n"):  # a kill of the command can cut the last one short
+                if line.endswith("\n"):  # a kill of the command can cut the last line short
                     pool.submit(take, line)
         writer.close()
-    # At exit Python writes out what is buffered for a command that may be gone.
+    # At exit Python flushes standard output, which the command may no longer read.
     with contextlib.suppress(BrokenPipeError):
         sys.stdout.close()
 

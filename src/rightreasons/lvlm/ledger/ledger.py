@@ -1,7 +1,7 @@
-"""The ledger: every attempt at a request is written down before it is sent, every answer before it is read, and none is asked for twice.
+"""The ledger: every attempt at a request is recorded before it is sent, every answer before it is parsed, and nothing is asked twice.
 
-Requests to a server go through a courier, which outlives a kill of the command. What may be paid for counts with the most that it may cost until a
-provider's own count is there, and a budget holds for that sum. The kinds of failure, and what follows from each, are in docs/critic.md.
+Requests to a server go through a courier, which outlives a kill of the command. A request that may be paid for counts with its highest possible
+cost until the provider's own count is known, and the budget bounds that sum. docs/critic.md has the kinds of failure and what follows from each.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from rightreasons.errors import (
     ConfigError,
@@ -38,24 +39,35 @@ from rightreasons.lvlm.protocol import LVLM, Answer, Request
 from rightreasons.lvlm.wire.composite import JOINED, SHAPE_NAMES, SHAPES, SMALLER
 from rightreasons.lvlm.wire.request_key import canonical, describe_request, hash_description, request_key
 
-# How often one request may meet each kind of failure.
+# After so many failures of one kind a request is given up.
 MOST = {"rate": 20, "transient": 5, "ambiguous": 2, "unclear": 2}
-# So many requests in a row without an answer are the server's fault, and stop the run; and the very first one that ends so.
+# After so many requests in a row that were given up, the server is at fault and the run stops. It stops at once if the very first one was given up.
 MOST_IN_A_ROW = 5
-# What the server says of such a request holds for it the next time as well: it is a person's until somebody wants it asked again.
+# Asking again would give the same failure, so such a request is left to a person until --retry-unknown is given.
 _DECIDED = ("unclear", "too big")
-LONGEST_BACKOFF = 60.0
-# An answer may be longer than its cap by what some servers do not count, such as the token that ends it.
+# Some servers exceed the cap by a few tokens that they do not count, such as the one that ends the answer.
 CAP_SLACK = 1.1
-# Seconds to wait for the courier of an earlier command: longer than any request may take.
-LONGEST_WAIT = 3100.0
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How many seconds a ledger waits: before the second attempt, at most before any later one, and for the courier of an earlier command.
+
+    The wait doubles with every attempt. No request takes as long as a courier is waited for.
+    """
+
+    first_wait: float = 1.0
+    longest_wait: float = 60.0
+    courier_wait: float = 3100.0
 
 
 class Ledger:
-    """The attempts of one run folder. Threads may share it; a second process must not (``runs`` holds a lock).
+    """The attempts of one run folder. Threads may share a ledger; a second process must not (``RunFolder.locked`` prevents it).
 
-    ``price`` is what tokens cost: of every model, or by its name. ``max_usd`` bounds what the whole folder may cost, earlier commands included.
-    The first error that no other attempt can mend stops it: what is under way ends and is written down, and nothing new is sent.
+    As a context it is closed at its end, or left at once after Ctrl-C.
+
+    ``price`` is the price of every model, or prices by a model's name. ``max_usd`` bounds what the whole folder may cost, earlier commands included.
+    The first error that another attempt cannot mend stops it: requests under way end and are recorded, and nothing new is sent.
     """
 
     def __init__(
@@ -65,21 +77,21 @@ class Ledger:
         retry_unknown: bool = False,
         price: Price | Mapping[str, Price] | None = None,
         max_usd: float | None = None,
-        first_wait: float = 1.0,
+        patience: Patience = Patience(),
     ) -> None:
         if max_usd is not None and price is None:
             raise ConfigError(f"a budget of {max_usd:g} US dollars needs a price: declare one, as `rightreasons lvlm estimate` shows")
-        self._path, self._price, self._max_usd, self._first_wait = path, price, max_usd, first_wait
-        wait_for_courier(path, LONGEST_WAIT)
-        # A courier's writes survive a power cut; what is written here can be worked out again from those.
+        self._path, self._price, self._max_usd, self._patience = path, price, max_usd, patience
+        wait_for_courier(path, patience.courier_wait)
+        # A courier's writes survive a power cut. What is written on this connection can be worked out again from those.
         self._connection = open_attempts(path, durable=False)
         recover(self._connection, retry_unknown=retry_unknown)
-        # Guards the connection and everything below; told of whenever a request has ended.
+        # Guards the connection and everything below; notified whenever a request has ended.
         self._changed = threading.Condition()
-        self._jitter = random.Random(os.getpid())  # spreads out waiting; no result depends on it
+        self._jitter = random.Random(os.getpid())  # spreads out waiting times; no result depends on it
         self._couriers: dict[str, Courier] = {}
         self._throttles: dict[str, Throttle] = {}
-        # By the name of a model: in which of composite's shapes it is shown pictures, and how many requests in a row came to nothing.
+        # By the name of a model: the index in SHAPES of how it is shown pictures, and how many requests in a row were given up.
         self._shapes: Counter[str] = Counter()
         self._fruitless: Counter[str] = Counter()
         self._answering: set[str] = {model for (model,) in self._query("SELECT DISTINCT model FROM attempts WHERE state = 'answered'")}
@@ -90,11 +102,19 @@ class Ledger:
         self._stopping = threading.Event()
         self._left = False
         self.sent = self.cached = 0
-        # What a person should know of how a server behaved, each once.
+        # What a person should know about how a server behaved, each note once.
         self.notes: list[str] = []
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if isinstance(error, KeyboardInterrupt):
+            self.leave()
+        self.close()
+
     def close(self) -> None:
-        """Wait for what is under way, write everything out and let go of the file."""
+        """Waits for requests under way, records them and closes the file."""
         if self._left:
             return
         for courier in self._couriers.values():
@@ -102,14 +122,14 @@ class Ledger:
         self._connection.close()
 
     def leave(self) -> None:
-        """Instead of ``close``, without waiting: nothing new is sent, and the couriers end what is under way after this process."""
+        """Used instead of ``close`` to end without waiting: nothing new is sent, and the couriers finish requests under way after this process."""
         self._left = True
         self.stop(LVLMUnavailable("the run is stopping"))
         for courier in self._couriers.values():
             courier.leave()
 
     def stop(self, error: LVLMError) -> None:
-        """Nothing new is sent from now on: whoever asks gets ``error``."""
+        """Nothing new is sent from now on: every call of ``ask`` raises ``error``."""
         with self._changed:
             self._stopped_by = self._stopped_by or error
             self._stopping.set()
@@ -123,33 +143,33 @@ class Ledger:
         return self._query("SELECT count(*) FROM attempts WHERE state = ?", state)[0][0]
 
     def cost_usd(self) -> float | None:
-        """What all attempts have cost, in US dollars, with the most possible where nobody counted; None where a price is not known."""
+        """What all attempts have cost in US dollars, uncounted ones at their highest possible cost; None if a price is not known."""
         ((total, unknown),) = self._query(
             "SELECT total(coalesce(cost_usd, reserved_usd)), count(*) - count(coalesce(cost_usd, reserved_usd)) FROM attempts"
         )
         return None if unknown else total
 
     def key(self, lvlm: LVLM, request: Request) -> str:
-        """What identifies a request: the SHA-256 of all that is sent and of whom is asked, with pictures by their bytes."""
+        """What identifies a request: the SHA-256 of its body, its pictures' bytes, the model and the server."""
         return request_key(lvlm, request)
 
     def missing(self, lvlm: LVLM, requests: Sequence[Request]) -> list[Request]:
-        """Those that ``ask`` would send."""
+        """The requests that ``ask`` would send."""
         return [request for request in requests if self._recall(lvlm, self.key(lvlm, request)) is None]
 
     def holds(self, key: str, raw: str) -> bool:
-        """Whether this very answer is stored, whatever it came to."""
+        """Whether this very answer is stored, with whatever outcome."""
         return bool(self._query("SELECT 1 FROM attempts WHERE key = ? AND raw = ?", key, storable(raw)))
 
     def shape(self, key: str, request: Request) -> Request:
-        """The request as it is due: with twice the cap where its first answer was cut off."""
+        """The request as it would be sent next: with twice the cap if its first answer was cut off."""
         cut = self._query("SELECT 1 FROM attempts WHERE key = ? AND outcome = 'truncated'", key)
         return replace(request, max_tokens=2 * request.max_tokens) if cut else request
 
     def record(self, lvlm: LVLM, request: Request, raw: str) -> Answer:
-        """Stores an answer that came another way, which cost what its usage says, or nothing. One that is there already stays.
+        """Stores an answer that was obtained outside the ledger. It costs what its usage says, or nothing. An answer already stored is kept.
 
-        Raises LVLMProtocolError where ``raw`` is not an answer of this backend.
+        Raises LVLMProtocolError if ``raw`` is not an answer of this backend.
         """
         answer, described = lvlm.parse(raw), describe_request(lvlm, request, lvlm.body(request))
         key = hash_description(described)
@@ -164,9 +184,9 @@ class Ledger:
             return answer
 
     def ask(self, lvlm: LVLM, request: Request) -> Answer:
-        """The answer to ``request``, sent only where there is none yet.
+        """The answer to ``request``, which is sent only if there is none yet.
 
-        What was refused, cut off, or is unknown comes back with its problem. Raises LVLMError where the run must stop; it can be resumed.
+        An answer that was refused, cut off, or is unknown has its problem. Raises LVLMError if the run must stop; it can be resumed.
         """
         key = self.key(lvlm, request)
         with self._flight(key):
@@ -182,7 +202,7 @@ class Ledger:
 
     @contextmanager
     def _flight(self, key: str) -> Iterator[None]:
-        """One flight per key: whoever asks the same meanwhile waits, and finds the answer."""
+        """Only one thread at a time works on a key: another one that asks the same waits, and then finds the answer."""
         with self._changed:
             self._changed.wait_for(lambda: key not in self._keys)
             self._keys.add(key)
@@ -194,12 +214,12 @@ class Ledger:
                 self._changed.notify_all()
 
     def _recall(self, lvlm: LVLM, key: str) -> Answer | None:
-        """What earlier attempts came to; None where another one is due. Reads a stored answer again, which is free."""
+        """The result of earlier attempts; None if another attempt is due. Parses a stored answer again, which is free."""
         rows = self._query("SELECT id, state, outcome, raw, error FROM attempts WHERE key = ? ORDER BY id", key)
         for row, state, outcome, raw, _ in rows:
             if state == "answered" and outcome is not None:
                 return replace(lvlm.parse(raw), cached=True)
-            if state == "answered":  # a crash came between keeping this answer and reading it
+            if state == "answered":  # a crash came between storing this answer and parsing it
                 with suppress(LVLMError):
                     self._settle(lvlm, row, raw)
                 return self._recall(lvlm, key)
@@ -215,7 +235,7 @@ class Ledger:
 
     def _send(self, lvlm: LVLM, request: Request, key: str) -> Answer:
         """The answer, after as many attempts as each kind of failure allows."""
-        # What may have been paid for is remembered over a crash; a server that was busy then may not be now.
+        # Attempts that may have been paid for still count after a crash; a server that was busy then may no longer be.
         paid = self._query("SELECT outcome FROM attempts WHERE key = ? AND outcome IN ('truncated', 'ambiguous')", key)
         met = Counter(outcome for (outcome,) in paid)
         throttle = self._throttle(lvlm)
@@ -251,7 +271,7 @@ class Ledger:
                     self._stopping.wait(wait or self._backoff(met[failure.outcome]))
 
     def _show_less(self, lvlm: LVLM, sent: Request, shape: int, failure: LVLMTooBig) -> bool:
-        """Whether pictures that were ``sent`` in a ``shape`` can be shown in a smaller one, in which this model is then shown all."""
+        """Whether the pictures ``sent`` in a ``shape`` fit a smaller shape. If so, this model is shown all further pictures in the smaller one."""
         smaller = JOINED if isinstance(failure, LVLMTooMany) else SMALLER
         if shape >= smaller or SHAPES[smaller](sent).parts == sent.parts:
             return False
@@ -261,11 +281,11 @@ class Ledger:
         return True
 
     def _give_up(self, lvlm: LVLM, key: str, failure: LVLMError) -> Answer:
-        """A request that failed while others are answered is a person's to decide. Where nothing is answered the server is at fault."""
+        """A request that failed while others are answered waits for a person. If nothing is answered the server is at fault, and the run stops."""
         if isinstance(failure, LVLMTimeout):
             self._leave_open(key)
         with self._changed:
-            # One bad request must not be taken for a bad server while the first good one is still being answered.
+            # While the first requests are still under way nobody knows whether the request is bad or the server, so wait for them.
             self._changed.wait_for(lambda: lvlm.name in self._answering or not self._under_way or self._stopped_by)
             self._fruitless[lvlm.name] += 1
             alone = lvlm.name not in self._answering or self._fruitless[lvlm.name] >= MOST_IN_A_ROW
@@ -277,7 +297,7 @@ class Ledger:
         return Answer("", problem=f"no answer after {MOST[failure.outcome]} attempts: {failure}", outcome="unknown")
 
     def _leave_open(self, key: str) -> None:
-        """The last attempt becomes unknown: the request is asked again only where somebody says so."""
+        """Marks the last attempt as unknown: the request is sent again only with --retry-unknown."""
         self._query("UPDATE attempts SET state = 'unknown' WHERE id = (SELECT max(id) FROM attempts WHERE key = ?)", key)
 
     def _note(self, text: str) -> None:
@@ -286,7 +306,7 @@ class Ledger:
                 self.notes.append(text)
 
     def _attempt(self, lvlm: LVLM, request: Request, key: str) -> Answer:
-        """One attempt: money set aside, the answer written down, and then read."""
+        """One attempt: reserves the money, records the answer, and then parses it."""
         body = lvlm.body(request)
         price = self._price_of(lvlm)
         reserved = None if price is None else price.cost(worst_case_tokens(body, request.max_tokens))
@@ -299,7 +319,7 @@ class Ledger:
             if (answer.usage.output_tokens or 0) > CAP_SLACK * request.max_tokens:
                 self._note(
                     f"{lvlm.name} does not keep to the cap on its answers ({answer.usage.output_tokens:,} tokens came, {request.max_tokens:,} were "
-                    f"allowed): what one request costs cannot be bounded, so that max_usd may be passed by that much"
+                    f"allowed): the cost of one request cannot be bounded, so max_usd may be exceeded by that much"
                 )
             counted = None if price is None else price.cost(answer.usage)
             cost = usd if counted is None else counted
@@ -314,7 +334,7 @@ class Ledger:
                 self._changed.notify_all()
 
     def _reserve(self, usd: float) -> None:
-        """Sets the most aside that a request may cost. Where it does not fit, waits for what is under way, which mostly costs less than that."""
+        """Reserves the highest possible cost of a request. If the budget does not allow it, waits for requests under way, which mostly cost less."""
         limit = float("inf") if self._max_usd is None else self._max_usd + 1e-9
         with self._changed:
             self._changed.wait_for(lambda: self._stopped_by or self._committed_usd + usd <= limit or not self._under_way)
@@ -322,7 +342,7 @@ class Ledger:
                 raise self._stopped_by
             if self._committed_usd + usd > limit:
                 raise LVLMOverBudget(
-                    f"the next request may cost up to {usd:.4f} US dollars, and of {self._max_usd:g} allowed {self._committed_usd:.4f} are "
+                    f"the next request may cost up to {usd:.4f} US dollars, and of the {self._max_usd:g} allowed {self._committed_usd:.4f} are "
                     f"spent: raise --max-usd and run the same command again, which goes on where it stopped"
                 )
             self._committed_usd += usd
@@ -330,7 +350,7 @@ class Ledger:
             self.sent += 1
 
     def _deliver(self, lvlm: LVLM, attempt: Attempt, body: dict[str, Any], request: Request) -> tuple[int, str]:
-        """The row and the raw answer, which is in it already."""
+        """Sends one attempt and returns its row in the ledger and the raw answer, which is stored there already."""
         if lvlm.address is not None:
             return self._courier(lvlm.address).send(attempt, body)
         with self._changed:
@@ -346,7 +366,7 @@ class Ledger:
         return row, raw
 
     def _settle(self, lvlm: LVLM, row: int, raw: str) -> Answer:
-        """Reads an answer that is kept, and writes down what it is and what it cost. Raises LVLMError for what is no answer of a model at all."""
+        """Parses a stored answer, and records its outcome and cost. Raises LVLMError for a response that is not a model's answer at all."""
         try:
             answer = lvlm.parse(raw)
         except LVLMError as error:
@@ -371,12 +391,12 @@ class Ledger:
             return self._connection.execute(sql, values).fetchall()
 
     def _backoff(self, times: int) -> float:
-        return min(LONGEST_BACKOFF, self._first_wait * 2 ** (times - 1)) * self._jitter.uniform(0.5, 1)
+        return min(self._patience.longest_wait, self._patience.first_wait * 2 ** (times - 1)) * self._jitter.uniform(0.5, 1)
 
     def _price_of(self, lvlm: LVLM) -> Price | None:
         price = self._price.get(lvlm.name) if isinstance(self._price, Mapping) else self._price
         if price is None and self._max_usd is not None:
-            raise LVLMOverBudget(f"no price is known for {lvlm.name!r}, so that a budget cannot hold: declare one in [critic] prices")
+            raise LVLMOverBudget(f"no price is known for {lvlm.name!r}, so the budget cannot be kept: declare a price in [critic] prices")
         return price
 
     def _throttle(self, lvlm: LVLM) -> Throttle:

@@ -1,4 +1,4 @@
-"""How many requests may be under way at one server: more while it answers, fewer when it says that there are too many."""
+"""How many requests may run at one server at the same time: more while it answers, fewer after a rate limit."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from contextlib import contextmanager
 
 from rightreasons.lvlm import LVLM
 
-# What is left of the concurrency after a rate limit.
+# A rate limit multiplies the number of slots by this.
 DECREASE = 0.8
 
 
 class Throttle:
-    """Slots for requests, from ``start`` up to ``most``. Threads share it.
+    """Slots for requests, ``start`` of them at first and at most ``most``. Threads share it.
 
-    Until the first rate limit every answer adds a slot, so that the number doubles with each round; after it, a round of answers adds one.
+    Until the first rate limit every answer adds a slot, so the number doubles with each round; afterwards a round of answers adds one.
     """
 
     def __init__(self, start: int, most: int) -> None:
@@ -29,12 +29,12 @@ class Throttle:
 
     @property
     def limit(self) -> int:
-        """How many requests may be under way now."""
+        """How many requests may run now."""
         return int(self._limit)
 
     @contextmanager
     def slot(self) -> Iterator[float]:
-        """Waits for a free slot and for the end of a pause; gives the time at which the slot was had."""
+        """Waits for a free slot and for the end of a pause; yields the time at which the slot was taken."""
         with self._changed:
             while (pause := self._paused_until - time.monotonic()) > 0 or self._under_way >= self.limit:
                 self._changed.wait(pause if pause > 0 else None)
@@ -47,16 +47,16 @@ class Throttle:
                 self._changed.notify_all()
 
     def speed_up(self) -> None:
-        """After an answer."""
+        """Adds a slot, or part of one, after an answer."""
         with self._changed:
             step = 1.0 if self._slowed_at == -math.inf else 1.0 / self._limit
             self._limit = min(float(self._most), self._limit + step)
             self._changed.notify_all()
 
     def slow_down(self, started: float, wait: float | None) -> None:
-        """After a rate limit on a request that got its slot at ``started``. Where the server says how long to ``wait`` (seconds), all do.
+        """Takes slots away after a rate limit on a request that got its slot at ``started``. If the server says how many seconds to ``wait``, all do.
 
-        Requests of one round that are refused together slow down once.
+        Rate limits on several requests of one round count once.
         """
         with self._changed:
             now = time.monotonic()
@@ -66,13 +66,13 @@ class Throttle:
                 self._paused_until = max(self._paused_until, now + wait)
 
     def end_pause(self) -> None:
-        """Nobody waits any longer: the run is stopping."""
+        """Ends a pause for all, since the run is stopping."""
         with self._changed:
             self._paused_until = -math.inf
             self._changed.notify_all()
 
 
 def count_workers(*lvlms: LVLM) -> int:
-    """Threads for images: more than requests may be under way, since one that waits for another try has no request under way."""
+    """How many threads to work on images with: twice the largest concurrency, since a thread that waits to retry has no request under way."""
     most = max(lvlm.concurrency[1] for lvlm in lvlms)
     return most if most == 1 else 2 * most

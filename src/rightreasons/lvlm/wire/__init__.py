@@ -1,1 +1,1 @@
-"""How a request travels: permission, deadlines, pictures and failures."""
+"""What all backends that send requests share: permission, deadlines, pictures and failures."""

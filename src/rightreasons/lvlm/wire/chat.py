@@ -1,4 +1,4 @@
-"""A request as one message of the OpenAI chat protocol: what several backends send, keep or show."""
+"""A request as one message of the OpenAI chat protocol, which several backends send, store or show."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def chat_message(request: Request) -> dict[str, Any]:
 
 
 def read_content(content: object) -> str:
-    """What a message says, as a text or as parts, without the thoughts that open models write before it; "" where it says nothing."""
+    """The text of a message, given as a string or as parts, without the thoughts that open models write before it; "" if it has none."""
     parts = content if isinstance(content, list) else [{"text": content}]
     texts = [part.get("text") for part in parts if isinstance(part, dict)]
     return drop_thoughts("".join(text for text in texts if isinstance(text, str)))
 
 
 def read_misplaced(message: Mapping[str, Any]) -> str:
-    """The JSON object with which the thoughts of a message end, where the message has no content; "" where they end otherwise."""
+    """The thoughts of a message without content, if they end with a JSON object, which is then the answer; otherwise ""."""
     for key in ("reasoning_content", "reasoning"):
         said = read_content(message.get(key))
         if said.removesuffix("```").rstrip().endswith("}"):

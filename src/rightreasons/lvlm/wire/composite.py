@@ -1,4 +1,4 @@
-"""Several pictures as one, for a server that takes fewer of them, and smaller, for one whose context they do not fit."""
+"""Several pictures joined into one, for a server that takes fewer of them, and scaled down, for a model whose context they do not fit."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from rightreasons.lvlm.pictures import bound_picture
 from rightreasons.lvlm.protocol import Request
 
 GAP = 16
-# The longer side of the smaller picture. Three pictures of 600 pixels come to it with 12-pixel letters, and to a third of their tokens.
+# The longer side of the smaller picture. At this size three joined pictures of 600 pixels keep letters 12 pixels high, for a third of the tokens.
 SMALL_SIDE = 1024
 
 
 def join_pictures(request: Request) -> Request:
-    """The same request with its pictures side by side in one, which comes last; the text says which is which. No pixel is changed below the bound
-    of every picture (``pictures``).
+    """The same request with its pictures side by side in one, which comes last; the text says which is which.
+
+    No pixel is changed unless the joined picture exceeds the bound in ``pictures``.
     """
     pictures = [part for part in request.parts if isinstance(part, bytes)]
     if len(pictures) < 2:
@@ -30,12 +31,12 @@ def join_pictures(request: Request) -> Request:
 
 
 def shrink_pictures(request: Request) -> Request:
-    """The same request with one picture in place of all, whose longer side is ``SMALL_SIDE`` at most."""
+    """The same request with one picture in place of all, whose longer side has at most ``SMALL_SIDE`` pixels."""
     joined = join_pictures(request)
     return replace(joined, parts=tuple(bound_picture(part, side=SMALL_SIDE) if isinstance(part, bytes) else part for part in joined.parts))
 
 
-# What a server is shown in turn, and how a note calls it.
+# The shapes in which a server is shown the pictures, tried in this order, and their names for a note.
 SHAPES = (lambda request: request, join_pictures, shrink_pictures)
 JOINED, SMALLER = 1, 2
 SHAPE_NAMES = ("three pictures", "one picture of all three", "one smaller picture of all three")

@@ -1,4 +1,4 @@
-"""How long a server asks to wait, in any of the places and forms in which servers say it."""
+"""How long a server asks to wait, read from every place and form that servers use."""
 
 from __future__ import annotations
 
@@ -20,12 +20,9 @@ _STATED = re.compile(
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds of a Retry-After header, given in milliseconds, in seconds or as a date; None where it says nothing of use."""
+    """Seconds of a Retry-After header, given in milliseconds, in seconds or as a date; None without a usable one."""
     try:
-        if "retry-after-ms" in headers:
-            seconds = float(headers["retry-after-ms"]) / 1000
-        else:
-            seconds = float(headers["retry-after"])
+        seconds = float(headers["retry-after-ms"]) / 1000 if "retry-after-ms" in headers else float(headers["retry-after"])
     except KeyError:
         return None
     except ValueError:
@@ -37,7 +34,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 
 def read_duration(value: object) -> float | None:
-    """Seconds in a number, or in a text such as "22.3s", "1m30s" or "500ms"; None where there is none."""
+    """Seconds in a number, or in a text such as "22.3s", "1m30s" or "500ms"; None if there is no duration in it."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return _usable(float(value))
     if not isinstance(value, str):
@@ -47,13 +44,13 @@ def read_duration(value: object) -> float | None:
 
 
 def stated_delay(words: str) -> float | None:
-    """Seconds that a message asks to wait, such as "Please try again in 6m0s"; None where it does not."""
+    """Seconds that a message asks to wait, such as "Please try again in 6m0s"; None if it does not ask."""
     found = _STATED.search(words)
     return None if found is None else read_duration(found[1])
 
 
 def depleted_reset(headers: Mapping[str, str]) -> float | None:
-    """Seconds until a limit begins anew of which the rate-limit headers say that nothing remains; the longest of several."""
+    """Seconds until the rate limits that are used up, according to the headers, are renewed: the longest of several; None if none is used up."""
     plain = {name.lower(): value for name, value in headers.items() if "ratelimit" in name.lower()}
     used_up = [name.replace("remaining", "reset") for name, value in plain.items() if "remaining" in name and value.strip() == "0"]
     waits = [wait for name in used_up if (wait := _until(plain.get(name, ""))) is not None]
@@ -61,7 +58,7 @@ def depleted_reset(headers: Mapping[str, str]) -> float | None:
 
 
 def _until(moment: str) -> float | None:
-    """Seconds until a moment that is a duration, a date, or a time since 1970 in seconds or milliseconds."""
+    """Seconds until a moment, given as a duration, a date, or the time since 1970 in seconds or milliseconds."""
     try:
         number = float(moment)
     except ValueError:

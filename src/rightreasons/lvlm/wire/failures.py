@@ -1,7 +1,7 @@
-"""What kind of failure a response is: the error table of docs/critic.md, for every backend that speaks HTTP.
+"""The kind of failure that an HTTP response is: the error table of docs/critic.md, for every backend that uses HTTP.
 
-Fields come first (status, code, type, n_ctx, retryDelay, Retry-After, rate-limit headers): they outlive a server's wording. Words come second, and
-what neither tells is LVLMUnclear, which concerns one request and not the run.
+Fields are read first (status, code, type, n_ctx, retryDelay, Retry-After, rate-limit headers), since they change less often than a server's words.
+Words come second, and a response that neither explains is LVLMUnclear, which concerns one request and not the run.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from rightreasons.errors import (
 )
 from rightreasons.lvlm.wire.delays import depleted_reset, read_duration, retry_after, stated_delay
 
-# A server that asks for more patience than this (seconds) has the run stopped; it can be resumed.
+# If a server asks to wait for more seconds than this, the run stops, and can be resumed.
 LONGEST_PAUSE = 300.0
-# A proxy's patience ended; what lies behind it may have gone on, and be paid for.
+# A proxy gave up waiting. The server behind it may have finished the answer, which is then paid for.
 _GATEWAY_TIMEOUTS = (504, 524)
 
 # Codes, types and reasons, compared in lower case and without punctuation: exceed_context_size_error is exceedcontextsizeerror.
@@ -56,9 +56,9 @@ _LARGE = re.compile(
     r"(request|payload|body|entity|image|picture|prompt|input|message)s?\b[^.\n]{0,60}\b(too (large|long|big)|exceeds?)\b|too (large|long|big) for",
     re.IGNORECASE,
 )
-# On a 429, where tokens and requests are counted by the minute, nothing weaker says that this very request can never pass.
+# A 429 is about tokens or requests per minute, so only words as strong as these mean that this very request can never pass.
 _NEVER_FITS = re.compile(r"(request|payload|body|prompt|input|message|image|picture)s?\b[^.\n]{0,40}\btoo (large|long|big)", re.IGNORECASE)
-# Money or a contingent that no waiting brings back; a limit of 0 is a model that this plan does not have.
+# Money or a quota that waiting does not bring back. A limit of 0 means a model that this plan does not include.
 _SPENT = re.compile(
     r"insufficient (quota|balance|credit|fund)|out of credit|no credit|credit balance"
     r"|(credit|balance|prepay)[^.\n]{0,40}(deplet|exhaust|too low|used up)"
@@ -72,7 +72,7 @@ _RATE = re.compile(
     re.IGNORECASE,
 )
 _QUOTA = re.compile(r"quota|billing|credit", re.IGNORECASE)
-# What a check of the request says in a 500, as servers do that validate it inside their own code.
+# The words of a validation error in a 500, which some servers give because they validate the request inside their own code.
 _VALIDATION = re.compile(
     r"input should be|validation|invalid|unsupported|not (supported|permitted|allowed|implemented)"
     r"|unexpected|unknown|unrecogni[sz]ed|must be|expected",
@@ -82,7 +82,7 @@ _VALIDATION = re.compile(
 
 @dataclass(frozen=True)
 class Failure:
-    """A response that is not a success: its status, its text and its headers (by any case)."""
+    """A response that is not a success: its status, its text and its headers, in any case."""
 
     status: int
     text: str
@@ -90,36 +90,36 @@ class Failure:
 
     @cached_property
     def error(self) -> dict[str, Any]:
-        """The error object of the answer, empty where there is none."""
+        """The error object of the answer, empty if there is none."""
         try:
             said = json.loads(self.text)
         except (ValueError, RecursionError):
             return {}
-        if isinstance(said, list) and said:  # so Google's OpenAI-compatible address wraps it
+        if isinstance(said, list) and said:  # Google's OpenAI-compatible endpoint wraps the object in a list
             said = said[0]
         inner = said.get("error") or said.get("detail") or said if isinstance(said, dict) else {}
         return inner if isinstance(inner, dict) else {"message": inner if isinstance(inner, str) else json.dumps(inner)}
 
     @property
     def words(self) -> str:
-        """All that it says to people."""
-        behind = [value for key, value in fields(self.error) if key == "raw" and isinstance(value, str)]  # what a router was told
+        """All of its text that is written for people."""
+        behind = [value for key, value in fields(self.error) if key == "raw" and isinstance(value, str)]  # the message of a server behind a router
         return " ".join([str(self.error.get("message") or self.text), *behind])
 
     @property
     def message(self) -> str:
-        """Its words, at most 300 characters."""
+        """The first 300 characters of ``words``."""
         return self.words[:300]
 
     @cached_property
     def kinds(self) -> str:
-        """Every code, type, status and reason in it, in lower case and without punctuation."""
+        """Every code, type, status and reason in the response, in lower case and without punctuation."""
         named = [value for key, value in fields(self.error) if key in ("code", "type", "status", "reason", "error_type", "error_code")]
         return " ".join(re.sub(r"[^a-z0-9]", "", str(value).lower()) for value in named)
 
     @property
     def delay(self) -> float | None:
-        """Seconds that it asks to wait, by a header, a field, its words, or when a used-up limit begins anew; None where it does not say."""
+        """Seconds to wait according to a header, a field, the words, or the renewal of a used-up limit; None if nothing says so."""
         named = [read_duration(value) for key, value in fields(self.error) if key.lower() in ("retrydelay", "retry_after", "retry_after_seconds")]
         headers = {name.lower(): value for name, value in self.headers.items()}
         stated = (retry_after(headers), *named, stated_delay(self.words), depleted_reset(headers))
@@ -127,21 +127,21 @@ class Failure:
 
     @property
     def daily(self) -> bool:
-        """Whether what is used up is counted by the day or longer."""
+        """Whether the quota that is used up is counted by the day or longer."""
         quotas = [str(value) for key, value in fields(self.error) if key == "quotaId"]
         if quotas:
             return any(_DAILY.search(quota) for quota in quotas)
         return bool(_DAILY.search(self.words)) and not re.search(r"per[ _-]?min", self.words, re.IGNORECASE)
 
     def names(self, parameter: str) -> bool:
-        """Whether this is a refusal of that parameter. A 500 counts where its words are those of a check of the request."""
+        """Whether this refuses that parameter. A 500 counts if its words are those of a validation error."""
         if self.status not in (400, 422) and not (self.status in (500, 501) and _VALIDATION.search(self.words)):
             return False
         return self.error.get("param") == parameter or re.search(rf"(?<![a-z_]){parameter}(?![a-z_])", self.text) is not None
 
     @property
     def too_big(self) -> bool:
-        """Whether the pictures or the text are too many or too large for the model or the server."""
+        """Whether there are too many pictures, or the pictures or the text are too large for the model or the server."""
         if self.status == 413 or "n_ctx" in self.error or (_BIG_KIND.search(self.kinds) and not _RATE_KIND.search(self.kinds)):
             return True
         if self.status == 429:
@@ -160,9 +160,9 @@ class Failure:
 
 
 def classify(failure: Failure, *, server: str, model: str, key: str) -> LVLMError:
-    """The error to raise for a response that is not a success. ``key`` is the variable that the API key comes from."""
+    """The error to raise for a response that is not a success. ``key`` is the environment variable of the API key."""
     status, words = failure.status, f"{server} answers {failure.status}: {failure.message}"
-    nowhere = f"is {model!r} the name of a model there, and does base_url end as the server wants it, often in /v1?"
+    nowhere = f"is {model!r} the name of a model there, and does base_url end as the server expects, often in /v1?"
     hints = {401: f"set {key}", 403: "this key may not use this model", 404: nowhere}
     limited = status == 429 or (status == 403 and _RATE_KIND.search(failure.kinds) is not None)
     if status in (400, 403, 422) and _FILTER.search(failure.text):
@@ -190,7 +190,7 @@ def classify(failure: Failure, *, server: str, model: str, key: str) -> LVLMErro
 
 
 def fields(value: object) -> Iterator[tuple[str, Any]]:
-    """Every field of a JSON value with its name, at whatever depth."""
+    """Every field of a JSON value with its name, at any depth."""
     if isinstance(value, dict):
         for key, inner in value.items():
             yield str(key), inner

@@ -1,4 +1,4 @@
-"""What leaves this machine: where to, with whose leave and under which key. Free of torch, so that a courier starts small and quickly."""
+"""Permission to send to a host, and the API keys. Free of torch, so that a courier starts small and quickly."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import os
 from rightreasons.errors import LVLMUnavailable
 
 KEYS = {"openai": "OPENAI_API_KEY", "anthropic": "ANTHROPIC_API_KEY", "gemini": "GEMINI_API_KEY"}
-# The name under which a keyring keeps the keys: `keyring set rightreasons OPENAI_API_KEY`.
+# The service name of the keys in a keyring: `keyring set rightreasons OPENAI_API_KEY`.
 SERVICE = "rightreasons"
-# Every key that was read, so that none is ever shown.
+# Every key that this process has read, so that ``redact`` can hide it.
 _read: set[str] = set()
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host is this machine by its very name: nothing is looked up, so that no resolver can say otherwise."""
+    """Whether a host is this machine, judged by its name alone: nothing is looked up, so a resolver cannot make another host pass."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -24,49 +24,50 @@ def is_loopback(host: str) -> bool:
 
 
 def is_in_house(host: str) -> bool:
-    """Whether a host is in the network of its own that this machine is in, again by its very name: a private address, or a name without a dot."""
+    """Whether a host is in this machine's private network, judged by its name alone: a private address, or a name without a dot."""
     try:
         return ipaddress.ip_address(host).is_private
     except ValueError:
         return "." not in host
 
 
-def check_leave(host: str, allow_remote: tuple[str, ...], *, encrypted: bool = True) -> None:
-    """Raises LVLMUnavailable, and says what would be sent, where ``host`` is another machine and was not allowed.
+def check_permission(host: str, allow_remote: tuple[str, ...], *, encrypted: bool = True) -> None:
+    """Raises LVLMUnavailable, which says what would be sent, if ``host`` is another machine and was not allowed.
 
-    Out of the house and without encryption the leave is another one, ``http://HOST``: whoever is on the way reads the pictures and the key.
+    Unencrypted requests out of the private network need a permission of their own, ``http://HOST``: anyone on the route can read the pictures and
+    the key.
     """
     if is_loopback(host) or f"http://{host}" in allow_remote:
         return
     if host in allow_remote and not encrypted and not is_in_house(host):
         raise LVLMUnavailable(
-            f"http:// to {host} is not encrypted: everybody on the way could read the images, and the key. Use https:// in [critic] base_url, or, "
-            f"where you trust the whole way, --allow-remote http://{host}"
+            f"http:// to {host} is not encrypted: anyone on the route could read the images and the key. Use https:// in [critic] base_url, or, "
+            f"if you trust the whole route, --allow-remote http://{host}"
         )
     if host not in allow_remote:
         raise LVLMUnavailable(
-            f"{host} is not this machine. Of each inspected image, its pixels (three pictures), its true label and where its segments lie would be "
-            f"sent there, with the class descriptions; no file name, no metadata, no other image. Allow it with --allow-remote {host}, look at one "
-            f"request first with --dry-run, or use a server on 127.0.0.1"
+            f"{host} is not this machine. For each inspected image, its pixels (three pictures), its true label and the places of its segments would "
+            f"be sent there, with the class descriptions; no file name, no metadata, no other image. Allow it with --allow-remote {host}, look at "
+            f"one request first with --dry-run, or use a server on 127.0.0.1"
         )
 
 
 def read_key(variable: str) -> str | None:
-    """The key that the environment has under this name, or else the keyring (where the extra ``keyring`` is installed); None where neither does.
+    """The key from the environment, or else from the keyring (if the extra ``keyring`` is installed); None if neither has one.
 
-    Raises LVLMUnavailable for a keyring that is there and stays locked, and for what can be no key.
+    Raises LVLMUnavailable for a keyring that stays locked, and for a text that cannot be a key.
     """
-    key = (os.environ.get(variable) or _from_keyring(variable) or "").strip()  # a file of variables can end its lines as Windows does
+    key = (os.environ.get(variable) or _from_keyring(variable) or "").strip()  # a file of variables can have Windows line ends
     if not key:
         return None
     _read.add(key)
-    if not (key.isascii() and key.isprintable()):  # an HTTP client would refuse it, and show it
+    if not (key.isascii() and key.isprintable()):  # an HTTP client would refuse such a key, and show it in the error
         raise LVLMUnavailable(f"the key in {variable} has characters that no header can carry, such as a line break or an accent: set it again")
     return key
 
 
 def redact(text: str) -> str:
-    """The text without any key that this process has read or could read: a server can repeat one in what it says."""
+    """The text without any key that this process has read or could read, since a server's message can repeat one."""
     for key in {*_read, *filter(None, (os.environ.get(variable, "").strip() for variable in KEYS.values()))}:
         text = text.replace(key, "***")
     return text

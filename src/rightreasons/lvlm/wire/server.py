@@ -1,4 +1,4 @@
-"""One server as an SDK reaches it: leave to send, one deadline, no proxy or redirect unasked, and failures in our words."""
+"""Permission to send, one deadline per request, no redirects, proxies only for allowed hosts; SDK errors become errors of this package."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from rightreasons.errors import ConfigError, LVLMBusy, LVLMProtocolError, LVLMTimeout, LVLMUnavailable
-from rightreasons.lvlm.wire.privacy import check_leave, is_loopback, read_key
+from rightreasons.lvlm.wire.privacy import check_permission, is_loopback, read_key
 
 if TYPE_CHECKING:
     import httpx2
 
 T = TypeVar("T")
 CONNECT_SECONDS = 10.0
-# Causes of a connection error under which nothing has been sent.
+# Names of connection errors before which nothing was sent.
 NOT_SENT = ("ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError")
 
 
 def read_host(base_url: str) -> str:
-    """The host in an address. Raises ConfigError for what is no address of a server."""
+    """The host in an address. Raises ConfigError for a text that is not the address of a server."""
     address = urlsplit("")
     try:
         address = urlsplit(base_url)
@@ -37,11 +37,11 @@ def read_host(base_url: str) -> str:
 
 
 class Server:
-    """A server that may be sent to; ``remote`` where it is another machine. Raises LVLMUnavailable where nobody gave leave for its host."""
+    """A server that requests may be sent to; ``remote`` if it is another machine. Raises LVLMUnavailable for a host that was not allowed."""
 
     def __init__(self, base_url: str, *, allow_remote: tuple[str, ...], keys: tuple[str, ...]) -> None:
         host = read_host(base_url)
-        check_leave(host, allow_remote, encrypted=urlsplit(base_url).scheme == "https")
+        check_permission(host, allow_remote, encrypted=urlsplit(base_url).scheme == "https")
         self.base_url, self._keys, self.remote = base_url, keys, not is_loopback(host)
 
     def key(self) -> str:
@@ -52,9 +52,9 @@ class Server:
         return key or "none"
 
     def open_http(self, timeout: float) -> httpx2.AsyncClient:
-        """An HTTP client that follows no redirect, and takes a proxy from the environment for an allowed remote host alone.
+        """An HTTP client that follows no redirect, and uses a proxy from the environment only for an allowed remote host.
 
-        It is not the SDK's own, which mounts the environment's proxies whatever ``trust_env`` says.
+        The SDK's own client is not used, because it mounts the environment's proxies whatever ``trust_env`` says.
         """
         import httpx2
 
@@ -62,16 +62,16 @@ class Server:
         return httpx2.AsyncClient(follow_redirects=False, trust_env=self.remote, timeout=limits)
 
     def lost(self, error: Exception, timeout: float) -> LVLMBusy:
-        """The error to raise where no whole answer came."""
+        """The error to raise if no complete answer came."""
         cause = error.__cause__ or error
         if type(cause).__name__ in NOT_SENT:
             return LVLMBusy(f"no connection to {self.base_url}: {cause}")
         if isinstance(cause, TimeoutError) or "Timeout" in type(cause).__name__:
-            return LVLMTimeout(f"{self.base_url} gave no whole answer within {timeout:g} seconds")
-        return LVLMTimeout(f"{self.base_url} dropped the connection before the answer was whole: {cause}")
+            return LVLMTimeout(f"{self.base_url} gave no complete answer within {timeout:g} seconds")
+        return LVLMTimeout(f"{self.base_url} dropped the connection before the answer was complete: {cause}")
 
     def read_object(self, raw: str, *, like: str) -> dict[str, Any]:
-        """The JSON object of an answer. Raises LVLMTimeout where it breaks off, LVLMProtocolError where it is something else."""
+        """The JSON object of an answer. Raises LVLMTimeout if it breaks off, LVLMProtocolError if it is anything else."""
         try:
             whole = json.loads(raw)
         except (ValueError, RecursionError) as error:
@@ -88,7 +88,7 @@ class Server:
 
 
 class Loop:
-    """An event loop in a thread of its own, which other threads hand requests to: only there can all of a request have one deadline."""
+    """An event loop in a thread of its own, to which other threads hand requests: asyncio can bound a whole request by one deadline."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
@@ -96,7 +96,7 @@ class Loop:
         self._thread.start()
 
     def run(self, work: Awaitable[T], timeout: float) -> T:
-        """Its result. Raises TimeoutError after ``timeout`` seconds, however slowly something still drips."""
+        """The result of ``work``. Raises TimeoutError after ``timeout`` seconds, even if bytes still arrive."""
 
         async def within() -> T:
             async with asyncio.timeout(timeout):

@@ -1,6 +1,6 @@
-"""What ours is compared with. One file per baseline; each says which labels it sees.
+"""The methods of a study: ours and those it is compared with. One file per method; each says which labels it sees.
 
-A baseline is a function of a ``Bench`` (a run with its project and the shortcut model) that returns a model.
+A method is a function of a ``Bench`` (a run with its project and the shortcut model) that returns a model.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rightreasons.run import Run
 
 @dataclass(frozen=True)
 class Bench:
-    """What a method may use, and a folder for its half-finished work."""
+    """The run and reporter that a method may use, and a folder for its intermediate files."""
 
     run: Run
     folder: Path

@@ -10,22 +10,22 @@ from rightreasons.config import AlignConfig
 from rightreasons.pipeline.fix import fix
 from rightreasons.studies.methods import Bench
 
-# What is best for it on digits and on photographs alike: `rightreasons bench published-loss`, `rightreasons bench solar-choices`.
+# The best lambda for the published loss on digits and on photographs: `rightreasons bench published-loss`, `rightreasons bench solar-choices`.
 PUBLISHED_LAMBDA = 1.0
 
 
 def train(bench: Bench) -> nn.Module:
-    """``fix`` on the run's verdicts."""
+    """Runs ``fix`` on the run's verdicts."""
     return fine_tune(bench, "ours")
 
 
 def train_published(bench: Bench) -> nn.Module:
-    """``fix`` with the right-reasons penalty of the paper alone."""
+    """Runs ``fix`` with the paper's right-reasons penalty alone."""
     return fine_tune(bench, "ours-published-loss", term="penalty", penalty="log_prob_sum", **{"lambda": PUBLISHED_LAMBDA})
 
 
 def fine_tune(bench: Bench, name: str, **changes: object) -> nn.Module:
-    """``fix`` with some alignment settings changed, and without the harm guard, which would hide a failure."""
+    """Runs ``fix`` with some alignment settings changed, and without the harm guard, which would hide a failure."""
     settings = bench.run.config.align.model_dump(by_alias=True) | {"max_accuracy_drop": 1.0} | changes
     align = AlignConfig.model_validate(settings)
     project = replace(bench.run.project, config=bench.run.config.model_copy(update={"align": align}))

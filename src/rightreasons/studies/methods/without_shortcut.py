@@ -19,7 +19,7 @@ def train(bench: Bench) -> nn.Module:
     project, config = bench.run.project, bench.run.config
     data = project.task.unbiased_train
     if data is None:
-        raise ConfigError(f"{project.task.name} cannot be made without its shortcut: leave out the method without-shortcut")
+        raise ConfigError(f"{project.task.name} has no data without its shortcut: leave out the method without-shortcut")
     model = fresh_model(project)
     extra = math.ceil(images_seen(config.align, count_images(data)) / count_images(data))
     with bench.reporter.stage("train") as advance:
