@@ -18,7 +18,10 @@ NAMES: Mapping[str, tuple[str, ...]] = {
     "label": ("y", "label", "labels", "class", "target", "diagnosis", "dx", "finding_labels", "category", "benign_malignant", "outcome"),
     "split": ("split", "partition", "subset", "set"),
     "attribute": ("a", "place", "attribute", "spurious", "shortcut", "confounder", "group"),
-    "patient": ("patient", "patient_id", "subject", "subject_id", "case_id", "lesion_id", "person"),
+    "patient": (
+        "patient", "patient_id", "subject", "subject_id", "case_id", "lesion_id", "person", "pat_id", "pid", "mrn", "patient_name", "accession",
+        "accession_number",
+    ),
     "mask": ("mask", "mask_path", "mask_file", "mask_filename"),
 }  # fmt: skip
 NEEDED = ("image", "label")
@@ -30,7 +33,7 @@ _MOST_ATTRIBUTES = 32
 _VAGUE_SPLITS = frozenset({"set", "subset"})
 # What a cell has that is written as a file: a folder, or a suffix.
 _FILE = re.compile(r"[/\\]|\.[A-Za-z]\w{1,4}$")
-_YES_OR_NO = frozenset({"0", "1", "yes", "no", "true", "false", "y", "n"})
+YES_OR_NO = frozenset({"0", "1", "yes", "no", "true", "false", "y", "n"})
 
 # The values of the column of a name.
 Values = Callable[[str], Sequence[object]]
@@ -102,6 +105,11 @@ def require_columns(path: object, columns: Iterable[str], found: Mapping[str, st
             )
 
 
+def named_as_label(columns: Iterable[str]) -> list[str]:
+    """The columns whose names fit the label, likeliest first."""
+    return _candidates(tuple(columns))["label"]
+
+
 def _chosen_columns(path: object, columns: Sequence[str], chosen: Mapping[str, str | None]) -> dict[str, str]:
     for role, name in chosen.items():
         if name is not None and name not in columns:
@@ -138,7 +146,7 @@ def _why_unfit(role: str, name: str, values: Values, named: Mapping[str, str], n
         return f"has none of the words for a split, but {_quoted(sorted(different)[:3])}"
     if role == "attribute" and len(different) > max(_MOST_ATTRIBUTES, len(texts) // 10):
         return f"has {len(different)} different values"
-    if role == "patient" and len(texts) > len(_YES_OR_NO) and {word.lower() for word in different} <= _YES_OR_NO:
+    if role == "patient" and len(texts) > len(YES_OR_NO) and {word.lower() for word in different} <= YES_OR_NO:
         return f"has only {_quoted(sorted(different))}"
     return None
 

@@ -16,6 +16,7 @@ from rightreasons.config import DataConfig
 from rightreasons.data.formats.cells import read_cell
 from rightreasons.data.formats.columns import NAMES, choose_columns, match_columns, require_columns
 from rightreasons.data.formats.table import TABLE_SUFFIXES, Table, read_header, read_table
+from rightreasons.data.formats.unused import tell_unused
 from rightreasons.data.listing import Entry, Listing
 from rightreasons.data.splits import find_splits, name_split, split_of_path
 from rightreasons.data.tree import Tree
@@ -85,6 +86,8 @@ def list_images(tree: Tree, config: DataConfig) -> Listing:
             names_files=lambda column, role, table=table: _names_files(tree, table, column, role),
         )
         require_columns(table.path, table.columns, columns, table.column)
+        unused = tell_unused(table.columns, columns, config.columns.model_dump(), table.column, config.names, has_split=split is not None)
+        problems += [note for note in unused if note not in problems]
         known = next((one for one in KNOWN if one.columns <= set(table.columns)), None)
         rows += _read_rows(tree, table, columns, split, known, config, problems, left_out)
         used = ", ".join(f"{role} {column!r}" for role, column in columns.items() if role in NAMES)
