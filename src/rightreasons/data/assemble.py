@@ -17,6 +17,7 @@ from torch import Tensor
 from rightreasons.config import DataConfig
 from rightreasons.data.agree import agree_on_windows, check_masks
 from rightreasons.data.decode import Header, Mode, decode_mask, read_header
+from rightreasons.data.form import tell_forms
 from rightreasons.data.formats.cells import most_classes
 from rightreasons.data.images import THREADS, ImageFiles, PixelCache, Reading, labels_of
 from rightreasons.data.listing import Entry, Listing
@@ -58,6 +59,7 @@ def assemble_task(listing: Listing, config: DataConfig, *, name: str, seed: int)
     size = (config.size, config.size) if config.size is not None else _agree_on_size(headers.images)
     window, windows = agree_on_windows(headers.images, listing, config, problems)
     check_masks(entries, listing, problems)
+    problems += tell_forms(headers.images, {entry.name: entry.label for entry in entries if entry.name in headers.images})
     _tell_mask_column(entries, listing, config, problems)
     reading = Reading(listing.open_source, mode, size, window, resize=config.size is not None)
     cache = PixelCache()
