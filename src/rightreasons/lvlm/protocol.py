@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
+from rightreasons.common.text import clean_text
 from rightreasons.lvlm.pictures import bound_picture
 
 if TYPE_CHECKING:
@@ -15,6 +16,8 @@ Role = Literal["critic", "judge", "fused", "control"]
 # What became of a request. Only "answered" is an answer; a person decides the rest.
 Outcome = Literal["answered", "refused", "truncated", "malformed", "unknown"]
 
+# Of a model's name, in letters.
+LONGEST_NAME = 200
 # No request comes near it; a larger count is a slip of the server's.
 MOST_TOKENS = 10**9
 
@@ -57,13 +60,22 @@ def read_count(said: object) -> int | None:
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back, as text. ``problem`` says why there is none; ``cached`` that it had been answered before."""
+    """What came back, as text. ``problem`` says why there is none; ``cached`` that it had been answered before.
+
+    ``model`` is who answered by the server's own word, which need not be who was asked; None where it does not say.
+    """
 
     text: str
     problem: str | None = None
     cached: bool = False
     outcome: Outcome = "answered"
     usage: Usage = Usage()
+    model: str | None = None
+
+
+def read_model(said: object) -> str | None:
+    """The name of a model as a provider wrote it; None for what is none."""
+    return " ".join(clean_text(said).split())[:LONGEST_NAME] if isinstance(said, str) and said.strip() else None
 
 
 @runtime_checkable

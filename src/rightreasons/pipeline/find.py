@@ -188,6 +188,7 @@ def _judge(
             cached=ledger.cached,
             cost_usd=ledger.cost_usd(),
             weights=weights,
+            answered_by={asked: sorted(models) for asked, models in sorted(ledger.answered_by.items())},
         )
     except KeyboardInterrupt:
         ledger.leave()
