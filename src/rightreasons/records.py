@@ -150,7 +150,10 @@ class Control:
 
 @dataclass(frozen=True)
 class Criticism:
-    """Who judged a run, by which versions of the prompts and at what cost, and the hash of the ``weights`` that were explained."""
+    """Who judged a run, by which versions of the prompts and at what cost, and the hash of the ``weights`` that were explained.
+
+    ``answered_by`` has the models that gave the answers by the servers' word, by who was asked; nothing where no server said so.
+    """
 
     lvlm: str
     simulated: bool
@@ -159,6 +162,7 @@ class Criticism:
     cached: int = 0
     cost_usd: float | None = None
     weights: str | None = None
+    answered_by: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -118,3 +118,30 @@ def test_a_column_for_each_class(tmp_path):
 def test_labels_that_differ_in_case_only_are_told(tmp_path):
     fill(tmp_path, "file,label", lambda number: f"p{number:03d}.png,{('Cat', 'cat', 'dog')[number % 3]}")
     assert any("the labels 'Cat', 'cat' differ in case or spelling only" in problem for problem in read(tmp_path).problems)
+
+
+def test_a_mask_column_of_yes_and_no_names_no_files(tmp_path):
+    fill(tmp_path, "filename,label,mask", lambda number: f"p{number:03d}.png,{'ab'[number % 2]},{'no' if number % 3 else 'yes'}")
+    task = read(tmp_path)
+    assert total(task) == 40 and not task.truth
+    assert "the column 'mask' of labels.csv is not read as the mask: it names no files, but has 'no', 'yes'" in task.problems
+    with pytest.raises(DataError, match="line 2 names the mask 'yes', and there is no such file"):
+        read(tmp_path, columns={"mask": "mask"})
+
+
+def test_masks_that_are_not_there_are_no_other_column(tmp_path):
+    fill(tmp_path, "filename,label,mask", lambda number: f"p{number:03d}.png,{'ab'[number % 2]},masks/p{number:03d}.png")
+    with pytest.raises(DataError, match="line 2 names the mask 'masks/p000.png', and there is no such file"):
+        read(tmp_path)
+
+
+def test_rows_that_disagree_are_told_by_their_lines(tmp_path):
+    fill(tmp_path, "filename,label", lambda number: f"p{number % 39:03d}.png,{'ab'[number % 2]}")
+    with pytest.raises(DataError, match="labels.csv, lines 2 and 41: two rows name images/p000.png, with the label 'a' and 'b'"):
+        read(tmp_path)
+    rows = [f"p{number:03d}.png,{'ab'[number % 2]}\n" for number in range(40)]
+    (tmp_path / "labels.csv").unlink()
+    (tmp_path / "train.csv").write_text("filename,label\n" + "".join(rows[:30]))
+    (tmp_path / "test.csv").write_text("filename,label\n" + "".join(rows[29:]).replace("p029.png,b", "p029.png,a"))
+    with pytest.raises(DataError, match="test.csv, line 2, and train.csv, line 31: two rows name images/p029.png, with the label 'a' and 'b'"):
+        read(tmp_path)

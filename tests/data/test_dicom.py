@@ -162,6 +162,15 @@ def test_no_window(tmp_path):
     assert (grey(constant) == 0).all()
 
 
+@pytest.mark.parametrize("given", [{"RescaleSlope": 2}, {"RescaleIntercept": -1024}, {"RescaleSlope": 2, "RescaleIntercept": ""}])
+def test_half_a_rescale_counts_with_what_changes_nothing_beside_it(tmp_path, given):
+    """C.11.1 wants slope and intercept together. The window is in the units after them."""
+    stored = ramp(0, 2000)
+    path = save(build(stored, WindowCenter=500, WindowWidth=800, **given), tmp_path / "a.dcm")
+    slope, intercept = given.get("RescaleSlope", 1), given.get("RescaleIntercept") or 0
+    assert np.abs(grey(path) - shown(stored, lambda x: standard(x * slope + intercept, 500, 800, "LINEAR"))).max() <= 0.51
+
+
 @pytest.mark.parametrize(("padding", "limit"), [(-2000, None), (-2000, -1900)])
 def test_padding_is_left_aside(tmp_path, padding, limit):
     stored = ramp(-1000, 1000, np.int16)

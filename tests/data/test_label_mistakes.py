@@ -235,3 +235,14 @@ def test_too_few_patients_for_splits_that_are_made(folder):
     write(folder, [f"{line.rpartition(',')[0]},P{number // 6}" for number, line in enumerate(rows())], "filename,label,patient")
     with pytest.raises(DataError, match="validation split has no readable image .* needs images of three patients"):
         read(folder)
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_labels_in_a_spreadsheet(folder, flat):
+    (folder / "labels.xlsx").write_bytes(b"PK\x03\x04")
+    if flat:
+        for path in (folder / "images").iterdir():
+            path.rename(folder / path.name)
+        (folder / "images").rmdir()
+    with pytest.raises(DataError, match=r"if the labels are in labels.xlsx, save it as CSV UTF-8 \(.csv\): spreadsheets are not read"):
+        read(folder)

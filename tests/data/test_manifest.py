@@ -8,7 +8,7 @@ import subprocess
 import pytest
 import torch
 
-from rightreasons.data.manifest import Leak, Listed, describe_leaks, find_leaks, hash_manifest, list_hashes
+from rightreasons.data.manifest import Leak, Listed, describe_conflicts, describe_leaks, find_conflicts, find_leaks, hash_manifest, list_hashes
 from rightreasons.data.task import TensorImages
 from rightreasons.errors import UnreadableImage
 from tests.data.test_images import open_files, write_images
@@ -73,6 +73,19 @@ def test_what_is_no_leak(tmp_path):
     ]  # fmt: skip
     assert find_leaks(listed) == []
     assert len(find_leaks([*listed, Listed("validation", 5, 0, 1, "2")])) == 1
+
+
+def test_one_image_under_two_labels_of_a_split(tmp_path):
+    listed = [
+        Listed("train", 0, 0, 9, "1"), Listed("train", 1, 1, 9, "1"), Listed("train", 2, 0, 9, "1"), Listed("train", 3, 0, 9, "2"),
+        Listed("train", 4, 0, 9, "2"), Listed("test", 0, 1, 9, "2"), Listed("train", 5, 0, 0, ""), Listed("train", 6, 1, 0, ""),
+        Listed("validation drawn once more", 0, 0, 9, "3"), Listed("validation drawn once more", 1, 1, 9, "3"),
+    ]  # fmt: skip
+    conflicts = find_conflicts(listed)
+    assert conflicts == [Leak("1", (("train", 0), ("train", 1), ("train", 2)))]
+    splits = {"train": open_files(tmp_path, write_images(tmp_path, 7))}
+    told = describe_conflicts(conflicts, listed, splits, ("cat", "dog"))
+    assert told.startswith("1 image is under two labels, byte for byte, such as 0000.png (cat) and 0001.png (dog) in train")
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError(2, "No such file or directory"), UnreadableImage("the row has no image")])

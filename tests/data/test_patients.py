@@ -102,3 +102,22 @@ def test_names_that_tell_nothing(tmp_path, form):
         noise(*(tmp_path / form.format(name, number) for number in range(40)))
     task = read(tmp_path)
     assert "class by class" in task.told and not any("patient" in problem for problem in task.problems)
+
+
+@pytest.mark.parametrize(("form", "part"), [("slice{2:02d}_scan{1:03d}.png", "scan000"), ("{3}_{2}.png", "anna")])
+def test_a_part_that_several_names_share_is_told_and_changes_no_split(tmp_path, form, part):
+    people = "anna bert carl dora emil fred gina hans ida jan".split()
+    for image in range(60):
+        noise(tmp_path / "ab"[image // 6 % 2] / form.format(0, image // 6, image % 6, people[image // 6]))
+    task = read(tmp_path)
+    assert "class by class" in task.told
+    (told,) = (problem for problem in task.problems if "share a part of their names" in problem)
+    assert f"such as {part!r} in a/" in told and "name it in a table with the columns filename, label and patient" in told
+
+
+@pytest.mark.parametrize("form", ["{0}.{1}.png", "IMG_2020_{1:04d}.png", "{0}_{1:04d}.png", "{1}.png"])
+def test_names_that_are_counted_within_a_class_share_no_part(tmp_path, form):
+    for number, name in enumerate(("cat", "dog")):
+        for image in range(20):
+            noise(tmp_path / name / form.format(name, 100 * number * ("IMG" in form) + image))
+    assert not any("share a part" in problem for problem in read(tmp_path).problems)

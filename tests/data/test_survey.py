@@ -17,6 +17,7 @@ from rightreasons.config import DataConfig
 from rightreasons.data import open_data
 from rightreasons.data.survey import CAPTION, GAP, ROW, THUMBNAIL, choose_rows, draw_sheet, survey_task
 from rightreasons.data.task import Task, TensorImages
+from rightreasons.errors import DataError
 from rightreasons.records import GroundTruth
 from tests.support.helpers import invoke, run, the_error
 
@@ -62,6 +63,34 @@ def test_one_image_in_two_splits_is_found_whatever_its_name(folder):
     told, _ = survey(folder)
     assert told["images_in_two_splits"] == [["train: train-3.png", "test: test-0.png"]]
     assert any("in more than one split" in problem and "train-3.png" in problem for problem in told["problems"])
+
+
+def test_one_image_under_two_labels_is_found(folder):
+    shutil.copy(folder / "train-3.png", folder / "train-8.png")
+    shutil.copy(folder / "train-5.png", folder / "train-7.png")
+    told, _ = survey(folder)
+    assert told["images_under_two_labels"] == [["train: train-3.png", "train: train-8.png"]] and told["images_in_two_splits"] == []
+    (problem,) = (problem for problem in told["problems"] if "under two labels" in problem)
+    assert "train-3.png (whole) and train-8.png (crack) in train" in problem
+
+
+def test_a_folder_of_which_nothing_can_be_decoded_says_why(folder):
+    for path in folder.glob("*.png"):
+        whole = path.read_bytes()
+        path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=r"none of the 12 images asked for could be read; the first, train-0.png: \w+"):
+        survey(folder, decode=True)
+
+
+@pytest.mark.parametrize(("rows", "inverted"), [(0, False), (5, False), (14, True)])
+def test_masks_that_look_inverted_are_told_once(folder, rows, inverted):
+    lines = (folder / "labels.csv").read_text(encoding="utf-8").splitlines()
+    mask = np.zeros((20, 24), np.uint8)
+    mask[:rows] = 255
+    Image.fromarray(mask).save(folder / "mask.png")
+    (folder / "labels.csv").write_text("\n".join([lines[0] + ",mask", *(f"{line},mask.png" for line in lines[1:])]), encoding="utf-8")
+    told = [problem for problem in survey(folder, decode=True)[0]["problems"] if "are they inverted?" in problem]
+    assert len(told) == inverted and all("(the middle one of 22 looked at 70%)" in problem for problem in told)
 
 
 def test_a_broken_file_is_found_when_everything_is_decoded(folder):

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import warnings
 
 import pytest
@@ -16,7 +17,7 @@ from rightreasons.errors import DataError, ModelError, UnsupportedLayer
 from rightreasons.explain.attribute import attribute_images
 from rightreasons.networks.classifier import as_classifier, copy_model
 from rightreasons.project.rehearsal import rehearse
-from tests.support.helpers import edit, invoke, the_error, write_scripted
+from tests.support.helpers import edit, invoke, the_error, trained_weights, write_scripted
 
 IMAGES = torch.rand(40, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 DATA = TensorDataset(IMAGES, torch.arange(40) % 2)
@@ -279,13 +280,40 @@ def test_every_split_is_looked_at(images, labels, words):
         try_out(small(), splits={"train": DATA, "validation": TensorDataset(images, labels)})
 
 
+def told_by_brightness(sign: float, bias: float = 0.0) -> str:
+    """What is told of a network that calls bright images b with ``sign`` 1 and dark ones b with -1; of the images, those of b are bright."""
+    labels = torch.arange(40) % 2
+    images = 0.4 * IMAGES + 0.6 * labels[:, None, None, None]
+    network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2))
+    with torch.no_grad():
+        network[2].weight.copy_(sign * torch.tensor([[-1.0] * 3, [1.0] * 3]))
+        network[2].bias.copy_(sign * torch.tensor([1.5, -1.5]) + torch.tensor([bias, 0.0]))
+    data = TensorDataset(images, labels)
+    return try_out(network, splits={"train": data, "validation": data}).found["answers"]
+
+
+@pytest.mark.parametrize(("sign", "bias", "right"), [(1, 0.0, "ab"), (-1, 0.0, ""), (1, 100.0, "a")])
+def test_how_many_of_the_images_that_are_read_are_answered_right(sign, bias, right):
+    told = told_by_brightness(sign, bias)
+    of = {name: tuple(int(word) for word in re.search(rf"\b{name} (\d+) of (\d+)", told).groups()) for name in "ab"}
+    assert sum(count for _, count in of.values()) == 15 and told.startswith(f"right on {sum(hits for hits, _ in of.values())} of 15 train images (a ")
+    assert all(hits == (count if name in right else 0) for name, (hits, count) in of.items())
+    assert ("no better than guessing" in told) == (right != "ab")
+    assert "answers" not in try_out(small(), train_first=True).found
+
+
 def test_inspect_rehearses_the_network_of_a_configuration(tmp_path):
     config = write_scripted(tmp_path)
     result = invoke("inspect", config, "--model", "--json", "--out", tmp_path / "look")
     assert result.exit_code == 0, result.stderr
     found = json.loads(result.stdout)["model"]
+    assert re.match(r"right on \d+ of 15 train images \(", found["answers"])
     assert "15 of" in found["images"] and "deeplift-shap" in found["heatmaps"] and "finite" in found["fine-tuning"]
     assert "fine-tuning" in invoke("inspect", config, "--model", "--out", tmp_path / "look").stdout
+    torch.save({"epoch": 3, "state_dict": {f"module.{name}": value for name, value in trained_weights().items()}}, tmp_path / "wrapped.pt")
+    edit(config, "model.safetensors", "wrapped.pt")
+    result = invoke("inspect", config, "--model", "--json", "--out", tmp_path / "look")
+    assert any("module." in problem for problem in json.loads(result.stdout)["problems"]), result.stderr
     edit(config, "tag_model:build", "tag_model:missing")
     assert "missing" in the_error(invoke("inspect", config, "--model", "--out", tmp_path / "look"))
     assert "needs a configuration" in the_error(invoke("inspect", tmp_path / "images", "--model", "--out", tmp_path / "look"))

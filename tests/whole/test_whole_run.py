@@ -43,6 +43,19 @@ def test_find_against_a_server(one_go):
     assert stub.requests == len(stub.bodies) == again["critic"]["calls"], "the second find asked nothing, and no question came twice"
 
 
+def test_who_answers_is_told(one_go, tmp_path):
+    """The server says that it is "stub", whoever is asked."""
+    folder, metrics, *_ = one_go
+    assert metrics["critic"]["answered_by"] == {"openai:stub": ["stub"]} and "by the server's word" not in (folder / "report.html").read_text()
+    with FaultServer(critic=look_for_plates) as stub:
+        config = write_folder(tmp_path, stub.base_url)
+        config.write_text(config.read_text().replace("openai:stub", "openai:big-model"))
+        printed = run("find", config, "--out", tmp_path / "run", "--json")
+    assert json.loads(printed.stdout)["critic"]["answered_by"] == {"openai:big-model": ["stub"]}
+    assert printed.stderr.count("openai:big-model was asked, and 'stub' answers by the server's word") == 1
+    assert "Asked was openai:big-model; by the server's word stub answered." in (tmp_path / "run" / "report.html").read_text().replace("&#39;", "'")
+
+
 def test_pictures_that_were_sent(one_go):
     *_, stub, _ = one_go
     assert {len(seen.pictures) for seen in stub.seen} == {0, 3} and not stub.problems

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -16,11 +16,15 @@ from rightreasons.data import open_data, task_defaults
 from rightreasons.data.survey import THUMBNAIL, choose_rows, draw_sheet, survey_task
 from rightreasons.errors import ConfigError
 
+if TYPE_CHECKING:
+    from rightreasons.project.project import Project
+
 
 def survey_path(path: str, out: Path | None, reporter: Reporter, *, decode: bool, model: bool = False) -> dict[str, Any]:
     """Surveys a folder, a table, a built-in task or a configuration's [data], and writes the contact sheet. Raises DataError as ``open_data`` does.
 
-    With ``model`` a configuration's network is rehearsed on its data, and the errors of ``rehearse`` can be raised too.
+    With ``model`` a configuration's network is rehearsed on its data, the problems name what was taken of its checkpoint, and the errors of
+    ``rehearse`` can be raised too.
     """
     root, table = Path.cwd(), {"path": path}
     if path.endswith(".toml"):
@@ -35,7 +39,9 @@ def survey_path(path: str, out: Path | None, reporter: Reporter, *, decode: bool
         task = open_data(config, root=root, seed=0)
     survey = survey_task(task, reporter, decode=decode)
     if model:
-        survey["model"] = _rehearse(path, reporter)
+        project = _rehearse(path, reporter)
+        survey["model"] = dict(project.rehearsal.found)
+        survey["problems"] = [*survey["problems"], *project.notes]
     folder = out or Path("runs") / "inspect" / Path(config.path).stem
     make_private_folder(folder, "folder")
     sheet = folder / "contact-sheet.png"
@@ -43,13 +49,13 @@ def survey_path(path: str, out: Path | None, reporter: Reporter, *, decode: bool
     return {**survey, "left_out": dict(task.skipped), "contact_sheet": str(sheet)}
 
 
-def _rehearse(path: str, reporter: Reporter) -> dict[str, str]:
+def _rehearse(path: str, reporter: Reporter) -> Project:
     from rightreasons.project.project import read_project
 
     if not path.endswith(".toml"):
         raise ConfigError(f"--model needs a configuration (a .toml file), which names the network; {path} is not one")
     with reporter.stage("rehearse"):
-        return dict(read_project(Path(path)).rehearsal.found)
+        return read_project(Path(path))
 
 
 def show_survey(survey: dict[str, Any], reporter: Reporter) -> None:

@@ -18,7 +18,8 @@ def best_device() -> torch.device:
         try:
             return torch.empty(0, device=name).device
         except (RuntimeError, AssertionError) as error:  # torch built without CUDA raises the latter
-            raise ConfigError(f"the device {name!r} cannot be used: {str(error).splitlines()[0]} Give another --device, such as cpu") from error
+            why = str(error).splitlines()[0].rstrip(".")
+            raise ConfigError(f"the device {name!r} cannot be used: {why}. Give another --device, such as cpu") from error
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps") if torch.backends.mps.is_available() else torch.device("cpu")

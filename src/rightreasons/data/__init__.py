@@ -80,6 +80,6 @@ def _recognise(tree: Tree, config: DataConfig) -> Format:
         there = f"{len(images)} images, such as {images[0]}" if images else f"no images (looked for {', '.join(sorted(IMAGE_SUFFIXES))})"
         raise DataError(
             f"{tree.root} has {there}, 0 class folders and no table of labels: put the images of each class into a folder of their own, "
-            "at least two, or add a table (label_table.csv) with the columns 'filename' and 'label'"
+            f"at least two, or add a table (labels.csv) with the columns 'filename' and 'label'{class_folders.hint_at_tables(tree)}"
         )
     return "class-folders"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,8 @@ from rightreasons.errors import DataError, UnreadableImage
 
 # Files that are decoded for it: of each kind, and of masks.
 MOST_FILES = 64
+# A shortcut is something beside the object: masks of which the middle one has more than this share of its image mark what it is not.
+INVERTED_SHARE = 0.5
 
 
 def agree_on_windows(
@@ -48,16 +51,24 @@ def agree_on_windows(
 
 
 def check_masks(entries: Sequence[Entry], listing: Listing, problems: list[str]) -> None:
-    """Notes on masks that mark nothing or all of their image. Raises DataError for one of the sample that cannot be read."""
+    """Notes on masks that mark nothing, all or most of their image. Raises DataError for one of the sample that cannot be read."""
     masked = {entry.name: entry for entry in entries if entry.mask is not None}
     some = _draw(list(masked), "masks")
     read = _read(lambda name: decode_mask(listing.open_source(str(masked[name].mask))), some)
     for name, mask in zip(some, read, strict=True):
         if isinstance(mask, UnreadableImage):
             raise DataError(f"the mask {masked[name].mask} of {name}: {mask}") from mask
-    empty = [name for name, mask in zip(some, read, strict=True) if isinstance(mask, torch.Tensor) and not mask.any()]
-    full = [name for name, mask in zip(some, read, strict=True) if isinstance(mask, torch.Tensor) and mask.all()]
-    problems += describe_masks(len(some), [str(masked[name].mask) for name in empty], [str(masked[name].mask) for name in full])
+    shares = [
+        (str(masked[name].mask), int(mask.sum()) / mask.numel()) for name, mask in zip(some, read, strict=True) if isinstance(mask, torch.Tensor)
+    ]
+    empty, full = ([name for name, share in shares if share == bound] for bound in (0, 1))
+    problems += describe_masks(len(some), empty, full)
+    middle = statistics.median(share for _, share in shares) if shares else 0
+    if middle > INVERTED_SHARE:
+        problems.append(
+            f"the masks mark more than half of their images (the middle one of {len(shares)} looked at {middle:.0%}): are they inverted? What is "
+            "not black marks the shortcut"
+        )
 
 
 def describe_masks(count: int, empty: Sequence[str], full: Sequence[str]) -> list[str]:

@@ -18,9 +18,10 @@ from rightreasons.config import DataConfig
 from rightreasons.data.agree import agree_on_windows, check_masks
 from rightreasons.data.cells import most_classes
 from rightreasons.data.decode import Header, Mode, decode_mask, read_header
+from rightreasons.data.form import tell_forms
 from rightreasons.data.images import THREADS, ImageFiles, PixelCache, Reading, labels_of
 from rightreasons.data.listing import Entry, Listing
-from rightreasons.data.patients import guess_patients, split_folders_apart
+from rightreasons.data.patients import guess_patients, shared_part, split_folders_apart
 from rightreasons.data.splits import SPLITS, fill_splits, name_split, shared_patients
 from rightreasons.data.task import Task
 from rightreasons.data.window import Window
@@ -58,6 +59,7 @@ def assemble_task(listing: Listing, config: DataConfig, *, name: str, seed: int)
     size = (config.size, config.size) if config.size is not None else _agree_on_size(headers.images)
     window, windows = agree_on_windows(headers.images, listing, config, problems)
     check_masks(entries, listing, problems)
+    problems += tell_forms(headers.images, {entry.name: entry.label for entry in entries if entry.name in headers.images})
     _tell_mask_column(entries, listing, config, problems)
     reading = Reading(listing.open_source, mode, size, window, resize=config.size is not None)
     cache = PixelCache()
@@ -144,11 +146,12 @@ def _take_splits(entries: Sequence[Entry], classes: Sequence[str], listing: List
     made = [split for split in ("validation", "test") if split not in called.values()]
     numbers, labels = labels_of(entries, classes).tolist(), [entry.label for entry in entries]
     patients, inner = [entry.patient for entry in entries], _inner_of(entries, listing)
-    guess = guess_patients([entry.name for entry in entries], labels, inner) if _may_guess(listing, patients) else None
+    may_guess = _may_guess(listing, patients)
+    guess = guess_patients([entry.name for entry in entries], labels, inner) if may_guess else None
     splits = fill_splits(given, numbers, guess.patients if guess else patients, seed=seed)
     if guess and made and not _has_all(splits, numbers):
         problems.append(f"what looks like patients ({guess.told}) is too few to keep apart: splits are made image by image, and may share a patient")
-        guess, splits = None, fill_splits(given, numbers, patients, seed=seed)
+        guess, may_guess, splits = None, False, fill_splits(given, numbers, patients, seed=seed)
     by = f", by {guess.told}" if guess else ""
     shared = shared_patients(splits, guess.patients if guess else patients)
     if shared:
@@ -158,6 +161,11 @@ def _take_splits(entries: Sequence[Entry], classes: Sequence[str], listing: List
         problems.append(
             f"{len(apart)} folders within classes have images in more than one split, such as {apart[0]!r}: if a folder is a patient's, name the "
             "patients in a table with the columns filename, label and patient"
+        )
+    elif made and not guess and may_guess and not shared and (part := shared_part([entry.name for entry in entries], labels)):
+        problems.append(
+            f"splits are made image by image, and several images of a class share a part of their names, such as {part[0]!r} in {part[1]} and "
+            f"{part[2]}: if that is a patient or an object, name it in a table with the columns filename, label and patient"
         )
     how = f"with all images of a patient in one split{by}" if guess or any(patient is not None for patient in patients) else "class by class"
     words = f"; {' and '.join(made)} made from the training images by seed {seed}, {how}" if made else ""

@@ -64,13 +64,14 @@ _decoders = 0
 class Header:
     """What a file says of its image before it is decoded: its size as it is shown, in pixels, and whether it has colours.
 
-    ``deep`` is its kind where something else must say what is black and what is white in it.
+    ``deep`` is its kind where something else must say what is black and what is white in it, ``format`` what its bytes are ("PNG").
     """
 
     width: int
     height: int
     mode: Mode
     deep: Kind | None = field(default=None, compare=False)
+    format: str = field(default="", compare=False)
 
 
 @contextlib.contextmanager
@@ -262,7 +263,7 @@ def _deep(image: Image.Image) -> Kind | None:
 
 def _dicom_header(source: Source) -> Header:
     found = dicom.read_header(_rewound(source))
-    return _check(Header(found.width, found.height, found.mode, "DICOM" if found.needs_window else None))
+    return _check(Header(found.width, found.height, found.mode, "DICOM" if found.needs_window else None, "DICOM"))
 
 
 def _open_dicom(source: Source, window: Window | Windows | None) -> Image.Image:
@@ -297,7 +298,7 @@ def _header(image: Image.Image) -> Header:
     if _orientation(image) in (5, 6, 7, 8):
         width, height = height, width
     mode: Mode = "grey" if image.mode in _GREY or _raw_mode(image) == "LA;16B" else "rgb"
-    return _check(Header(width, height, mode, _deep(image)))
+    return _check(Header(width, height, mode, _deep(image), "JPEG" if image.format in _LOSSY else image.format or ""))
 
 
 def _check(header: Header) -> Header:

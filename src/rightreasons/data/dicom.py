@@ -144,9 +144,13 @@ def _apply_modality(stored: np.ndarray, dataset: Any) -> np.ndarray:  # noqa: AN
     """Stored values to the modality's (PS3.3 C.11.1), as float32: by a table, or by slope and intercept."""
     if "ModalityLUTSequence" in dataset:
         return _Table.of_item(dataset.ModalityLUTSequence[0], dataset).look_up(stored).astype(np.float32)
-    if "RescaleSlope" in dataset and "RescaleIntercept" in dataset:
-        return (stored.astype(np.float64) * float(dataset.RescaleSlope) + float(dataset.RescaleIntercept)).astype(np.float32)
-    return stored.astype(np.float32)
+    slope, intercept = _rescale(dataset)
+    return (stored.astype(np.float64) * slope + intercept).astype(np.float32) if (slope, intercept) != (1.0, 0.0) else stored.astype(np.float32)
+
+
+def _rescale(dataset: Any) -> tuple[float, float]:  # noqa: ANN401
+    """Slope and intercept. PS3.3 C.11.1 wants both or neither; where one is missing it is the one that changes nothing, 1 or 0."""
+    return float(dataset.get("RescaleSlope", 1)), float(dataset.get("RescaleIntercept", 0))
 
 
 def _apply_palette(stored: np.ndarray, dataset: Any) -> np.ndarray:  # noqa: ANN401
@@ -173,7 +177,7 @@ def _needs_window(dataset: Any) -> bool:  # noqa: ANN401
     """Whether nothing says how values are shown. Unsigned values of up to 8 bits without a rescale are shown as they are."""
     if "VOILUTSequence" in dataset or ("WindowCenter" in dataset and "WindowWidth" in dataset):
         return False
-    rescaled = (float(dataset.get("RescaleSlope", 1)), float(dataset.get("RescaleIntercept", 0))) != (1.0, 0.0) or "ModalityLUTSequence" in dataset
+    rescaled = _rescale(dataset) != (1.0, 0.0) or "ModalityLUTSequence" in dataset
     return rescaled or not 0 < int(dataset.get("BitsStored") or 0) <= 8 or int(dataset.get("PixelRepresentation") or 0) == 1
 
 

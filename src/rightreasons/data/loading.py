@@ -89,7 +89,7 @@ def read_batches(dataset: Dataset, *, indices: Sequence[int] | Tensor | None = N
             read_any = True
             yield batch
     if len(wanted) and not read_any:
-        raise DataError(f"none of the {len(wanted)} images asked for could be read")
+        raise DataError(f"none of the {len(wanted)} images asked for could be read{_say_why(dataset, int(wanted[0]))}")
 
 
 def read_all(dataset: Dataset, indices: Sequence[int] | Tensor, batch_size: int | None = None) -> Batch:
@@ -160,6 +160,15 @@ def collate(items: Sequence[tuple[int, Tensor, int]]) -> Batch:
         raise DataError(f"images of one shape are needed, and a batch has {sorted(shapes)}: resize them in the dataset")
     indices, images, labels = zip(*items, strict=True)
     return Batch(torch.tensor(indices), torch.stack(images), torch.tensor(labels))
+
+
+def _say_why(dataset: Dataset, index: int) -> str:
+    """Why an image cannot be read, as the end of a sentence; empty where it can be read now."""
+    try:
+        dataset[index]
+    except UnreadableImage as error:
+        return f"; the first, {error}"
+    return ""
 
 
 def _fitting_size(read: Callable[[Tensor], Batch], wanted: Sequence[int] | Tensor) -> int:

@@ -1,4 +1,4 @@
-"""The manifest: every image of every split by its hash; and what of it should not be, one image in two splits.
+"""The manifest: every image of every split by its hash; and what of it should not be, one image in two splits or under two labels.
 
 It goes into the run folder, and has no names: a file's name can be a patient's.
 """
@@ -33,7 +33,7 @@ class Listed:
 
 @dataclass(frozen=True)
 class Leak:
-    """One image, by its hash, and where it is: (split, index), in two splits or more."""
+    """One image, by its hash, and where it is, several times: (split, index)."""
 
     sha256: str
     places: tuple[tuple[str, int], ...]
@@ -73,11 +73,19 @@ def find_changed(dataset: Dataset, split: str, listed: Sequence[Listed], indices
 
 def find_leaks(listed: Iterable[Listed]) -> list[Leak]:
     """The images that are in more than one of the three splits."""
-    places: dict[str, list[tuple[str, int]]] = {}
-    for line in listed:
-        if line.split in APART and line.sha256:
-            places.setdefault(line.sha256, []).append((line.split, line.index))
-    return [Leak(digest, tuple(where)) for digest, where in places.items() if len({split for split, _ in where}) > 1]
+    found = _by_hash(listed).items()
+    return [Leak(digest, tuple((line.split, line.index) for line in same)) for digest, same in found if len({line.split for line in same}) > 1]
+
+
+def find_conflicts(listed: Iterable[Listed]) -> list[Leak]:
+    """The images that have several labels within one split, and where they are in it."""
+    found = []
+    for digest, same in _by_hash(listed).items():
+        for split in APART:
+            own = [line for line in same if line.split == split]
+            if len({line.label for line in own}) > 1:
+                found.append(Leak(digest, tuple((split, line.index) for line in own)))
+    return found
 
 
 def describe_leaks(leaks: Sequence[Leak], splits: Mapping[str, Dataset]) -> str:
@@ -88,6 +96,18 @@ def describe_leaks(leaks: Sequence[Leak], splits: Mapping[str, Dataset]) -> str:
     return (
         f"{len(leaks)} {'image is' if len(leaks) == 1 else 'images are'} in more than one split, byte for byte, such as {pair}: "
         "scores on them say nothing of new images; take them out of one"
+    )
+
+
+def describe_conflicts(conflicts: Sequence[Leak], listed: Iterable[Listed], splits: Mapping[str, Dataset], classes: Sequence[str]) -> str:
+    """A sentence for people, with the names and classes of one such pair."""
+    labels = {(line.split, line.index): classes[line.label] for line in listed}
+    first = conflicts[0].places[0]
+    other = next(place for place in conflicts[0].places if labels[place] != labels[first])
+    pair = " and ".join(f"{name_image(splits[place[0]], place[1])} ({labels[place]})" for place in (first, other))
+    return (
+        f"{len(conflicts)} {'image is' if len(conflicts) == 1 else 'images are'} under two labels, byte for byte, such as {pair} in {first[0]}: "
+        "one of the labels is wrong, or the image does not tell the class; take away what is wrong"
     )
 
 
@@ -103,6 +123,15 @@ def hash_manifest(listed: Iterable[Listed]) -> str:
     for line in listed:
         digest.update(repr(line).encode("utf-8", "backslashreplace"))
     return digest.hexdigest()
+
+
+def _by_hash(listed: Iterable[Listed]) -> dict[str, list[Listed]]:
+    """The images of the three splits that are there more than once."""
+    found: dict[str, list[Listed]] = {}
+    for line in listed:
+        if line.split in APART and line.sha256:
+            found.setdefault(line.sha256, []).append(line)
+    return {digest: same for digest, same in found.items() if len(same) > 1}
 
 
 def _fingerprints(dataset: Dataset, indices: Sequence[int]) -> Iterable[Fingerprint]:

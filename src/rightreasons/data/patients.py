@@ -18,6 +18,9 @@ _PERSON = re.compile(r"(patient|pat|subject|subj|sub|person|participant|donor|ca
 _SIDE = re.compile(r"(?P<who>.*\d.*?)[ _-]*(left|right|(?<=[\d _-])(l|r|od|os|lcc|rcc|lmlo|rmlo))$", re.IGNORECASE)
 # A number before a mark, and more behind it: P123_2, 00000013_005, TCGA-05-4244 is none.
 _NUMBERED = re.compile(r"(?P<who>[a-z]{0,4}\d+)[_-].+$", re.IGNORECASE)
+# What stands between the parts of a name, and how many parts are looked at.
+_PARTS = re.compile(r"[_\-. ]+")
+_MOST_PARTS = 8
 # Folders that part files for other reasons than whose they are.
 _NO_PERSON = re.compile(r"(images?|imgs?|part|batch|fold|set|data|folder|dir|chunk|shard|masks?|raw|png|jpe?g)[ _-]*\d*$", re.IGNORECASE)
 # Fewer folders or beginnings in a class than this are something else than patients, and too few to draw splits from.
@@ -52,6 +55,27 @@ def guess_patients(names: Sequence[str], labels: Sequence[str], inner: Sequence[
             found = [who if known is None else known for who, known in zip(guess, found, strict=True)]
             told.append(words)
     return Guess(found, " and ".join(told)) if told else None
+
+
+def shared_part(names: Sequence[str], labels: Sequence[str]) -> tuple[str, str, str] | None:
+    """A part of names that several images of a class share, as persons' would be, with two such names; None where there is none.
+
+    Of several parts it is the one with the most values. It may be a person, a slice or a day: too little to draw splits by, and enough to be told.
+    """
+    parts = [_PARTS.split(posixpath.splitext(posixpath.basename(name))[0]) for name in names]
+    best: list[str | None] = []
+    for place in range(min(_MOST_PARTS, max(map(len, parts), default=0))):
+        found = [own[place].lower() if len(own) > max(1, place) and own[place] else None for own in parts]
+        # What repeats between classes alone is a number within the class: cat.1.jpg and dog.1.jpg.
+        within = [None if part is None else f"{label}/{part}" for part, label in zip(found, labels, strict=True)]
+        if _are_many(within, labels) and len({*found}) > len({*best}):
+            best = found
+    if not best:
+        return None
+    counts = Counter((part, label) for part, label in zip(best, labels, strict=True) if part is not None)
+    shared = next(pair for pair, count in counts.items() if count > 1)
+    first, second, *_ = (name for name, *pair in zip(names, best, labels, strict=True) if tuple(pair) == shared)
+    return str(shared[0]), first, second
 
 
 def is_person(folder: str) -> bool:

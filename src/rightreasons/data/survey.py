@@ -18,7 +18,7 @@ from rightreasons.common.seeds import seeded
 from rightreasons.data.agree import describe_masks
 from rightreasons.data.images import ImageFiles
 from rightreasons.data.loading import count_images, read_all, read_batches
-from rightreasons.data.manifest import describe_leaks, find_leaks, list_hashes, name_image
+from rightreasons.data.manifest import Leak, describe_conflicts, describe_leaks, find_conflicts, find_leaks, list_hashes, name_image
 from rightreasons.data.task import Task
 from rightreasons.errors import DataError
 
@@ -43,7 +43,7 @@ def survey_task(task: Task, reporter: Reporter, *, decode: bool) -> dict[str, An
     """Counts per split, class and group, and what is wrong, as JSON would have it. With ``decode`` every image is decoded once.
 
     With ``decode`` every mask is read as well, and those that mark nothing or all of their image are counted.
-    Of files only those are hashed whose length occurs in two splits: no other can be there twice.
+    Of files only those are hashed whose length occurs in two splits or under two labels: of no other would it matter that it is there twice.
     """
     if decode:
         for split, dataset in task.splits.items():
@@ -55,8 +55,11 @@ def survey_task(task: Task, reporter: Reporter, *, decode: bool) -> dict[str, An
     masks = _count_masks(task, reporter) if decode else []
     compared = _comparable(task.splits)
     with reporter.stage("hash") as advance:
-        leaks = find_leaks(list_hashes(compared, advance))
-    problems = [*task.problems, *masks, *([describe_leaks(leaks, compared)] if leaks else [])]
+        listed = list_hashes(compared, advance)
+    leaks, conflicts = find_leaks(listed), find_conflicts(listed)
+    twice = [describe_leaks(leaks, compared)] if leaks else []
+    twice += [describe_conflicts(conflicts, listed, compared, task.classes)] if conflicts else []
+    problems = [*task.problems, *masks, *twice]
     if len(task.sizes) > 1:
         problems.append(f"images of {len(task.sizes)} sizes: [data] size resizes all of them to one, as do networks that come with a size")
     return {
@@ -66,7 +69,8 @@ def survey_task(task: Task, reporter: Reporter, *, decode: bool) -> dict[str, An
         "splits": {split: _count_split(task, split) for split in task.splits},
         "sizes": dict(Counter(task.sizes).most_common(20)),
         "windows": {kind: list(window) for kind, window in task.windows.items()},
-        "images_in_two_splits": [[f"{split}: {name_image(compared[split], index)}" for split, index in leak.places] for leak in leaks],
+        "images_in_two_splits": [_name_places(leak, compared) for leak in leaks],
+        "images_under_two_labels": [_name_places(conflict, compared) for conflict in conflicts],
         "left_out": dict(task.skipped),
         "not_read": dict(task.not_read),
         "problems": problems,
@@ -154,6 +158,10 @@ def _count_split(task: Task, split: str) -> dict[str, Any]:
     }
 
 
+def _name_places(leak: Leak, splits: Mapping[str, Dataset]) -> list[str]:
+    return [f"{split}: {name_image(splits[split], index)}" for split, index in leak.places]
+
+
 def _groups(task: Task, split: str) -> list[str]:
     """Of every image, its group, or its class where no groups are known."""
     if split in task.truth:
@@ -162,8 +170,9 @@ def _groups(task: Task, split: str) -> list[str]:
 
 
 def _comparable(splits: Mapping[str, Dataset]) -> dict[str, Dataset]:
-    """The splits, of files only those whose length is also that of a file in another split."""
-    lengths = Counter(length for images in splits.values() if isinstance(images, ImageFiles) for length in {entry.bytes for entry in images.entries})
+    """The splits, of files only those whose length is also that of a file in another split, or under another label."""
+    files = [images for images in splits.values() if isinstance(images, ImageFiles)]
+    lengths = Counter(length for images in files for length, _ in {(entry.bytes, entry.label) for entry in images.entries})
     reduced: dict[str, Dataset] = {}
     for split, images in splits.items():
         if isinstance(images, ImageFiles):

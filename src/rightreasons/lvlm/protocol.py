@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
+from rightreasons.common.text import clean_text
 from rightreasons.lvlm.pictures import bound_picture
 
 if TYPE_CHECKING:
@@ -15,6 +16,8 @@ Role = Literal["critic", "judge", "fused", "control"]
 # What became of a request. Only "answered" is an answer; the others wait for a person.
 Outcome = Literal["answered", "refused", "truncated", "malformed", "unknown"]
 
+# How many letters of a model's name are kept.
+LONGEST_NAME = 200
 # The largest number of tokens that is believed. No request comes near it, so a larger count is a mistake of the server.
 MOST_TOKENS = 10**9
 
@@ -57,13 +60,22 @@ def read_count(said: object) -> int | None:
 
 @dataclass(frozen=True)
 class Answer:
-    """The text of an answer. ``problem`` says why there is none; ``cached`` means that the ledger had it already."""
+    """The text of an answer. ``problem`` says why there is none; ``cached`` means that the ledger had it already.
+
+    ``model`` is the model that answered, by the server's own word; it need not be the one that was asked. None if the server does not say.
+    """
 
     text: str
     problem: str | None = None
     cached: bool = False
     outcome: Outcome = "answered"
     usage: Usage = Usage()
+    model: str | None = None
+
+
+def read_model(said: object) -> str | None:
+    """The name of a model as a provider wrote it; None for what is none."""
+    return " ".join(clean_text(said).split())[:LONGEST_NAME] if isinstance(said, str) and said.strip() else None
 
 
 @runtime_checkable

@@ -10,7 +10,7 @@ folder continues where it stopped. No stage sees groups or ground-truth masks: t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -28,7 +28,7 @@ from rightreasons.critic.judge import read_examples
 from rightreasons.critic.outcome import explain_outcome
 from rightreasons.critic.panel import Panel, consult_case
 from rightreasons.data.loading import check_labels, read_batches
-from rightreasons.data.manifest import describe_leaks, find_leaks, list_hashes
+from rightreasons.data.manifest import describe_conflicts, describe_leaks, find_conflicts, find_leaks, list_hashes
 from rightreasons.explain.evidence import gather_evidence
 from rightreasons.lvlm import LVLM
 from rightreasons.lvlm.ledger.ledger import Ledger
@@ -99,14 +99,14 @@ def prepare(project: Project, folder: RunFolder, reporter: Reporter) -> nn.Modul
     for note in (*check_descriptions(project.descriptions), *project.task.problems, *project.notes):
         reporter.note(note)
     go_on(project, folder)
-    record_manifest(folder, project.task.splits, len(project.task.classes), reporter)
+    record_manifest(folder, project.task.splits, project.task.classes, reporter)
     model = trained_model(project, folder, reporter)
     reporter.note(describe_input(model, next(read_batches(project.train, batch_size=2)).images))
     return model
 
 
-def record_manifest(folder: RunFolder, splits: Mapping[str, Dataset], classes: int, reporter: Reporter) -> None:
-    """Writes manifest.jsonl, every image by its hash, unless it is there; and notes if one image is in two splits.
+def record_manifest(folder: RunFolder, splits: Mapping[str, Dataset], classes: Sequence[str], reporter: Reporter) -> None:
+    """Writes manifest.jsonl, every image by its hash, unless it is there; and notes if one image is in two splits or under two labels.
 
     Raises DataError for a label that no class has.
     """
@@ -116,11 +116,14 @@ def record_manifest(folder: RunFolder, splits: Mapping[str, Dataset], classes: i
             listed = list_hashes(splits, advance)
             for split in splits:
                 lines = [line for line in listed if line.split == split]
-                check_labels(torch.tensor([line.label for line in lines]), torch.tensor([line.index for line in lines]), classes, split)
+                check_labels(torch.tensor([line.label for line in lines]), torch.tensor([line.index for line in lines]), len(classes), split)
             folder.save_manifest(listed)
     leaks = find_leaks(listed)
     if leaks:
         reporter.note(describe_leaks(leaks, splits))
+    conflicts = find_conflicts(listed)
+    if conflicts:
+        reporter.note(describe_conflicts(conflicts, listed, splits, classes))
 
 
 def trained_model(project: Project, folder: RunFolder, reporter: Reporter) -> nn.Module:
@@ -185,6 +188,7 @@ def _judge(
             cached=ledger.cached,
             cost_usd=ledger.cost_usd(),
             weights=weights,
+            answered_by={asked: sorted(models) for asked, models in sorted(ledger.answered_by.items())},
         )
     finally:
         for note in ledger.notes:

@@ -52,6 +52,7 @@ def rehearse(model: nn.Module, splits: Mapping[str, Dataset], classes: tuple[str
         "images": ", ".join(f"{len(batch)} of {count_images(splits[split])} {split}" for split, batch in read.items()) + "; the same twice",
         "input": describe_input(model, few.images),
         "logits": f"one for each of {len(classes)} classes, from {logits.min():.3g} to {logits.max():.3g}; an image alone has the same as in a batch",
+        **({} if train_first else {"answers": _describe_answers(logits, few.labels, classes)}),
         "heatmaps": f"{config.attribute.method}, of whose effect {missing:.1e} is missing",
     }
     part = _Few(Batch(few.indices[:TRAINED], few.images[:TRAINED], few.labels[:TRAINED]))
@@ -59,6 +60,18 @@ def rehearse(model: nn.Module, splits: Mapping[str, Dataset], classes: tuple[str
         told["training"] = _try_step("training", model, part, _train, config)
     told["fine-tuning"] = _try_step(f"fine-tuning (layers = {config.align.layers!r})", model, part, _align, config)
     return Rehearsal(told)
+
+
+def _describe_answers(logits: Tensor, labels: Tensor, classes: tuple[str, ...]) -> str:
+    """How many of the training images that were read are answered right, by class, in words."""
+    answers = logits.argmax(1).cpu()
+    rows = {name: labels == number for number, name in enumerate(classes) if (labels == number).any()}
+    hits = {name: int((answers == labels)[own].sum()) for name, own in rows.items()}
+    by_class = ", ".join(f"{name} {hits[name]} of {int(own.sum())}" for name, own in rows.items())
+    # The mean over classes, so that one answer to everything is no better than guessing where a class is frequent.
+    share = sum(hits[name] / int(own.sum()) for name, own in rows.items()) / len(rows)
+    chance = "; no better than guessing: the order of the classes or the normalisation may be another" if share <= 1 / len(classes) + 1e-9 else ""
+    return f"right on {sum(hits.values())} of {len(labels)} train images ({by_class}){chance}"
 
 
 class _Few(Dataset):

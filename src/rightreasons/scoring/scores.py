@@ -118,6 +118,7 @@ def critic_scores(run: Run) -> dict[str, Any]:
     return {
         "backend": backend,
         "model": model,
+        "answered_by": {asked: list(models) for asked, models in run.criticism.answered_by.items()},
         "simulated": run.criticism.simulated,
         "calls": run.criticism.calls,
         "cached": run.criticism.cached,

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rightreasons.config import DataConfig
 from rightreasons.data.beside import doubtful_classes, holds_images_by_name, kind_by_suffix
-from rightreasons.data.formats.table import TABLE_SUFFIXES
+from rightreasons.data.formats.table import SPREADSHEET_SUFFIXES, TABLE_SUFFIXES
 from rightreasons.data.listing import Entry, Listing
 from rightreasons.data.splits import SPLITS, find_splits
 from rightreasons.data.tree import IMAGE_SUFFIXES, Tree
@@ -57,7 +57,7 @@ def list_class_folders(
         if unknown:
             some = ", ".join(classes[:12]) + (", ..." if len(classes) > 12 else "")
             raise DataError(
-                f"{tree.root / root} has the class folder {unknown[0]!r}, which the training split does not have ({some}){_hint_at_tables(tree)}"
+                f"{tree.root / root} has the class folder {unknown[0]!r}, which the training split does not have ({some}){hint_at_tables(tree)}"
             )
         found = [(name, file) for name in classes for file in tree.images(_join(root, name))]
         if not found:
@@ -144,7 +144,7 @@ def _name_classes(tree: Tree, first: str, roots: Mapping[str | None, str], confi
         aside = f". {masks} files are masks and no images of a class: a table with the columns filename, label and mask can name both"
         raise DataError(
             f"{where} has {len(classes)} class folder(s) {list(classes)}; at least two are needed, one a class, with its images inside"
-            f"{deeper}{hollow}{aside if masks else ''}"
+            f"{deeper}{hollow}{aside if masks else ''}{hint_at_tables(tree)}"
         )
     _check_are_classes(tree, where, classes, config)
     for name in empty:
@@ -166,7 +166,7 @@ def _check_are_classes(tree: Tree, where: Path, classes: tuple[str, ...], config
         if unsettled == list(classes) and all(pattern.match(name) for name in classes):
             raise DataError(
                 f"{where}: the folders {', '.join(map(repr, classes[:3]))} are {what} by their names, and no classes: put the images of each class "
-                f"into a folder of its own, or name every folder in [data] names if they are classes{_hint_at_tables(tree)}"
+                f"into a folder of its own, or name every folder in [data] names if they are classes{hint_at_tables(tree)}"
             )
     doubtful = [name for name in doubtful_classes(tree, classes) if name in unsettled]
     if doubtful:
@@ -199,9 +199,15 @@ def _tell_same_names(entries: Sequence[Entry]) -> list[str]:
     return [f"{len(twice)} images have the name of another but for the suffix, such as {' and '.join(twice[0])}: if one is a copy, move it away"]
 
 
-def _hint_at_tables(tree: Tree) -> str:
-    tables = [name for name in tree.files if "/" not in name and posixpath.splitext(name)[1].lower() in TABLE_SUFFIXES]
-    return f"; if the labels are in {' and '.join(tables[:3])}, name their column: [data.columns] label = ..." if tables else ""
+def hint_at_tables(tree: Tree) -> str:
+    """What to do with a table or a spreadsheet right in the folder, as the end of an error; empty where there is none."""
+    tables, sheets = (
+        [name for name in tree.files if "/" not in name and posixpath.splitext(name)[1].lower() in suffixes]
+        for suffixes in (TABLE_SUFFIXES, SPREADSHEET_SUFFIXES)
+    )
+    if tables:
+        return f"; if the labels are in {' and '.join(tables[:3])}, name their column: [data.columns] label = ..."
+    return f"; if the labels are in {' and '.join(sheets[:3])}, save it as CSV UTF-8 (.csv): spreadsheets are not read" if sheets else ""
 
 
 def _passed_over(tree: Tree, roots: Mapping[str | None, str]) -> list[str]:

@@ -18,7 +18,10 @@ NAMES: Mapping[str, tuple[str, ...]] = {
     "label": ("y", "label", "labels", "class", "target", "diagnosis", "dx", "finding_labels", "category", "benign_malignant", "outcome"),
     "split": ("split", "partition", "subset", "set"),
     "attribute": ("a", "place", "attribute", "spurious", "shortcut", "confounder", "group"),
-    "patient": ("patient", "patient_id", "subject", "subject_id", "case_id", "lesion_id", "person"),
+    "patient": (
+        "patient", "patient_id", "subject", "subject_id", "case_id", "lesion_id", "person", "pat_id", "pid", "mrn", "patient_name", "accession",
+        "accession_number",
+    ),
     "mask": ("mask", "mask_path", "mask_file", "mask_filename"),
 }  # fmt: skip
 NEEDED = ("image", "label")
@@ -28,7 +31,9 @@ _COORDINATES = frozenset({"x", "x0", "x1", "x2", "xmin", "xmax", "x_min", "x_max
 _MOST_ATTRIBUTES = 32
 # A column of one of these names may hold another kind of set than the splits.
 _VAGUE_SPLITS = frozenset({"set", "subset"})
-_YES_OR_NO = frozenset({"0", "1", "yes", "no", "true", "false", "y", "n"})
+# What a cell has that is written as a file: a folder, or a suffix.
+_FILE = re.compile(r"[/\\]|\.[A-Za-z]\w{1,4}$")
+YES_OR_NO = frozenset({"0", "1", "yes", "no", "true", "false", "y", "n"})
 
 # The values of the column of a name.
 Values = Callable[[str], Sequence[object]]
@@ -56,11 +61,12 @@ def choose_columns(
     problems: list[str],
     *,
     named: Mapping[str, str],
-    fits_image: Callable[[str], bool] = lambda column: True,
+    names_files: Callable[[str, str], bool] = lambda column, role: True,
 ) -> dict[str, str]:
     """As ``match_columns``, and among the columns whose name fits a role, the first whose values fit it as well.
 
-    ``named`` is [data] names: what it has is a class, whatever it looks like. ``fits_image`` says whether a column names files that are there.
+    ``named`` is [data] names: what it has is a class, whatever it looks like. ``names_files`` says whether a column names files of a role that are
+    there.
     A column that is passed over for its values is told in ``problems``. Raises DataError if the column of the labels has values that cannot be
     one class per image and no other column fits.
     """
@@ -70,9 +76,9 @@ def choose_columns(
     for role, candidates in _candidates(columns).items():
         free = [found[role]] if role in found else [name for name in candidates if name not in found.values()]
         if role == "image":
-            free = [name for name in free if fits_image(name)] or free
+            free = [name for name in free if names_files(name, role)] or free
         for name in free:
-            why = _why_unfit(role, name, values, named) if role == "label" or role not in found else None
+            why = _why_unfit(role, name, values, named, names_files) if role == "label" or role not in found else None
             if why is None:
                 found[role] = name
                 break
@@ -99,6 +105,11 @@ def require_columns(path: object, columns: Iterable[str], found: Mapping[str, st
             )
 
 
+def named_as_label(columns: Iterable[str]) -> list[str]:
+    """The columns whose names fit the label, likeliest first."""
+    return _candidates(tuple(columns))["label"]
+
+
 def _chosen_columns(path: object, columns: Sequence[str], chosen: Mapping[str, str | None]) -> dict[str, str]:
     for role, name in chosen.items():
         if name is not None and name not in columns:
@@ -119,19 +130,23 @@ def _candidates(columns: Sequence[str]) -> dict[str, list[str]]:
     return found
 
 
-def _why_unfit(role: str, name: str, values: Values, named: Mapping[str, str]) -> str | None:
+def _why_unfit(role: str, name: str, values: Values, named: Mapping[str, str], names_files: Callable[[str, str], bool]) -> str | None:
     """Why the values of a column do not fit a role, in words; None if they do."""
-    if role in ("image", "mask"):
+    if role == "image":
         return None
     texts = [text for text in (read_cell(cell, named) for cell in values(name)) if text is not None]
     different = set(texts)
+    if role == "mask":
+        # Cells that look like files are meant as such: that none of them is there is an error, which the rows tell.
+        is_other = different and not any(_FILE.search(text) for text in different) and not names_files(name, role)
+        return f"names no files, but has {_quoted(sorted(different)[:3])}" if is_other else None
     if role == "label":
         return no_classes(texts, named)
     if role == "split" and _plain(name) in _VAGUE_SPLITS and different and not any(is_split(word) for word in different):
         return f"has none of the words for a split, but {_quoted(sorted(different)[:3])}"
     if role == "attribute" and len(different) > max(_MOST_ATTRIBUTES, len(texts) // 10):
         return f"has {len(different)} different values"
-    if role == "patient" and len(texts) > len(_YES_OR_NO) and {word.lower() for word in different} <= _YES_OR_NO:
+    if role == "patient" and len(texts) > len(YES_OR_NO) and {word.lower() for word in different} <= YES_OR_NO:
         return f"has only {_quoted(sorted(different))}"
     return None
 

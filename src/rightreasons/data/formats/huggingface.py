@@ -8,6 +8,7 @@ from typing import Any
 from rightreasons.config import DataConfig
 from rightreasons.data.formats.columns import choose_columns, require_columns
 from rightreasons.data.formats.rows import Rows, choose_image_column, list_rows, open_cell, split_name
+from rightreasons.data.formats.unused import tell_unused
 from rightreasons.data.listing import Listing, Source
 from rightreasons.data.tree import Tree
 from rightreasons.errors import DataError, MissingExtra
@@ -35,7 +36,7 @@ def list_images(tree: Tree, config: DataConfig) -> Listing:
     used: dict[str, str] = {}
     for split, part in parts.items():
         place = str(split or "rows")
-        used = _match(place, part, config, datasets, problems)
+        used = _match(split, part, config, datasets, problems)
         label = part.features[used["label"]]
         class_names = label.names if isinstance(label, datasets.ClassLabel) else None
         classes = classes or (tuple(class_names) if class_names else None)
@@ -58,16 +59,22 @@ def list_images(tree: Tree, config: DataConfig) -> Listing:
     return Listing("huggingface", told, entries, open_source, classes=classes, problems=problems, left_out=tree.left_out, read=frozenset(tree.files))
 
 
-def _match(place: str, part: Any, config: DataConfig, datasets: Any, problems: list[str]) -> dict[str, str]:  # noqa: ANN401 -- an extra
-    features = part.features
+def _match(split: object, part: Any, config: DataConfig, datasets: Any, problems: list[str]) -> dict[str, str]:  # noqa: ANN401 -- an extra
+    place, features = str(split or "rows"), part.features
     chosen = config.columns.model_dump()
     holders = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
     mask = chosen["mask"] or "mask"
     plain = [name for name in features if name not in holders]
-    found = choose_columns(place, plain, {**chosen, "image": None, "mask": None}, lambda column: part[column][:], problems, named=config.names)
+
+    def values(column: str) -> list[Any]:
+        return part[column][:]
+
+    found = choose_columns(place, plain, {**chosen, "image": None, "mask": None}, values, problems, named=config.names)
     found.pop("mask", None)
     found["image"] = choose_image_column(place, [name for name in holders if name != mask], chosen["image"])
     if mask in holders:
         found["mask"] = mask
     require_columns(place, list(features), found)
+    unused = tell_unused(plain, found, chosen, values, config.names, has_split=split is not None)
+    problems += [note for note in unused if note not in problems]
     return found

@@ -16,6 +16,7 @@ from rightreasons.config import DataConfig
 from rightreasons.data.cells import read_cell
 from rightreasons.data.formats.columns import NAMES, choose_columns, match_columns, require_columns
 from rightreasons.data.formats.table import TABLE_SUFFIXES, Table, read_header, read_table
+from rightreasons.data.formats.unused import tell_unused
 from rightreasons.data.listing import Entry, Listing
 from rightreasons.data.splits import find_splits, name_split, split_of_path
 from rightreasons.data.tree import Tree
@@ -30,6 +31,15 @@ class Known:
     columns: frozenset[str]
     labels: Mapping[str, str]
     attributes: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """The entry of one row, and where it stands: the table's own name and the line of it."""
+
+    entry: Entry
+    table: str
+    line: int
 
 
 # Sagawa et al. 2020, as released with group DRO and in WILDS.
@@ -61,7 +71,7 @@ def list_images(tree: Tree, config: DataConfig) -> Listing:
     where not one file is there.
     """
     names = _choose_tables(tree, config)
-    rows: list[Entry] = []
+    rows: list[Row] = []
     told, problems, left_out = [], [], dict(tree.left_out)
     known = None
     for split, name in names.items():
@@ -73,9 +83,11 @@ def list_images(tree: Tree, config: DataConfig) -> Listing:
             table.column,
             problems,
             named=config.names,
-            fits_image=lambda column, table=table: _names_files(tree, table, column),
+            names_files=lambda column, role, table=table: _names_files(tree, table, column, role),
         )
         require_columns(table.path, table.columns, columns, table.column)
+        unused = tell_unused(table.columns, columns, config.columns.model_dump(), table.column, config.names, has_split=split is not None)
+        problems += [note for note in unused if note not in problems]
         known = next((one for one in KNOWN if one.columns <= set(table.columns)), None)
         rows += _read_rows(tree, table, columns, split, known, config, problems, left_out)
         used = ", ".join(f"{role} {column!r}" for role, column in columns.items() if role in NAMES)
@@ -83,7 +95,7 @@ def list_images(tree: Tree, config: DataConfig) -> Listing:
     if not rows:
         raise DataError(f"{tree.root}: {' and '.join(told)} name no image file that is there; {'; '.join(problems)}")
     kind = known.name if known else "a table of labels"
-    entries = _merge(rows, names, problems)
+    entries = _merge(rows, problems)
     if all(entry.split is None for entry in entries):
         entries, by_folder = _split_by_folder(entries, problems)
         told += by_folder
@@ -144,16 +156,16 @@ def _choose_tables(tree: Tree, config: DataConfig) -> dict[str | None, str]:
     return by_split
 
 
-def _names_files(tree: Tree, table: Table, column: str) -> bool:
-    """Whether one of some cells of a column names a file that is there."""
+def _names_files(tree: Tree, table: Table, column: str, role: str) -> bool:
+    """Whether one of some cells of a column names a file that is there, as the image or as the mask."""
     cells = table.column(column)
     base = posixpath.dirname(table.path.relative_to(tree.root).as_posix())
 
     def is_there(cell: str) -> bool:
         try:
-            return bool(cell) and tree.find(cell, where=lambda: "", base=base) is not None
+            return bool(cell) and tree.find(cell, where=lambda: "", base=base, mask=role == "mask") is not None
         except DataError:
-            return False  # no one file; the error comes when the rows are read, if no other column is better
+            return role == "mask"  # no one file; the error comes when the rows are read, if no other column is better
 
     return any(map(is_there, cells[:: max(1, len(cells) // SOME_CELLS)]))
 
@@ -167,7 +179,7 @@ def _read_rows(
     config: DataConfig,
     problems: list[str],
     left_out: dict[str, str],
-) -> list[Entry]:
+) -> list[Row]:
     cells = {role: table.column(column) for role, column in columns.items()}
     base = posixpath.dirname(table.path.relative_to(tree.root).as_posix())
     empty: list[str] = []
@@ -196,22 +208,21 @@ def _read_rows(
         if word is not None and word not in splits:
             splits[word] = name_split(word, where=table.where(row))
         attribute = own.get("attribute")
-        rows.append(
-            Entry(
-                name,
-                label,
-                split if split is not None or word is None else splits[word],
-                own.get("patient"),
-                known.attributes.get(attribute, attribute) if known and attribute is not None else attribute,
-                mask=mask,
-                bytes=tree.files[name],
-            )
+        entry = Entry(
+            name,
+            label,
+            split if split is not None or word is None else splits[word],
+            own.get("patient"),
+            known.attributes.get(attribute, attribute) if known and attribute is not None else attribute,
+            mask=mask,
+            bytes=tree.files[name],
         )
+        rows.append(Row(entry, table.path.name, table.lines[row]))
     if empty:
         written = [word for word in words if word and read_cell(word, config.names) is None]
         hint = f"; {_some([repr(word) for word in written])} counts as missing unless [data] names says what it is" if written else ""
         problems.append(f"{len(empty)} rows of {table.path.name} have no image or no label and are left out ({_some(empty)}){hint}")
-    if "patient" in cells and (unknown := sum(entry.patient is None for entry in rows)):
+    if "patient" in cells and (unknown := sum(row.entry.patient is None for row in rows)):
         problems.append(f"{unknown} rows of {table.path.name} have no patient: each counts as a patient of its own")
     if missing:
         problems.append(f"{len(missing)} of {len(table.rows)} rows of {table.path.name} name files that are not in {tree.root} ({_some(missing)})")
@@ -233,24 +244,31 @@ def _split_by_folder(entries: list[Entry], problems: list[str]) -> tuple[list[En
     return [replace(entry, split=splits[posixpath.dirname(entry.name)]) for entry in entries], ["split by folder"]
 
 
-def _merge(rows: Sequence[Entry], names: Mapping[str | None, str], problems: list[str]) -> list[Entry]:
+def _merge(rows: Sequence[Row], problems: list[str]) -> list[Entry]:
     """One entry an image. Raises DataError where rows disagree on it."""
-    merged: dict[str, Entry] = {}
+    merged: dict[str, Row] = {}
     repeated = 0
-    for entry in rows:
-        earlier = merged.setdefault(entry.name, entry)
-        if earlier is entry:
+    for row in rows:
+        earlier = merged.setdefault(row.entry.name, row)
+        if earlier is row:
             continue
         repeated += 1
         for key in ("label", "split", "patient", "attribute", "mask"):
-            if getattr(earlier, key) != getattr(entry, key):
+            first, second = getattr(earlier.entry, key), getattr(row.entry, key)
+            if first != second:
                 raise DataError(
-                    f"{', '.join(names.values())}: two rows name {entry.name}, with the {key} {getattr(earlier, key)!r} and {getattr(entry, key)!r}: "
+                    f"{_both_lines(earlier, row)}: two rows name {row.entry.name}, with the {key} {first!r} and {second!r}: "
                     "one row per image is expected, or rows that agree"
                 )
     if repeated:
         problems.append(f"{repeated} rows repeat an image that an earlier row names, and say the same of it")
-    return list(merged.values())
+    return [row.entry for row in merged.values()]
+
+
+def _both_lines(first: Row, second: Row) -> str:
+    if first.table == second.table:
+        return f"{first.table}, lines {first.line} and {second.line}"
+    return f"{first.table}, line {first.line}, and {second.table}, line {second.line}"
 
 
 def _some(names: Sequence[str]) -> str:

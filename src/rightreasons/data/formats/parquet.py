@@ -14,6 +14,7 @@ from typing import Any
 from rightreasons.config import DataConfig
 from rightreasons.data.formats.columns import choose_columns, require_columns
 from rightreasons.data.formats.rows import Rows, choose_image_column, list_rows, open_cell, split_name
+from rightreasons.data.formats.unused import tell_unused
 from rightreasons.data.listing import Listing, Source
 from rightreasons.data.splits import SHORT_SPLITS, split_of_path, split_words
 from rightreasons.data.tree import Tree
@@ -119,20 +120,19 @@ def _match(name: str, file: Any, config: DataConfig, problems: list[str]) -> dic
     holders = [field.name for field in schema if _holds_bytes(field.type)]
     chosen = config.columns.model_dump()
     plain = [field.name for field in schema if field.name not in holders]
-    found = choose_columns(
-        posixpath.basename(name),
-        plain,
-        {**chosen, "image": None, "mask": None},
-        lambda column: file.read(columns=[column]).column(0).to_pylist(),
-        problems,
-        named=config.names,
-    )
+
+    def values(column: str) -> list[Any]:
+        return file.read(columns=[column]).column(0).to_pylist()
+
+    found = choose_columns(posixpath.basename(name), plain, {**chosen, "image": None, "mask": None}, values, problems, named=config.names)
     found["image"] = choose_image_column(name, [column for column in holders if column not in (chosen["mask"] or "mask")], chosen["image"])
     found.pop("mask", None)
     mask = chosen["mask"] or "mask"
     if mask in holders:
         found["mask"] = mask
     require_columns(posixpath.basename(name), schema.names, found)
+    unused = tell_unused(plain, found, chosen, values, config.names, has_split=split_of_path(name) is not None)
+    problems += [note for note in unused if note not in problems]
     return found
 
 

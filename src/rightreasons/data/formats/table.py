@@ -14,6 +14,8 @@ from rightreasons.errors import DataError
 
 JSON_LINES = ".jsonl"
 TABLE_SUFFIXES = {".csv", ".tsv", JSON_LINES}
+# What people keep labels in and is not read: its sheets, formulas and dates would have to be guessed at.
+SPREADSHEET_SUFFIXES = {".xlsx", ".xls", ".ods"}
 
 
 @dataclass(frozen=True)

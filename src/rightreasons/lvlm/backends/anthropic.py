@@ -5,10 +5,11 @@ from __future__ import annotations
 import base64
 import importlib.util
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from rightreasons.errors import LVLMError, LVLMUnavailable, LVLMUnsupported, MissingExtra
-from rightreasons.lvlm.protocol import Answer, Request, Usage, read_count
+from rightreasons.lvlm.protocol import Answer, Request, Usage, read_count, read_model
 from rightreasons.lvlm.wire.failures import Failure, classify
 from rightreasons.lvlm.wire.privacy import KEYS, redact
 from rightreasons.lvlm.wire.server import CONNECT_SECONDS, Loop, Server
@@ -93,6 +94,18 @@ class Anthropic:
     def parse(self, raw: str) -> Answer:
         """The text blocks, joined. Raises LVLMProtocolError for what is not a message, LVLMTimeout if the answer breaks off."""
         message = self._server.read_object(raw, like=_LIKE)
+        return replace(self._read(message, raw), model=read_model(message.get("model")))
+
+    def close(self) -> None:
+        """Ends the connections."""
+        with self._lock:
+            if self._open is not None:
+                loop, client = self._open
+                loop.run(client.close(), CONNECT_SECONDS)
+                loop.close()
+                self._open = None
+
+    def _read(self, message: dict[str, Any], raw: str) -> Answer:
         blocks, reason = message.get("content"), message.get("stop_reason")
         if message.get("type") != "message" or not isinstance(blocks, list):
             raise self._server.alien(raw, like=_LIKE)
@@ -104,15 +117,6 @@ class Anthropic:
             said = "the answer was cut off at its longest" if text.strip() else "empty answer"
             return Answer(text, problem=f"truncated: {said} (stop reason {reason!r})", outcome="truncated", usage=usage)
         return Answer(text, usage=usage)
-
-    def close(self) -> None:
-        """Ends the connections."""
-        with self._lock:
-            if self._open is not None:
-                loop, client = self._open
-                loop.run(client.close(), CONNECT_SECONDS)
-                loop.close()
-                self._open = None
 
     def _connect(self) -> tuple[Loop, anthropic.AsyncAnthropic]:
         import anthropic

@@ -7,10 +7,11 @@ import importlib.util
 import json
 import re
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from rightreasons.errors import LVLMError, LVLMUnavailable, LVLMUnsupported, MissingExtra
-from rightreasons.lvlm.protocol import Answer, Request, Usage, read_count
+from rightreasons.lvlm.protocol import Answer, Request, Usage, read_count, read_model
 from rightreasons.lvlm.wire.failures import Failure, classify
 from rightreasons.lvlm.wire.privacy import KEYS, redact
 from rightreasons.lvlm.wire.server import CONNECT_SECONDS, Loop, Server
@@ -98,6 +99,19 @@ class Gemini:
     def parse(self, raw: str) -> Answer:
         """The first candidate's text. Raises LVLMProtocolError for what is not a response, LVLMTimeout if the answer breaks off."""
         whole = self._server.read_object(raw, like=_LIKE)
+        return replace(self._read(whole, raw), model=read_model(whole.get("modelVersion")))
+
+    def close(self) -> None:
+        """Ends the connections."""
+        with self._lock:
+            if self._open is not None:
+                loop, client, http = self._open
+                loop.run(http.aclose(), CONNECT_SECONDS)
+                loop.close()
+                client.close()
+                self._open = None
+
+    def _read(self, whole: dict[str, Any], raw: str) -> Answer:
         usage, blocked = _usage(whole.get("usageMetadata")), (whole.get("promptFeedback") or {}).get("blockReason")
         if blocked:
             return Answer("", problem=f"refused: the request was blocked ({blocked})", outcome="refused", usage=usage)
@@ -116,16 +130,6 @@ class Gemini:
             said = "the answer was cut off at its longest" if text.strip() else "empty answer"
             return Answer(text, problem=f"truncated: {said} (finish reason {reason!r})", outcome="truncated", usage=usage)
         return Answer(text, usage=usage)
-
-    def close(self) -> None:
-        """Ends the connections."""
-        with self._lock:
-            if self._open is not None:
-                loop, client, http = self._open
-                loop.run(http.aclose(), CONNECT_SECONDS)
-                loop.close()
-                client.close()
-                self._open = None
 
     def _connect(self) -> tuple[Loop, genai.Client]:
         from google import genai

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from rightreasons.errors import LVLMError, LVLMRejected, LVLMUnavailable, LVLMUnsupported, MissingExtra
-from rightreasons.lvlm.protocol import Answer, Request, Usage, read_count
+from rightreasons.lvlm.protocol import Answer, Request, Usage, read_count, read_model
 from rightreasons.lvlm.wire.chat import chat_message, read_content, read_misplaced
 from rightreasons.lvlm.wire.failures import Failure, classify
 from rightreasons.lvlm.wire.privacy import KEYS, read_key, redact
@@ -93,6 +94,18 @@ class OpenAICompatible:
     def parse(self, raw: str) -> Answer:
         """The first choice's content. Raises LVLMProtocolError if there are no choices at all, LVLMTimeout if the answer breaks off."""
         whole = self._server.read_object(raw, like=_LIKE)
+        return replace(self._read(whole, raw), model=read_model(whole.get("model")))
+
+    def close(self) -> None:
+        """Ends the connections."""
+        with self._lock:
+            if self._open is not None:
+                loop, client = self._open
+                loop.run(client.close(), CONNECT_SECONDS)
+                loop.close()
+                self._open = None
+
+    def _read(self, whole: dict[str, Any], raw: str) -> Answer:
         if isinstance(failed := whole.get("error"), dict) and not whole.get("choices"):  # a router passes on a failure of the server behind it
             code = failed.get("code")
             raise self._explain(Failure(code if isinstance(code, int) and 400 <= code < 600 else 500, redact(raw), {}))
@@ -115,15 +128,6 @@ class OpenAICompatible:
         if reason == "length":
             return Answer(text, problem="truncated: the answer was cut off at its longest", outcome="truncated", usage=usage)
         return Answer(text, usage=usage)
-
-    def close(self) -> None:
-        """Ends the connections."""
-        with self._lock:
-            if self._open is not None:
-                loop, client = self._open
-                loop.run(client.close(), CONNECT_SECONDS)
-                loop.close()
-                self._open = None
 
     def _connect(self) -> tuple[Loop, openai.AsyncOpenAI]:
         import openai

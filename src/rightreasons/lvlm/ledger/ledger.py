@@ -37,6 +37,7 @@ from rightreasons.lvlm.ledger.prices import Price, worst_case_tokens
 from rightreasons.lvlm.ledger.throttle import Throttle
 from rightreasons.lvlm.protocol import LVLM, Answer, Request
 from rightreasons.lvlm.wire.composite import JOINED, SHAPE_NAMES, SHAPES, SMALLER
+from rightreasons.lvlm.wire.model_name import is_same_model
 from rightreasons.lvlm.wire.request_key import canonical, describe_request, hash_description, request_key
 
 # After so many failures of one kind a request is given up.
@@ -102,6 +103,8 @@ class Ledger:
         self._stopping = threading.Event()
         self._left = False
         self.sent = self.cached = 0
+        # Which models answered by the server's own word, by the model that was asked.
+        self.answered_by: dict[str, set[str]] = {}
         # What a person should know about how a server behaved, each note once.
         self.notes: list[str] = []
 
@@ -193,9 +196,9 @@ class Ledger:
             stored = self._recall(lvlm, key)
             if stored is not None:
                 self.cached += stored.problem is None
-                return stored
+                return self._note_model(lvlm, stored)
             try:
-                return self._send(lvlm, request, key)
+                return self._note_model(lvlm, self._send(lvlm, request, key))
             except LVLMError as error:
                 self.stop(error)
                 raise
@@ -299,6 +302,16 @@ class Ledger:
     def _leave_open(self, key: str) -> None:
         """Marks the last attempt as unknown: the request is sent again only with --retry-unknown."""
         self._query("UPDATE attempts SET state = 'unknown' WHERE id = (SELECT max(id) FROM attempts WHERE key = ?)", key)
+
+    def _note_model(self, lvlm: LVLM, answer: Answer) -> Answer:
+        """Notes who gave an answer, and once if that is another model than was asked. What a recorded run says was told when it was made."""
+        if answer.model is None:
+            return answer
+        with self._changed:
+            self.answered_by.setdefault(lvlm.name, set()).add(answer.model)
+        if lvlm.address is not None and not is_same_model(lvlm.name.partition(":")[2], answer.model):
+            self._note(f"{lvlm.name} was asked, and {answer.model!r} answers by the server's word: what it says is that model's and not the other's")
+        return answer
 
     def _note(self, text: str) -> None:
         with self._changed:
