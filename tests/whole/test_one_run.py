@@ -12,6 +12,7 @@ import rightreasons as rr
 from rightreasons.config import read_assignments
 from rightreasons.errors import ConfigError
 from rightreasons.lvlm.backends.scripted import Scripted
+from rightreasons.networks.checkpoints import read_checkpoint
 from rightreasons.networks.classifier import hash_weights
 from rightreasons.pipeline.fix import alignment_job
 from rightreasons.records import HeldOut, Verdict
@@ -183,6 +184,7 @@ def test_a_rejected_repair_is_kept_scored_and_can_be_accepted(project, monkeypat
     assert "--accept` takes it" in " ".join(result.stderr.split())
     assert metrics["after"] == metrics["before"] and metrics["rejected"] != metrics["before"]
     rejected = safetensors.torch.load_file(project / "run" / "rejected.safetensors")
+    assert read_checkpoint(project / "run" / "rejected.safetensors").names == ("bolt", "nut")
     assert "rejected" in (project / "run" / "report.html").read_text()
 
     monkeypatch.setattr("rightreasons.pipeline.fix.align", lambda *_, **__: pytest.fail("trained again"))

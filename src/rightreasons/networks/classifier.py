@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -104,9 +105,19 @@ def load_checkpoint(model: nn.Module, path: Path, *, note: Note = lambda _: None
     load_weights(as_classifier(model).network, read_checkpoint(path), note=note)
 
 
-def save_checkpoint(model: nn.Module, path: Path) -> None:
-    """The network's weights as safetensors; tied weights are written once each."""
-    safetensors.torch.save_model(as_classifier(model).network, str(path))
+def save_checkpoint(model: nn.Module, path: Path, classes: Sequence[str] = ()) -> None:
+    """The network's weights as safetensors; tied weights are written once each.
+
+    The names of ``classes``, which are in the data's order, go into the file in the order of the network's outputs, as ``read_checkpoint`` reads them.
+    """
+    classifier = as_classifier(model)
+    names = [classes[place] for place in _invert(classifier.order)] if classifier.order else list(classes)
+    safetensors.torch.save_model(classifier.network, str(path), metadata={"classes": json.dumps(names)} if names else None)
+
+
+def _invert(order: Sequence[int]) -> list[int]:
+    """The class of each output, from the output of each class."""
+    return sorted(range(len(order)), key=lambda place: order[place])
 
 
 def check_model(

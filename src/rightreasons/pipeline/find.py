@@ -144,7 +144,7 @@ def trained_model(project: Project, folder: RunFolder, reporter: Reporter) -> nn
             checkpoint=partial,
             progress=advance,
         )
-    write_atomically(kept, lambda part: save_checkpoint(model, part))
+    write_atomically(kept, lambda part: save_checkpoint(model, part, project.task.classes))
     partial.unlink(missing_ok=True)
     return model
 
