@@ -11,11 +11,10 @@ from torch import nn
 
 from rightreasons.config import ModelConfig
 from rightreasons.errors import ConfigError, ModelError
-from rightreasons.networks.class_order import match_classes, order_outputs, read_order, stated_order
 from rightreasons.networks.checkpoints import read_checkpoint
+from rightreasons.networks.class_order import match_classes, order_outputs, read_order, stated_order
 from rightreasons.networks.classifier import Classifier, hash_weights, save_checkpoint, unwrap
 from rightreasons.networks.sources import open_model
-
 from tests.support.helpers import invoke, the_error, trained_weights, write_scripted
 
 CLASSES = ("benign", "malignant")
@@ -175,7 +174,6 @@ def test_weights_saved_without_names_say_nothing_of_an_order(tmp_path):
     """As files from before there were any."""
     save_checkpoint(Classifier(nn.Linear(3, 2)), tmp_path / "plain.safetensors")
     assert read_checkpoint(tmp_path / "plain.safetensors").names is None
-
 
 
 def test_a_checkpoint_of_other_classes_stops_find_at_once(tmp_path):

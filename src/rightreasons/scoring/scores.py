@@ -179,7 +179,8 @@ def classifier_facts(run: Run) -> dict[str, Any]:
         classes = {name: asdict(score) for name, score in answers.by_class(names).items()}
         splits[split] = {"accuracy": answers.accuracy if answers.total else None, "count": answers.total, "classes": classes}
     height, width = run.attribution.heatmaps.shape[1:]
-    return {"input": {"height": height, "width": width, "mean": preset.mean, "std": preset.std}, **splits, "problems": problems}
+    fed = {"height": height, "width": width, "mean": preset.mean, "std": preset.std, "channels": preset.channels or None}
+    return {"input": fed, **splits, "problems": problems}
 
 
 def data_facts(run: Run) -> dict[str, Any]:
