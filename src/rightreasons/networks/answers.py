@@ -175,8 +175,9 @@ def check_chance(answers: Answers) -> str | None:
 def find_better_input(model: nn.Module, batch: Batch) -> str | None:
     """In words, the channel order, normalisation or size under which the model is right on clearly more of these images; None where there is none.
 
-    An input under which the answers are at chance still is no better one. Where several fit as well, those that change the fewest settings are
-    named, the one of the lowest cross-entropy first: that alone does not choose, since it falls with the scale of the input too.
+    An input under which the answers are at chance still is no better one, and one that changes two settings has to be clearly better than those
+    that change one. Those that fit as well as the best are named with it, the one of the lowest cross-entropy first: that alone does not choose,
+    since it falls with the scale of the input too.
     """
     classifier = as_classifier(model)
     own = _try_input(classifier, batch.images, batch.labels)
@@ -190,15 +191,14 @@ def find_better_input(model: nn.Module, batch: Batch) -> str | None:
             fits.append((fit, other))
     if not fits:
         return None
+    fewest = min(other.changes for fit, other in fits if fit.share > max(fit.share for fit, _ in fits) - SMALLEST_GAIN)
+    fits = [(fit, other) for fit, other in fits if other.changes == fewest]
     best = max(fit.share for fit, _ in fits)
-    fits = [(fit, other) for fit, other in fits if fit.share >= best - TIE]
-    fewest = min(other.changes for _, other in fits)
-    fits = sorted(((fit, other) for fit, other in fits if other.changes == fewest), key=lambda pair: pair[0].loss)
+    fits = sorted(((fit, other) for fit, other in fits if fit.share >= best - TIE), key=lambda pair: pair[0].loss)
     said = ", or ".join(other.said for _, other in fits[:MOST_TOLD])
     more = f", or {len(fits) - MOST_TOLD} others" if len(fits) > MOST_TOLD else ""
     which = "; the images do not tell which of these it is, and the program that trained the network does" if len(fits) > 1 else ""
-    share = max(fit.share for fit, _ in fits)
-    return f"{share:.1%} in place of {own.share:.1%} of {len(batch)} training images are classified right {said}{more}{which}"
+    return f"{best:.1%} in place of {own.share:.1%} of {len(batch)} training images are classified right {said}{more}{which}"
 
 
 def judge_answers(model: nn.Module, train: Answers, validation: Answers, names: Sequence[str], sample: Batch, *, order_is_stated: bool) -> list[str]:
