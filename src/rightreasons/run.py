@@ -14,10 +14,11 @@ from torch.utils.data import Dataset
 
 from rightreasons.common.seeds import seeded
 from rightreasons.config import Config
-from rightreasons.critic.outcome import Coverage, RunOutcome, count_coverage, decide_outcome
+from rightreasons.critic.outcome import Coverage, RunOutcome, count_coverage, decide_outcome, explain_outcome
 from rightreasons.critic.votes import Waiting, queue_verdicts
 from rightreasons.data.loading import StoredImages, count_images, read_batches
 from rightreasons.errors import ConfigError
+from rightreasons.networks.answers import Answers, check_chance
 from rightreasons.networks.classifier import copy_model, hash_weights, load_checkpoint
 from rightreasons.project.project import Project, fresh_model, project_of_run
 from rightreasons.records import Attribution, ClassDescription, Control, Criticism, Critique, Segmentation, Selection, Verdict
@@ -96,7 +97,18 @@ class Run:
     @property
     def outcome(self) -> RunOutcome:
         """What the run came to."""
-        return decide_outcome(self.coverage, self.flip_rate(self.model))
+        return decide_outcome(self.coverage, self.flip_rate(self.model), self.chance)
+
+    @property
+    def explanation(self) -> str:
+        """Why, in a few sentences."""
+        return explain_outcome(self.coverage, self.flip_rate(self.model), self.chance)
+
+    @property
+    def chance(self) -> str | None:
+        """In words, that the classifier is no better than guessing on the training images; None where it is, and of a run that did not count."""
+        counts, _ = self.folder.load_answers()
+        return check_chance(Answers(counts["train"])) if "train" in counts else None
 
     def flip_rate(self, model: nn.Module) -> float | None:
         """How often pasting what was judged spurious changes an answer of ``model``; worked out once for the same weights and verdicts."""

@@ -76,6 +76,11 @@ def test_twice_without_one_is_a_problem_and_the_words_are_kept():
     assert (critique.text, critique.problem) == ("Just a cat.", "malformed: no paragraph names a segment") and len(history) == 2
 
 
+def test_a_refusal_in_prose_is_told_as_a_refusal():
+    critique, history = criticise("A cat.", "I'm sorry, but I can't help with that.")
+    assert critique.problem == "refused: I'm sorry, but I can't help with that." and len(history) == 2
+
+
 @pytest.mark.parametrize("problem", ["refused: no", "empty answer (finish reason 'length')", "unknown: the run stopped"])
 def test_a_problem_is_passed_on_and_nobody_asks_again(problem):
     critique, history = criticise(Answer("", problem=problem))

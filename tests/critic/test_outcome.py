@@ -34,6 +34,27 @@ def test_outcomes(values, flip_rate, outcome):
     assert decide_outcome(coverage(values), flip_rate) == outcome
 
 
+CHANCE = "the classifier is at chance: mean accuracy over the classes is 33.3% on the training images, where guessing has 33.3%"
+
+
+@pytest.mark.parametrize(
+    ("values", "flip_rate", "outcome"),
+    [
+        (["relevant"] * 8, None, "could not be examined"),  # not: no shortcut found
+        (["spurious"] + ["relevant"] * 7, 0.0, "could not be examined"),
+        (["spurious"] + ["relevant"] * 7, 0.009, "could not be examined"),
+        (["spurious"] + ["relevant"] * 7, None, "could not be examined"),  # verdicts alone do not say what it leans on
+        (["spurious"] + ["relevant"] * 7, 0.4, "shortcut found"),  # that it changes the answers was measured
+        (["unsure"] * 8, None, "not judged yet"),
+    ],
+)
+def test_a_classifier_at_chance_is_never_said_to_have_no_shortcut(values, flip_rate, outcome):
+    assert decide_outcome(coverage(values), flip_rate, CHANCE) == outcome
+    words = explain_outcome(coverage(values), flip_rate, CHANCE)
+    assert "lassifier is at chance: mean accuracy over the classes is 33.3%" in words and "does not decide by them" not in words
+    assert ("before this is repaired" in words) == (outcome == "shortcut found")
+
+
 def test_nothing_to_judge_is_no_finding():
     nothing = coverage([], outcomes=("constant", "not-finite"))
     assert decide_outcome(nothing, None) == "could not be examined"

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from rightreasons.critic.judge import parse_verdicts
-from rightreasons.critic.parse import LONGEST_ANSWER, MalformedAnswer, read_conclusion, read_json, read_paragraphs, read_tagged
+from rightreasons.critic.parse import LONGEST_ANSWER, MalformedAnswer, describe_unusable, read_conclusion, read_json, read_paragraphs, read_tagged
 from rightreasons.critic.votes import restore_names
 from rightreasons.lvlm import open_lvlm
 
@@ -97,6 +97,42 @@ READ = {
 @pytest.mark.parametrize("case", READ)
 def test_an_answer_among_other_words_is_read_where_one_reading_is_possible(case):
     assert parse_verdicts(READ[case], ("S1", "S2")) == {"S1": "spurious", "S2": "relevant"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I'm sorry, but I can't help with that.",
+        "I\u2019m sorry, but I can\u2019t assist with medical images.",
+        "I am very sorry. I cannot provide a diagnosis from this picture.",
+        "Sorry, I won't do that.",
+        "Unfortunately, as an AI language model, I am not able to interpret medical images.",
+        "As an AI, I cannot analyze X-rays. Please ask a doctor.",
+        "<think>Is this a patient?</think>\n**I'm unable to help** identify what is shown.",
+        "We cannot comply with this request.",
+    ],
+)
+def test_a_refusal_in_prose_is_told_as_one_in_its_own_words(text):
+    said = text.split("</think>")[-1].strip()
+    assert describe_unusable(text, "no paragraph names a segment") == f"refused: {said}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Just a cat.",
+        "",
+        "I'm sorry, but I can't see any picture here.",  # nothing is refused: a picture is missing
+        "I can see a cat, and I cannot help but notice the tag.",
+        "The tag can't help a doctor with the diagnosis.",
+        "I can't help with S1, but S2 covers the tag.",
+        "A long answer. " * 50 + "I'm sorry, but I can't help with that.",
+        "I cannot provide more. " + "The image shows a mole. " * 40,
+        "I refuse nothing: the tag does not matter.",
+    ],
+)
+def test_what_is_no_plain_refusal_stays_malformed(text):
+    assert describe_unusable(text, "no paragraph names a segment") == "malformed: no paragraph names a segment"
 
 
 OTHER = FINAL.replace("spurious", "relevant")

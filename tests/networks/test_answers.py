@@ -72,12 +72,28 @@ def test_a_shortcut_that_turns_round_on_validation_is_no_other_order():
     assert check_order(confusions((0, 1, 2)), confusions((1, 2, 0), seed=1), NAMES) is None
 
 
+@pytest.mark.parametrize("validation", [[[0, 3], [3, 0]], [[1, 1], [1, 1]], [[0, 0], [0, 0]]])
+def test_answers_below_chance_name_the_order_however_small_validation_is(validation):
+    words = check_order(answers([[0, 16], [16, 0]]), answers(validation), NAMES[:2])
+    assert words == (
+        "the outputs seem to stand for the classes in another order: of 32 training images 0.0% are classified right with the outputs bolt, nut, "
+        "and mean accuracy over the classes would be 100.0% in place of 0.0% if they were nut, bolt"
+    )
+
+
+def test_a_small_validation_split_that_contradicts_is_heard():
+    assert check_order(answers([[0, 16], [16, 0]]), answers([[3, 0], [0, 3]]), NAMES[:2]) is None
+    assert check_order(answers([[6, 10], [10, 6]]), answers([[0, 3], [3, 0]]), NAMES[:2]) is None, "at chance, not below it"
+
+
 def test_chance():
     assert check_chance(answers([[50, 50], [50, 50]])).startswith("the classifier is at chance: mean accuracy over the classes is 50.0%")
     assert "at chance" in check_chance(answers([[950, 0], [50, 0]])), "95 % right, and always the same answer"
     assert "below chance" in check_chance(answers([[5, 95], [95, 5]]))
     assert check_chance(answers([[70, 30], [30, 70]])) is None
-    assert "at chance" in check_chance(answers([[7, 3], [3, 7]])), "twenty images do not tell"
+    few = check_chance(answers([[7, 3], [3, 7]]))
+    assert few.endswith("is 70.0% on the training images, where guessing has 50.0%, from which 20 images do not tell it") and "at chance" in few
+    assert check_chance(answers([[0, 0], [0, 0]])) is None, "nothing was counted"
 
 
 def test_the_worst_classes_are_shown_first():
@@ -112,6 +128,43 @@ def test_another_normalisation_is_named():
     words = find_better_input(network, grey())
     assert words is not None and words.startswith("100.0% in place of 50.0% of 64 training images are classified right with ")
     assert words.endswith("[model] mean = [0, 0, 0] and std = [0.003922, 0.003922, 0.003922]")
+
+
+def test_an_input_under_which_the_answers_are_at_chance_is_not_named():
+    """All wrong as it is, and always one class with pixels of 0 to 255: half right is no better reason to trust it."""
+
+    class Exchanged(Brightness):
+        def forward(self, images):
+            return -super().forward(images)
+
+    imagenet = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    network = Classifier(Exchanged(0.0), Preset(None, *imagenet))
+    assert (network(grey().images).argmax(1) != grey().labels).all()
+    assert find_better_input(network, grey()) is None
+
+
+def test_inputs_that_fit_as_well_are_all_named_the_surest_first():
+    """Pixels of 0.3 and 0.7 lie on two sides of 0 under three of the usual normalisations; the smallest deviation sets them furthest apart."""
+    words = find_better_input(Classifier(Brightness(0.0)), grey())
+    places = [words.index(f"std = [{deviation}, ") for deviation in ("0.229", "0.269", "0.5")]
+    assert places == sorted(places) and words.count(", or with [model] mean") == 2 and "do not tell which of these it is" in words
+    assert "channels" not in words, "grey pixels have no order of colours"
+
+
+def test_another_order_of_colours_is_named():
+    class Blueness(nn.Module):
+        def forward(self, images):
+            blue = (images[:, 0] - images[:, 2]).mean((1, 2))
+            return torch.stack([-blue, blue], 1)
+
+    batch = grey()
+    images = torch.full_like(batch.images, 0.5)
+    images[:, 2] = batch.images[:, 2]  # blue, the last of red, green and blue, tells the class
+    words = find_better_input(Classifier(Blueness()), Batch(batch.indices, images, batch.labels))
+    assert words == '100.0% in place of 0.0% of 64 training images are classified right with [model] channels = "bgr"'
+    assert find_better_input(Classifier(Blueness(), Preset(channels=(2, 1, 0))), Batch(batch.indices, images, batch.labels)) is None
+    said = find_better_input(Classifier(Blueness(), Preset(channels=(2, 1, 0))), Batch(batch.indices, images.flip(1), batch.labels))
+    assert said is not None and said.endswith('[model] channels = "rgb"')
 
 
 def test_another_size_is_named_and_one_that_fits_is_not():

@@ -1,6 +1,7 @@
 """Which output stands for which class: by the names that a checkpoint or a folder gives, or that the configuration states."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -10,8 +11,9 @@ from torch import nn
 
 from rightreasons.config import ModelConfig
 from rightreasons.errors import ConfigError, ModelError
+from rightreasons.networks.checkpoints import read_checkpoint
 from rightreasons.networks.class_order import match_classes, order_outputs, read_order, stated_order
-from rightreasons.networks.classifier import Classifier, hash_weights, unwrap
+from rightreasons.networks.classifier import Classifier, hash_weights, save_checkpoint, unwrap
 from rightreasons.networks.sources import open_model
 from tests.support.helpers import invoke, the_error, trained_weights, write_scripted
 
@@ -137,9 +139,41 @@ def test_find_and_fix_follow_the_names_that_a_checkpoint_carries(tmp_path):
         said[name] = json.loads((out / "metrics.json").read_text())
         assert said[name]["classifier"]["train"]["accuracy"] > 0.8
         plain = nn.Sequential(nn.Flatten(), nn.Linear(768, 16), nn.ReLU(), nn.Linear(16, 2))
-        if (out / "aligned.safetensors").exists():
-            plain.load_state_dict(safetensors.torch.load_file(out / "aligned.safetensors"))
+        plain.load_state_dict(safetensors.torch.load_file(out / "aligned.safetensors"))
+        assert read_checkpoint(out / "aligned.safetensors").names == ("nut", "bolt"), "the outputs' order, which is not the data's"
     assert said["named"]["classifier"] == said["stated"]["classifier"]
+    # The repaired weights alone are a checkpoint again, of which nothing has to be stated.
+    again = write_scripted(tmp_path / "again", changes={'"model.safetensors"': '"aligned.safetensors"'})
+    shutil.copy(tmp_path / "stated" / "run" / "aligned.safetensors", tmp_path / "again")
+    told = invoke("find", again, "--out", tmp_path / "again" / "run", "--json")
+    assert told.exit_code == 0, told.output
+    after = json.loads(told.stdout)
+    assert after["before"]["accuracy"] == said["stated"]["after"]["accuracy"]
+
+
+@pytest.mark.parametrize("order", [None, (0, 1, 2), (2, 0, 1), (1, 2, 0)])
+def test_saved_weights_carry_the_names_of_the_outputs(order, tmp_path):
+    network, names, images = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), ("a", "b", "c"), torch.rand(4, 3, 2, 2)
+    model = Classifier(network, order=order)
+    save_checkpoint(model, tmp_path / "named.safetensors", names)
+    stored = read_checkpoint(tmp_path / "named.safetensors")
+    outputs = network(images)
+    for place, name in enumerate(names):
+        assert stored.names is not None and torch.equal(model(images)[:, place], outputs[:, stored.names.index(name)])
+    assert match_classes(stored.names, names) == (order or (0, 1, 2))
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_a_single_output_is_saved_with_its_two_names(order, tmp_path):
+    save_checkpoint(Classifier(nn.Linear(3, 1), order=order), tmp_path / "single.safetensors", CLASSES)
+    names = read_checkpoint(tmp_path / "single.safetensors").names
+    assert names == tuple(CLASSES[place] for place in order) and match_classes(names, CLASSES) == order
+
+
+def test_weights_saved_without_names_say_nothing_of_an_order(tmp_path):
+    """As files from before there were any."""
+    save_checkpoint(Classifier(nn.Linear(3, 2)), tmp_path / "plain.safetensors")
+    assert read_checkpoint(tmp_path / "plain.safetensors").names is None
 
 
 def test_a_checkpoint_of_other_classes_stops_find_at_once(tmp_path):

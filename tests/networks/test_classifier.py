@@ -67,6 +67,20 @@ def test_mean_and_std_of_the_configuration_go_before_the_preset(tmp_path):
     assert read_preset(config, root=tmp_path) == Preset(224, (0.0,) * 3, (1.0,) * 3)
 
 
+@pytest.mark.parametrize("stated", [{}, {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}])
+def test_a_stated_order_of_colours_is_the_one_that_the_network_is_fed(stated, tmp_path):
+    """As OpenCV reads files; mean and deviation are then those of blue, green and red."""
+    config = ModelConfig(source="packaged:small-mlp", channels="bgr", **stated)
+    preset = read_preset(config, root=tmp_path)
+    fed = Classifier(nn.Flatten(), preset)(images(side=2))
+    mean, std = (torch.tensor(stated.get(name, default)) for name, default in (("mean", [0.0] * 3), ("std", [1.0] * 3)))
+    expected = torch.stack([(images(side=2)[:, colour] - mean[place]) / std[place] for place, colour in enumerate((2, 1, 0))], 1)
+    torch.testing.assert_close(fed, expected.flatten(1))
+    grey = images(side=2, channels=1)
+    torch.testing.assert_close(Classifier(nn.Flatten(), preset)(grey), Classifier(nn.Flatten(), preset)(grey.repeat(1, 3, 1, 1)))
+    assert read_preset(ModelConfig(source="packaged:small-mlp", channels="rgb"), root=tmp_path) == Preset()
+
+
 def test_packaged_weights_are_those_of_imagenet(tmp_path):
     """The same weights whatever the seed, but for the new head; and features that differ from random ones."""
     one, other = (build("packaged:efficientnet-lite0", tmp_path, seed=seed) for seed in (0, 1))

@@ -9,11 +9,14 @@ import safetensors.torch
 import torch
 
 import rightreasons as rr
+from rightreasons.common.progress import Silent
 from rightreasons.config import read_assignments
 from rightreasons.errors import ConfigError
 from rightreasons.lvlm.backends.scripted import Scripted
+from rightreasons.networks.checkpoints import read_checkpoint
 from rightreasons.networks.classifier import hash_weights
 from rightreasons.pipeline.fix import alignment_job
+from rightreasons.pipeline.results import write_results
 from rightreasons.records import HeldOut, Verdict
 from rightreasons.repair.guard import find_harm
 from rightreasons.run import load_run
@@ -183,6 +186,7 @@ def test_a_rejected_repair_is_kept_scored_and_can_be_accepted(project, monkeypat
     assert "--accept` takes it" in " ".join(result.stderr.split())
     assert metrics["after"] == metrics["before"] and metrics["rejected"] != metrics["before"]
     rejected = safetensors.torch.load_file(project / "run" / "rejected.safetensors")
+    assert read_checkpoint(project / "run" / "rejected.safetensors").names == ("bolt", "nut")
     assert "rejected" in (project / "run" / "report.html").read_text()
 
     monkeypatch.setattr("rightreasons.pipeline.fix.align", lambda *_, **__: pytest.fail("trained again"))
@@ -291,3 +295,37 @@ def test_verdicts_of_relevant_are_part_of_the_job(project):
     kept = next(verdict for verdict in run.verdicts if verdict.value == "relevant")
     run.verdicts.append(Verdict(kept.index, kept.segment, "unsure", "human"))
     assert alignment_job(run) != job
+
+
+def biased(model):  # noqa: F811
+    """The same network with so much towards its first class that it answers nothing else, whatever it sees."""
+    with torch.no_grad():
+        model[3].bias.add_(torch.tensor([3000.0, 0.0]))
+    return model
+
+
+def test_a_classifier_at_chance_could_not_be_examined_and_is_not_repaired(model, train, tmp_path):  # noqa: F811
+    told = Silent()
+    run = find(biased(model), train, tmp_path / "run", validation_set=InMemory(slice(30, 40)), reporter=told)
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert run.coverage.spurious and metrics["before"]["swap_flip_rate"] == 0.0
+    assert metrics["outcome"] == run.outcome == "could not be examined"
+    assert metrics["explanation"] == run.explanation
+    assert run.explanation.startswith("The classifier is at chance: mean accuracy over the classes is 50.0% on the training images")
+    assert told.notes[-1] == f"could not be examined: {run.explanation}"
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "<strong>Could not be examined.</strong>" in page and "no shortcut found" not in page.lower()
+    kept = rr.fix_shortcuts(run)
+    assert run.alignment.outcome == "nothing to change"
+    assert all(kept.state_dict()[name].equal(value) for name, value in model.state_dict().items())
+
+
+def test_nothing_judged_has_no_share_of_the_effect(model, train, tmp_path):  # noqa: F811
+    """Not 0: that would be the best score there is. Where a person then says that all of it matters, it is 0."""
+    declines = Scripted(lambda request: "I'm sorry, but I can't help with that.")
+    run = find(model, train, tmp_path / "run", declines, validation_set=InMemory(slice(30, 40)))
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["outcome"] == "not judged yet" and metrics["before"]["spurious_share"] is None
+    assert {verdict.problem for verdict in run.verdicts} == {"refused: I'm sorry, but I can't help with that."}
+    run.verdicts = [Verdict(verdict.index, verdict.segment, "relevant", "human") for verdict in run.verdicts]
+    assert write_results(run, Silent())["before"]["spurious_share"] == 0.0

@@ -277,8 +277,9 @@ def _refuse_silence(run: Run) -> None:
     from rightreasons.errors import LVLMError
 
     if run.verdicts and all(verdict.problem for verdict in run.verdicts):
+        problem = (run.verdicts[0].problem or "").rstrip(".")
         raise LVLMError(
-            f"{run.criticism.lvlm} gave no usable verdict on any of {len(run.verdicts)} segments; the first problem: {run.verdicts[0].problem}. "
+            f"{run.criticism.lvlm} gave no usable verdict on any of {len(run.verdicts)} segments; the first problem: {problem}. "
             f"Its answers are in {run.folder.ledger}; try another model"
         )
 

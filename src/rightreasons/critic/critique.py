@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rightreasons.common.text import clean_text, contain
-from rightreasons.critic.parse import read_paragraphs
+from rightreasons.critic.parse import describe_unusable, read_paragraphs
 from rightreasons.critic.prompts import fill_prompt, prompt_version
 from rightreasons.lvlm.protocol import Answer, Request
 from rightreasons.records import ClassDescription, Critique, Pictures, Subject
@@ -38,7 +38,7 @@ def critique_image(
     if answer.problem is None and not _names_one_of(answer.text, ids):
         answer = ask(ask_again(request, answer.text, "it has no paragraph that starts with a segment's ID. Write those paragraphs now"))
         if answer.problem is None and not _names_one_of(answer.text, ids):
-            return Critique(subject.index, clean_text(answer.text), "malformed: no paragraph names a segment", vote)
+            return Critique(subject.index, clean_text(answer.text), describe_unusable(answer.text, "no paragraph names a segment"), vote)
     return Critique(subject.index, clean_text(answer.text), answer.problem and clean_text(answer.problem), vote)
 
 

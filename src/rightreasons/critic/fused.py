@@ -10,7 +10,7 @@ from typing import Any
 from rightreasons.common.text import clean_text
 from rightreasons.critic.critique import Ask, ask_again, describe_case, segment_ids, show_pictures
 from rightreasons.critic.judge import all_unsure, find_contradiction
-from rightreasons.critic.parse import MalformedAnswer, check_ids, read_json, read_tagged, read_values
+from rightreasons.critic.parse import MalformedAnswer, check_ids, describe_unusable, read_json, read_tagged, read_values
 from rightreasons.critic.prompts import fill_prompt, prompt_version
 from rightreasons.lvlm.protocol import Request
 from rightreasons.records import VALUES, ClassDescription, Critique, Pictures, Subject, Value, Verdict
@@ -53,7 +53,7 @@ def judge_image(
         try:
             read = parse_fused(answer.text, ids)
         except MalformedAnswer as error:
-            said, problem = answer.text, f"malformed: {error}"
+            said, problem = answer.text, describe_unusable(answer.text, str(error))
             asked = ask_again(request, answer.text, f"{error}. Answer with the JSON object alone")
         else:
             critique = Critique(subject.index, write_critique(read), vote=vote)

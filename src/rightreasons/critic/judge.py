@@ -11,7 +11,16 @@ from pathlib import Path
 import torch
 
 from rightreasons.common.text import clean_text, contain
-from rightreasons.critic.parse import MalformedAnswer, check_ids, read_conclusion, read_json, read_paragraphs, read_tagged, read_values
+from rightreasons.critic.parse import (
+    MalformedAnswer,
+    check_ids,
+    describe_unusable,
+    read_conclusion,
+    read_json,
+    read_paragraphs,
+    read_tagged,
+    read_values,
+)
 from rightreasons.critic.prompts import fill_prompt, prompt_version, read_prompt
 from rightreasons.errors import ConfigError
 from rightreasons.lvlm.protocol import Answer, Request
@@ -39,7 +48,7 @@ def judge_critique(ask: Ask, critique: Critique, *, segments: int, examples: Seq
         return all_unsure(critique.index, segments, source, critique.problem)
     ids = [f"S{segment + 1}" for segment in range(segments)]
     request = judge_request(critique, segments=segments, examples=examples, permutation=permutation)
-    prompt, problem = request.parts[0], ""
+    prompt, problem, said = request.parts[0], "", ""
     for attempt in range(2):
         reminder = f"\nAn earlier answer could not be used ({contain(problem, 'critique')}). Answer with the JSON object alone." if attempt else ""
         answer = ask(replace(request, parts=(f"{prompt}{reminder}",)))
@@ -48,12 +57,12 @@ def judge_critique(ask: Ask, critique: Critique, *, segments: int, examples: Seq
         try:
             values = parse_verdicts(answer.text, ids)
         except MalformedAnswer as error:
-            problem = str(error)
+            problem, said = str(error), answer.text
         else:
             words = read_paragraphs(critique.text)
             doubts = [find_contradiction(words.get(name, ""), values[name]) for name in ids]
             return [Verdict(critique.index, i, values[name], source, doubt=doubts[i]) for i, name in enumerate(ids)]
-    return all_unsure(critique.index, segments, source, f"malformed: {problem}")
+    return all_unsure(critique.index, segments, source, describe_unusable(said, problem))
 
 
 def judge_request(critique: Critique, *, segments: int, examples: Sequence[Example], permutation: int = 0) -> Request:

@@ -27,6 +27,11 @@ class Coverage:
     spurious_images: int
     failures: tuple[tuple[str, int], ...] = ()
 
+    @property
+    def mostly_judged(self) -> bool:
+        """Whether at least half of the segments are judged, of which there are some."""
+        return 0 < self.segments <= 2 * self.judged
+
 
 def count_coverage(segmentation: Segmentation, verdicts: Iterable[Verdict]) -> Coverage:
     """Coverage of a run. A segment that nobody could decide counts as not judged."""
@@ -44,20 +49,32 @@ def count_coverage(segmentation: Segmentation, verdicts: Iterable[Verdict]) -> C
     )
 
 
-def decide_outcome(coverage: Coverage, flip_rate: float | None) -> RunOutcome:
+def decide_outcome(coverage: Coverage, flip_rate: float | None, chance: str | None = None) -> RunOutcome:
     """Found where something was judged spurious and pasting it changes answers; that nothing was found is said once half of the segments are judged.
 
-    ``flip_rate`` is None where pasting could not be tried, and the verdicts alone decide then.
+    ``flip_rate`` is None where pasting could not be tried, and the verdicts alone decide then. ``chance`` says in words that the classifier is no
+    better than guessing: then verdicts alone decide nothing, and that nothing was found is no finding; a measured effect is one all the same.
     """
     if coverage.segments == 0:
         return "could not be examined"
-    if coverage.spurious and (flip_rate is None or flip_rate >= SMALLEST_EFFECT):
+    if coverage.spurious and (chance is None if flip_rate is None else flip_rate >= SMALLEST_EFFECT):
         return "shortcut found"
-    return "no shortcut found" if 2 * coverage.judged >= coverage.segments else "not judged yet"
+    if not coverage.mostly_judged:
+        return "not judged yet"
+    return "no shortcut found" if chance is None else "could not be examined"
 
 
-def explain_outcome(coverage: Coverage, flip_rate: float | None) -> str:
-    """The outcome's reason in one or two sentences."""
+def explain_outcome(coverage: Coverage, flip_rate: float | None, chance: str | None = None) -> str:
+    """The outcome's reason in a few sentences."""
+    told = _explain_verdicts(coverage, flip_rate, trusted=chance is None)
+    if chance is None or coverage.segments == 0:
+        return told
+    if decide_outcome(coverage, flip_rate, chance) == "shortcut found":
+        return f"{told} But {chance}: find out why before this is repaired."
+    return f"{chance[0].upper()}{chance[1:]}. What such a classifier leans on tells nothing of the classes. {told}"
+
+
+def _explain_verdicts(coverage: Coverage, flip_rate: float | None, *, trusted: bool) -> str:
     some = coverage
     if some.segments == 0:
         reasons = ", ".join(f"{name}: {count}" for name, count in some.failures)
@@ -70,5 +87,5 @@ def explain_outcome(coverage: Coverage, flip_rate: float | None) -> str:
     if flip_rate is None:
         return f"{spurious}. What they do to the answers could not be tried: no held-out image is of another class than theirs."
     rate = f"{flip_rate:.1%}" if flip_rate else "none"
-    told = "" if flip_rate >= SMALLEST_EFFECT else " That is no effect: the classifier sees them, and does not decide by them."
+    told = "" if flip_rate >= SMALLEST_EFFECT or not trusted else " That is no effect: the classifier sees them, and does not decide by them."
     return f"{spurious}. Pasting them into held-out images of another class changes {rate} of the answers.{told}"

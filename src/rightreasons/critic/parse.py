@@ -29,6 +29,17 @@ _STARTS_WITH_ID = re.compile(_ID)
 _VERDICT_LINE = re.compile(rf"^{_ID}{_NOISE}+({'|'.join(VALUES)}){_NOISE}*$", re.MULTILINE | re.IGNORECASE)
 _CONCLUSION = re.compile(r"conclusion\W{1,6}(?:it )?(matters|does not matter|doesn't matter|is unclear|unclear)\b", re.IGNORECASE)
 _MARKS = " \t*_#>|:.,;)-\u2013\u2014"
+# What declines in prose: an apology perhaps, and then that the writer cannot or will not do what was asked. Not that it cannot see a picture.
+_SORRY = r"(?:(?:i['\u2019]?m|i am|we['\u2019]?re|we are) (?:\w+ )?sorry|sorry|i apologi[sz]e|my apologies|unfortunately)\b"
+_APOLOGY = rf"(?:{_SORRY}[^.!?\n]{{0,60}}?[\W_]+(?:but )?)?"
+_UNABLE = r"(?:(?:['\u2019]?m|am|['\u2019]?re|are) )?(?:unable|not able|not allowed|not permitted) to"
+_CANNOT = rf"(?:can['\u2019]?t|cannot|can not|won['\u2019]?t|will not|{_UNABLE})"
+_DO = r"(?:help|assist|comply|support|provide|analy[sz]e|answer|fulfil+|interpret|diagnose|discuss|do th(?:at|is)|give|offer|evaluate|respond|engage)"
+_DECLINES = re.compile(rf"\W*{_APOLOGY}(?:as an ai\b[^.!?\n]{{0,60}}?, )?(?:i|we) ?{_CANNOT} (?:\w+ ){{0,2}}{_DO}\b", re.IGNORECASE)
+_NAMES_SEGMENT = re.compile(r"(?<![^\W_])S\d+(?![^\W_])")
+# A refusal is short, and so much of it is shown.
+LONGEST_REFUSAL = 600
+SHOWN_REFUSAL = 160
 _CONCLUSIONS: Mapping[str, Value] = {"matters": "relevant", "does not matter": "spurious", "doesn't matter": "spurious"}
 
 
@@ -108,6 +119,14 @@ def read_conclusion(words: str) -> Value | None:
     """The conclusion of a paragraph, in the sentence that the prompt asks for; None if it has none, or two that differ."""
     said: set[Value] = {_CONCLUSIONS.get(word.lower(), "unsure") for word in _CONCLUSION.findall(words)}
     return said.pop() if len(said) == 1 else None
+
+
+def describe_unusable(text: str, problem: str) -> str:
+    """Why an answer is none: "refused: " and its own words where it plainly declines in a few sentences, else "malformed: " and ``problem``."""
+    said = " ".join(drop_thoughts(text).split())
+    if len(said) <= LONGEST_REFUSAL and _DECLINES.match(said) and not _NAMES_SEGMENT.search(said):
+        return f"refused: {clean_text(said)[:SHOWN_REFUSAL]}"
+    return f"malformed: {problem}"
 
 
 def _find_objects(written: str) -> tuple[list[dict[str, Any]], str | None]:

@@ -7,8 +7,9 @@ mislead. The counts come from the sampling pass, which runs every training image
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,8 @@ from rightreasons.common.memory import BATCH_BYTES, how_many
 from rightreasons.common.progress import Advance
 from rightreasons.data.loading import Batch, check_labels, count_images, read_batches
 from rightreasons.errors import ModelError
-from rightreasons.networks.classifier import Classifier, Preset, as_classifier, check_finite, model_device
+from rightreasons.networks.classifier import Classifier, as_classifier, check_finite, model_device
+from rightreasons.networks.presets import CHANNELS, Preset
 from rightreasons.records import GroupScore
 
 # Another input is told of from this gain in balanced accuracy on, where chance does not explain it.
@@ -29,6 +31,11 @@ SMALLEST_GAIN = 0.1
 CLEAR_GAIN = 0.25
 # Standard errors that chance is taken to explain.
 CHANCE = 3.0
+# Of the way from chance to perfection, what a classifier has to be above chance at least.
+LEAST_ABOVE_CHANCE = 0.05
+# Inputs whose shares of right answers are no further apart fit as well as one another; so many of them are named.
+TIE = 0.01
+MOST_TOLD = 3
 # Below this balanced accuracy on the training images other inputs are tried.
 GOOD_ACCURACY = 0.9
 # How many training images they are tried on.
@@ -120,114 +127,185 @@ def describe_input(model: nn.Module, images: Float[Tensor, "image channel height
 def check_order(train: Answers, validation: Answers, names: Sequence[str]) -> str | None:
     """In words, another order of the outputs that fits clearly better; None where there is none.
 
-    The order is chosen on ``train`` and has to hold on ``validation``: a best order always fits its own images well.
+    The order is chosen on ``train`` and has to hold on ``validation``: a best order always fits its own images well. Where the answers on
+    ``train`` are below chance, which no order that is right makes them, it is enough that ``validation``, however small, does not contradict.
     """
     order = _best_order(train.recall)
     own = tuple(range(len(order)))
     moved = [row for row in own if order[row] != row]
-    if not moved or validation.total == 0:
+    if not moved:
         return None
-    gains = [part.balanced(order) - part.balanced(own) for part in (train, validation)]
-    likely = all(
-        _beyond_chance(*(sum(int(counts[row, column[row]]) for row in moved) for column in (order, own)))
-        for counts in (validation.counts, train.counts + validation.counts)
-    )
-    if min(gains) < CLEAR_GAIN or not likely:
-        return None
+
+    def fits(*parts: Answers) -> bool:
+        counts = torch.stack([part.counts for part in parts]).sum(0)
+        return _beyond_chance(*(sum(int(counts[row, column[row]]) for row in moved) for column in (order, own)))
+
+    gains = [part.balanced(order) - part.balanced(own) if part.total else 0.0 for part in (train, validation)]
+    told, split = validation, "validation"
+    if not (min(gains) >= CLEAR_GAIN and fits(validation) and fits(train, validation)):
+        if compare_with_chance(train) != "below chance" or gains[0] < CLEAR_GAIN or gains[1] < 0 or not fits(train):
+            return None
+        told, split = train, "training"
     outputs = [names[order.index(column)] for column in own]
     return (
-        f"the outputs seem to stand for the classes in another order: of {validation.total} validation images {validation.accuracy:.1%} are "
-        f"classified right with the outputs {_list(names)}, and mean accuracy over the classes would be {validation.balanced(order):.1%} in place of "
-        f"{validation.balanced(own):.1%} if they were {_list(outputs)}"
+        f"the outputs seem to stand for the classes in another order: of {told.total} {split} images {told.accuracy:.1%} are "
+        f"classified right with the outputs {_list(names)}, and mean accuracy over the classes would be {told.balanced(order):.1%} in place of "
+        f"{told.balanced(own):.1%} if they were {_list(outputs)}"
     )
+
+
+def compare_with_chance(answers: Answers) -> Literal["at chance", "below chance"] | None:
+    """Whether the answers are no better than guessing, by three standard errors of a guesser's balanced accuracy; None where they are better."""
+    balanced, chance, error = _against_chance(answers)
+    if balanced - chance > max(CHANCE * error, LEAST_ABOVE_CHANCE * (1 - chance)):
+        return None
+    return "below chance" if chance - balanced > CHANCE * error else "at chance"
 
 
 def check_chance(answers: Answers) -> str | None:
-    """In words, that the answers are no better than guessing; None where they are."""
-    counts = answers.counts.sum(1).double()
-    present, chance = counts > 0, 1 / len(counts)
-    error = (chance * (1 - chance) / counts[present]).sum().sqrt().item() / int(present.sum())
-    balanced = answers.balanced(range(len(counts)))
-    if balanced - chance > max(CHANCE * error, 0.05 * (1 - chance)):
+    """In words, that the answers are no better than guessing; None where they are, or where there are none."""
+    kind = compare_with_chance(answers) if answers.total else None
+    if kind is None:
         return None
-    kind = "below chance" if chance - balanced > CHANCE * error else "at chance"
-    return f"the classifier is {kind}: mean accuracy over the classes is {balanced:.1%} on the training images, where guessing has {chance:.1%}"
+    balanced, chance, _ = _against_chance(answers)
+    few = f", from which {answers.total} images do not tell it" if balanced - chance > LEAST_ABOVE_CHANCE * (1 - chance) else ""
+    return f"the classifier is {kind}: mean accuracy over the classes is {balanced:.1%} on the training images, where guessing has {chance:.1%}{few}"
 
 
 def find_better_input(model: nn.Module, batch: Batch) -> str | None:
-    """In words, the normalisation or input size under which the model is right on clearly more of these images; None where there is none."""
+    """In words, the channel order, normalisation or size under which the model is right on clearly more of these images; None where there is none.
+
+    An input under which the answers are at chance still is no better one, and one that changes two settings has to be clearly better than those
+    that change one. Those that fit as well as the best are named with it, the one of the lowest cross-entropy first: that alone does not choose,
+    since it falls with the scale of the input too.
+    """
     classifier = as_classifier(model)
-    own = _right(classifier, batch.images, batch.labels)
+    own = _try_input(classifier, batch.images, batch.labels)
     if own is None:
         return None
-    best, words = own.double().mean().item(), None
-    for preset, images, said in _other_inputs(classifier, batch.images):
-        right = _right(Classifier(classifier.network, preset, classifier.order).to(model_device(model)), images, batch.labels)
-        if right is None or right.double().mean().item() <= best:
-            continue
-        gain = _balanced(right, batch.labels) - _balanced(own, batch.labels)
-        if gain >= SMALLEST_GAIN and _beyond_chance(int((right & ~own).sum()), int((own & ~right).sum())):
-            best = right.double().mean().item()
-            words = f"{best:.1%} in place of {own.double().mean().item():.1%} of {len(own)} training images are classified right {said}"
-    return words
+    fits = []
+    for other in _other_inputs(classifier, batch.images):
+        tried = Classifier(classifier.network, other.preset, classifier.order).to(model_device(model))
+        fit = _try_input(tried, other.images, batch.labels)
+        if fit is not None and _is_better(fit, own):
+            fits.append((fit, other))
+    if not fits:
+        return None
+    fewest = min(other.changes for fit, other in fits if fit.share > max(fit.share for fit, _ in fits) - SMALLEST_GAIN)
+    fits = [(fit, other) for fit, other in fits if other.changes == fewest]
+    best = max(fit.share for fit, _ in fits)
+    fits = sorted(((fit, other) for fit, other in fits if fit.share >= best - TIE), key=lambda pair: pair[0].loss)
+    said = ", or ".join(other.said for _, other in fits[:MOST_TOLD])
+    more = f", or {len(fits) - MOST_TOLD} others" if len(fits) > MOST_TOLD else ""
+    which = "; the images do not tell which of these it is, and the program that trained the network does" if len(fits) > 1 else ""
+    return f"{best:.1%} in place of {own.share:.1%} of {len(batch)} training images are classified right {said}{more}{which}"
 
 
 def judge_answers(model: nn.Module, train: Answers, validation: Answers, names: Sequence[str], sample: Batch, *, order_is_stated: bool) -> list[str]:
     """What is wrong with the answers, in words for a person; nothing where they fit.
 
     Raises ModelError for outputs in another order than the classes', unless the order was stated, and for a classifier at chance
-    that is not under another normalisation or size: every verdict on it would be about a mistake in the configuration.
+    that is not under another channel order, normalisation or size: every verdict on it would be about a mistake in the configuration.
     """
     words = []
     order = check_order(train, validation, names)
+    better = find_better_input(model, sample) if train.balanced(range(len(names))) < GOOD_ACCURACY else None
     if order is not None and not order_is_stated:
+        instead = f". Or the order is right, and the input is another than in training: {better}" if better else ""
         raise ModelError(
-            f"{order}. State the order of the network's outputs in [model] classes = [...]; it is taken as it stands, with a note, where it is stated"
+            f"{order}. State the order of the network's outputs in [model] classes = [...]; it is taken as it stands, with a note, where it is "
+            f"stated{instead}"
         )
     chance = check_chance(train)
-    better = find_better_input(model, sample) if train.balanced(range(len(names))) < GOOD_ACCURACY else None
     if chance is not None and better is not None:
         raise ModelError(f"{chance}; {better}. Set that in the configuration, or use the checkpoint that was trained on this input")
     if order is not None:
         words.append(f"{order}; [model] classes or the checkpoint's own names say otherwise, and are followed")
     if chance is not None:
-        words.append(f"{chance}. Check the checkpoint, the order of the classes, the input size and the normalisation before you trust what follows")
+        words.append(
+            f"{chance}. Check the checkpoint, the order of the classes, the input size, the order of the colours and the normalisation before you "
+            "trust what follows"
+        )
     if better is not None:
         words.append(f"another input fits better: {better}")
     return words
 
 
-def _other_inputs(classifier: Classifier, images: Tensor) -> list[tuple[Preset, Tensor, str]]:
-    preset = classifier.preset
-    channels = len(preset.mean) or images.shape[1]
-    others: list[tuple[Preset, Tensor, str]] = []
-    if channels in (1, 3):
-        current = (preset.mean or (0.0,) * channels, preset.std or (1.0,) * channels)
-        for mean, std in ((mean[:channels], std[:channels]) for mean, std in NORMALISATIONS):
-            if (mean, std) != current:
-                said = f"with [model] mean = [{_numbers(mean)[1:-1]}] and std = [{_numbers(std)[1:-1]}]"
-                others.append((replace(preset, mean=mean, std=std), images, said))
+@dataclass(frozen=True)
+class _Other:
+    """Another input: the preset and the images, how many settings it changes, and in words which."""
+
+    preset: Preset
+    images: Tensor
+    changes: int
+    said: str
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """What a classifier makes of one input: which images it gets right, all of its answers, and their mean cross-entropy."""
+
+    right: Bool[Tensor, " image"]
+    answers: Answers
+    loss: float
+
+    @property
+    def share(self) -> float:
+        """The share of the images that it gets right."""
+        return self.right.double().mean().item()
+
+
+def _is_better(fit: _Fit, own: _Fit) -> bool:
+    """Clearly more right than with the input as it is, and clearly more than guessing."""
+    classes = range(len(own.answers.counts))
+    gain = fit.answers.balanced(classes) - own.answers.balanced(classes)
+    likely = _beyond_chance(int((fit.right & ~own.right).sum()), int((own.right & ~fit.right).sum()))
+    return gain >= SMALLEST_GAIN and likely and compare_with_chance(fit.answers) is None
+
+
+def _other_inputs(classifier: Classifier, images: Tensor) -> Iterator[_Other]:
+    preset, channels = classifier.preset, len(classifier.preset.mean) or images.shape[1]
+    current = (preset.mean or (0.0,) * channels, preset.std or (1.0,) * channels)
+    scalings = [current, *((mean[:channels], std[:channels]) for mean, std in NORMALISATIONS)] if channels in (1, 3) else []
+    for name, order in CHANNELS.items():
+        exchanged = order != preset.channels
+        if exchanged and images.shape[1] != 3:
+            continue
+        for mean, std in dict.fromkeys(scalings):
+            scaled = (mean, std) != current
+            if not (exchanged or scaled):
+                continue
+            said = [f'channels = "{name}"'] if exchanged else []
+            said += [f"mean = [{_numbers(mean)[1:-1]}]", f"std = [{_numbers(std)[1:-1]}]"] if scaled else []
+            yield _Other(replace(preset, mean=mean, std=std, channels=order), images, exchanged + scaled, f"with [model] {' and '.join(said)}")
     for size in SIZES:
         if size != images.shape[-1]:
             resized = F.interpolate(images, size=(size, size), mode="bilinear", antialias=True, align_corners=False).clamp(0, 1)
-            others.append((preset, resized, f"with [data] size = {size}"))
-    return others
+            yield _Other(preset, resized, 1, f"with [data] size = {size}")
 
 
-def _right(classifier: Classifier, images: Tensor, labels: Tensor) -> Bool[Tensor, " image"] | None:
-    """Which images are classified right; None where the network does not take this input."""
+def _try_input(classifier: Classifier, images: Tensor, labels: Tensor) -> _Fit | None:
+    """How well the network answers; None where it does not take this input, or gives no finite logits."""
     classifier.eval()
     size = how_many(images[0].nbytes, BATCH_BYTES, 32)
     try:
         with torch.no_grad():
-            answers = torch.cat([classifier(part.to(model_device(classifier))).argmax(1).cpu() for part in images.split(size)])
+            logits = torch.cat([classifier(part.to(model_device(classifier))).float().cpu() for part in images.split(size)])
     except Exception:  # whatever somebody's own network raises on another input size: it cannot have been trained on that
         return None
-    return answers == labels
+    if not logits.isfinite().all():
+        return None
+    answers = Answers.none(logits.shape[1])
+    answers.add(labels, logits.argmax(1))
+    return _Fit(logits.argmax(1) == labels, answers, F.cross_entropy(logits, labels).item())
 
 
-def _balanced(right: Bool[Tensor, " image"], labels: Int[Tensor, " image"]) -> float:
-    return torch.stack([right[labels == label].double().mean() for label in labels.unique()]).mean().item()
+def _against_chance(answers: Answers) -> tuple[float, float, float]:
+    """Balanced accuracy, that of a guesser, and the standard error of the latter on as many images of each class."""
+    counts = answers.counts.sum(1).double()
+    present, chance = counts > 0, 1 / len(counts)
+    error = (chance * (1 - chance) / counts[present]).sum().sqrt().item() / int(present.sum())
+    return answers.balanced(range(len(counts))), chance, error
 
 
 def _beyond_chance(better: int, worse: int) -> bool:

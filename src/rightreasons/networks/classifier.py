@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -27,10 +28,10 @@ ALONE_ERROR = 1e-2
 class Classifier(nn.Module):
     """A network with its input and output made uniform; ``network`` is the user's own, and checkpoints hold its weights alone.
 
-    Images are normalised as the preset says, and grey ones are repeated where it has three channels. Logits are taken out of an output
-    record, a dict under "logits" or the first place of a tuple, and a single logit z of a binary classifier becomes (-z/2, z/2), which has
-    the same probabilities. A network that was compiled as a whole is taken as it was before, so that its weights keep their names. ``order``
-    has the network's output for each class, where that is known; it is no part of the weights.
+    Images are put into the preset's channel order and normalised as it says, and grey ones are repeated where it has three channels. Logits are
+    taken out of an output record, a dict under "logits" or the first place of a tuple, and a single logit z of a binary classifier becomes
+    (-z/2, z/2), which has the same probabilities. A network that was compiled as a whole is taken as it was before, so that its weights keep
+    their names. ``order`` has the network's output for each class, where that is known; it is no part of the weights.
     """
 
     mean: Tensor
@@ -55,11 +56,12 @@ class Classifier(nn.Module):
 
     def outputs(self, images: Tensor) -> Tensor:
         """What the network itself gives, as (image, output); a single logit is one column. Raises ModelError where it gives no tensor."""
+        channels = len(self.preset.mean) or len(self.preset.channels)
+        if images.shape[1] == 1 and channels > 1:
+            images = images.expand(-1, channels, -1, -1)
+        if self.preset.channels:
+            images = images[:, list(self.preset.channels)]
         if self.preset.mean:
-            if images.shape[1] == 1 and len(self.preset.mean) > 1:
-                images = images.expand(-1, len(self.preset.mean), -1, -1)
-            if self.preset.channels:
-                images = images[:, list(self.preset.channels)]
             images = (images - self.mean) / self.std
         given = self.network(images)
         outputs = getattr(given, "logits", given)
@@ -104,9 +106,19 @@ def load_checkpoint(model: nn.Module, path: Path, *, note: Note = lambda _: None
     load_weights(as_classifier(model).network, read_checkpoint(path), note=note)
 
 
-def save_checkpoint(model: nn.Module, path: Path) -> None:
-    """The network's weights as safetensors; tied weights are written once each."""
-    safetensors.torch.save_model(as_classifier(model).network, str(path))
+def save_checkpoint(model: nn.Module, path: Path, classes: Sequence[str] = ()) -> None:
+    """The network's weights as safetensors; tied weights are written once each.
+
+    The names of ``classes``, given in the data's order, go into the file in the order of the network's outputs, where ``read_checkpoint`` finds them.
+    """
+    classifier = as_classifier(model)
+    names = [classes[place] for place in _invert(classifier.order)] if classifier.order else list(classes)
+    safetensors.torch.save_model(classifier.network, str(path), metadata={"classes": json.dumps(names)} if names else None)
+
+
+def _invert(order: Sequence[int]) -> list[int]:
+    """The class of each output, from the output of each class."""
+    return sorted(range(len(order)), key=lambda place: order[place])
 
 
 def check_model(

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from rightreasons.errors import ModelError
 
+# The place of each of the network's channels among red, green and blue, by what a configuration calls the order. OpenCV reads files as "bgr".
+CHANNELS = {"rgb": (), "bgr": (2, 1, 0)}
+
 
 @dataclass(frozen=True)
 class Preset:

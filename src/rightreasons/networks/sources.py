@@ -20,7 +20,7 @@ from rightreasons.networks import huggingface
 from rightreasons.networks.checkpoints import Checkpoint, Note, load_weights, read_checkpoint
 from rightreasons.networks.class_order import match_classes, read_order, stated_order
 from rightreasons.networks.classifier import Classifier, small_mlp
-from rightreasons.networks.presets import Preset
+from rightreasons.networks.presets import CHANNELS, Preset
 
 SOURCES = ("torchvision:NAME", "timm:NAME", "hf:FOLDER", "packaged:NAME", "python:module:function")
 PACKAGED = ("efficientnet-lite0", "small-mlp")
@@ -65,7 +65,7 @@ def find_checkpoint(config: ModelConfig, *, classes: int, root: Path) -> str | N
 
 
 def read_preset(config: ModelConfig, *, root: Path) -> Preset:
-    """Input size, channel order and normalisation as the source has them; ``mean`` and ``std`` of the configuration come first."""
+    """Input size, channel order and normalisation as the source has them; ``mean``, ``std`` and ``channels`` of the configuration come first."""
     return _read_input(config, root).preset
 
 
@@ -78,9 +78,12 @@ def _read_input(config: ModelConfig, root: Path) -> huggingface.ProcessorInput:
         if not stated or kind != "hf":
             raise
         found = huggingface.ProcessorInput(Preset())
-    if config.mean is None or config.std is None:
-        return found
-    return replace(found, preset=replace(found.preset, mean=config.mean, std=config.std))
+    preset = found.preset
+    if config.mean is not None and config.std is not None:
+        preset = replace(preset, mean=config.mean, std=config.std)
+    if config.channels is not None:
+        preset = replace(preset, channels=CHANNELS[config.channels])
+    return replace(found, preset=preset)
 
 
 def _build(config: ModelConfig, classes: int, root: Path, generator_seed: int, stored: Checkpoint | None, note: Note) -> Classifier:

@@ -25,7 +25,6 @@ from rightreasons.critic.case import Case, Cases, warn_of_lettering
 from rightreasons.critic.controls import controls_for, read_controls
 from rightreasons.critic.descriptions import check_descriptions
 from rightreasons.critic.judge import read_examples
-from rightreasons.critic.outcome import explain_outcome
 from rightreasons.critic.panel import Panel, consult_case
 from rightreasons.data.loading import check_labels, read_batches
 from rightreasons.data.manifest import describe_conflicts, describe_leaks, find_conflicts, find_leaks, list_hashes
@@ -89,7 +88,7 @@ def find(
         reporter.note(
             f"{len(run.queue)} of {segmentation.shares.gt(0).sum()} segments wait for a person: report.html lists them, most worth a look first"
         )
-    reporter.note(f"{run.outcome}: {explain_outcome(run.coverage, run.flip_rate(model))}")
+    reporter.note(f"{run.outcome}: {run.explanation}")
     return run
 
 
@@ -147,7 +146,7 @@ def trained_model(project: Project, folder: RunFolder, reporter: Reporter) -> nn
             checkpoint=partial,
             progress=advance,
         )
-    write_atomically(kept, lambda part: save_checkpoint(model, part))
+    write_atomically(kept, lambda part: save_checkpoint(model, part, project.task.classes))
     partial.unlink(missing_ok=True)
     return model
 

@@ -49,7 +49,7 @@ def fix(run: Run, *, reporter: Reporter, out: Path | None = None, accept: bool =
             result, held_out = _repair(run, aligned, checkpoint, reporter)
             name = "rejected" if result.outcome == "original kept" else "aligned"
             (folder.path / "rejected.safetensors").unlink(missing_ok=True)
-            _save_weights(folder, name, aligned)
+            _save_weights(run, folder, name, aligned)
         else:
             checkpoint, held_out = None, folder.load_held_out()
             result = _judge_again(Alignment(**finished), held_out, config.max_accuracy_drop)
@@ -58,14 +58,14 @@ def fix(run: Run, *, reporter: Reporter, out: Path | None = None, accept: bool =
         # Under another bound than before, the repair is in the other of the two files.
         if result.outcome == "original kept" and not rejected.exists():
             load_checkpoint(aligned, folder.path / "aligned.safetensors")
-            _save_weights(folder, "rejected", aligned)
+            _save_weights(run, folder, "rejected", aligned)
         if result.outcome == "aligned" and rejected.exists():
             load_checkpoint(aligned, rejected)
-            _save_weights(folder, "aligned", aligned)
+            _save_weights(run, folder, "aligned", aligned)
         if result.outcome == "original kept":
             repaired = copy_model(run.model)
             load_checkpoint(repaired, rejected)
-            _save_weights(folder, "aligned", repaired if accept else run.model)
+            _save_weights(run, folder, "aligned", repaired if accept else run.model)
             result, run.rejected = (replace(result, outcome="accepted"), None) if accept else (result, repaired)
         folder.save_alignment(job, vars(result), config.model_dump(by_alias=True), held_out)
         if checkpoint is not None:
@@ -117,8 +117,8 @@ def _repair(run: Run, model: nn.Module, checkpoint: Path, reporter: Reporter) ->
     return Alignment(outcome, before.accuracy, after.accuracy, before.neutral, after.neutral, harm), (before, after)
 
 
-def _save_weights(folder: RunFolder, name: str, model: nn.Module) -> None:
-    write_atomically(folder.path / f"{name}.safetensors", lambda part: save_checkpoint(model, part))
+def _save_weights(run: Run, folder: RunFolder, name: str, model: nn.Module) -> None:
+    write_atomically(folder.path / f"{name}.safetensors", lambda part: save_checkpoint(model, part, run.project.task.classes))
 
 
 def _check_weights(run: Run) -> None:

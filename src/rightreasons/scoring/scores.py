@@ -87,6 +87,8 @@ def score_key(run: Run, what: str) -> str:
     """What scores depend on, as a hash: ``what`` is scored, the data, and the verdicts."""
     digest = hashlib.sha256(f"{what} {run.project.task.manifest}".encode())
     digest.update(run.masks.numpy().data)
+    if not run.found and not run.coverage.mostly_judged:  # no verdict and none that is spurious give the same masks, and other scores
+        digest.update(b"not judged")
     return digest.hexdigest()
 
 
@@ -180,7 +182,8 @@ def classifier_facts(run: Run) -> dict[str, Any]:
         classes = {name: asdict(score) for name, score in answers.by_class(names).items()}
         splits[split] = {"accuracy": answers.accuracy if answers.total else None, "count": answers.total, "classes": classes}
     height, width = run.attribution.heatmaps.shape[1:]
-    return {"input": {"height": height, "width": width, "mean": preset.mean, "std": preset.std}, **splits, "problems": problems}
+    fed = {"height": height, "width": width, "mean": preset.mean, "std": preset.std, "channels": preset.channels or None}
+    return {"input": fed, **splits, "problems": problems}
 
 
 def data_facts(run: Run) -> dict[str, Any]:
@@ -210,8 +213,8 @@ def build_metrics(
         # Of a folder its name alone: the page is forwarded, and the way to it names people and machines.
         "task": Path(task.name).resolve().name if "/" in task.name else task.name,
         "seed": run.config.run.seed,
-        "outcome": decide_outcome(run.coverage, before.swap_flip_rate),
-        "explanation": explain_outcome(run.coverage, before.swap_flip_rate),
+        "outcome": decide_outcome(run.coverage, before.swap_flip_rate, run.chance),
+        "explanation": explain_outcome(run.coverage, before.swap_flip_rate, run.chance),
         "coverage": {key: value for key, value in asdict(run.coverage).items() if key != "failures"},
         "classifier": classifier_facts(run),
         "critic": critic_scores(run),
@@ -254,7 +257,7 @@ def _truly_spurious(run: Run, truth: GroundTruth) -> list[Tensor]:
 
 def _label_free_proofs(model: nn.Module, run: Run) -> dict[str, float | None]:
     if not run.found:
-        return {"spurious_share": 0.0, "swap_flip_rate": None}
+        return {"spurious_share": 0.0 if run.coverage.mostly_judged else None, "swap_flip_rate": None}
     # The other inspected images have no spurious segment, so that their share is 0 whatever the heatmap.
     masks = run.masks
     marked = masks.flatten(1).any(1)
