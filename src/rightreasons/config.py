@@ -121,7 +121,13 @@ class SegmentConfig(_Table):
 
     components: Annotated[int, Field(ge=1, le=20)] | Auto = 5
     smooth: Annotated[float, Field(ge=0, le=0.5)] | Auto = "auto"
-    peak_share: Annotated[float, Field(ge=0, lt=1)] | Auto = "auto"
+    peak_share: Annotated[float, Field(ge=0, lt=1)] = 0.15
+
+    @field_validator("peak_share", mode="before")
+    @classmethod
+    def _read_old_peak_share(cls, value: object) -> object:
+        """Run folders from before the default was a number say "auto"."""
+        return 0.15 if value == "auto" else value
 
 
 class CriticConfig(_Table):
@@ -158,7 +164,7 @@ class CriticConfig(_Table):
 class AlignConfig(_Table):
     """Right-reasons fine-tuning."""
 
-    term: Literal["auto", "swap", "penalty", "swap+penalty", "none"] = "auto"
+    term: Literal["swap", "penalty", "swap+penalty", "none"] = "swap+penalty"
     penalty: Literal["effect", "jacobian", "log_prob_sum"] = "effect"
     lambda_: Annotated[float, Field(gt=0)] | Auto = Field(default="auto", alias="lambda")
     gamma: float = Field(default=0.0, ge=0)
@@ -175,6 +181,12 @@ class AlignConfig(_Table):
         le=1,
         description="of held-out accuracy where the shortcut tells nothing; of plain accuracy, unless half of its fall is gained there",
     )
+
+    @field_validator("term", mode="before")
+    @classmethod
+    def _read_old_term(cls, value: object) -> object:
+        """Run folders from before the default had a name say "auto"."""
+        return "swap+penalty" if value == "auto" else value
 
 
 class RunConfig(_Table):

@@ -50,7 +50,14 @@ def test_defaults_are_those_of_the_documentation():
     assert (config.sample.strategy, config.sample.size, config.sample.per_class) == ("low-entropy", 100, "auto")
     assert (config.segment.components, config.segment.smooth) == (5, "auto")
     assert (config.critic.votes, config.critic.base_url, config.critic.judge) == (1, None, None)
-    assert (config.align.term, config.align.epochs, config.align.ratio) == ("auto", 5, 0.25) and config.run.seed == 0
+    assert (config.align.term, config.align.epochs, config.align.ratio) == ("swap+penalty", 5, 0.25) and config.run.seed == 0
+
+
+def test_the_spelling_of_earlier_run_folders_is_read():
+    """What they mean has not changed, so that those folders resume and their repairs are not made again."""
+    old = parse(segment={"peak_share": "auto"}, align={"term": "auto"}, model={"source": "python:rightreasons.models:small_mlp"})
+    new = parse(model={"source": "packaged:small-mlp"})
+    assert old == new and (new.segment.peak_share, new.align.term) == (0.15, "swap+penalty")
 
 
 @pytest.mark.parametrize("word", WORDS)

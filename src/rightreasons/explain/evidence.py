@@ -29,7 +29,6 @@ from rightreasons.runs.folder import RunFolder
 WORST_COMPLETENESS_ERROR = 1e-2
 # The values of "auto", from the comparison in docs/log.md. A network with convolutions has noisy heatmaps; one without needs no smoothing.
 AUTO_SMOOTH = 0.035
-AUTO_PEAK_SHARE = 0.15
 # If the heatmaps will take longer than this, a note says so before the work starts.
 LONG_SECONDS = 300.0
 
@@ -68,7 +67,7 @@ def gather_evidence(
     segmentation = folder.load_segmentation() or _segment(model, attribution, config, folder, reporter)
     release_memory()
     _report_outcomes(segmentation, attribution, reporter)
-    return Evidence(images, selection, attribution, segmentation, segment_settings(model, config.segment)[0])
+    return Evidence(images, selection, attribution, segmentation, smooth_width(model, config.segment))
 
 
 def explain_images(
@@ -147,11 +146,10 @@ def _tell_long_work(model: nn.Module, image: Tensor, baselines: Tensor, config: 
         )
 
 
-def segment_settings(model: nn.Module, config: SegmentConfig) -> tuple[float, float]:
-    """``smooth`` and ``peak_share``, with "auto" resolved by whether the network has convolutions."""
+def smooth_width(model: nn.Module, config: SegmentConfig) -> float:
+    """The width that heatmaps are smoothed by; "auto" depends on whether the network has convolutions."""
     noisy = any(isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) for module in model.modules())
-    smooth = (AUTO_SMOOTH if noisy else 0.0) if config.smooth == "auto" else config.smooth
-    return smooth, AUTO_PEAK_SHARE if config.peak_share == "auto" else config.peak_share
+    return (AUTO_SMOOTH if noisy else 0.0) if config.smooth == "auto" else config.smooth
 
 
 def shown_effect(attribution: Attribution, segmentation: Segmentation, smooth: float, row: int) -> Float[Tensor, "height width"]:
@@ -211,14 +209,13 @@ def _attribute(model: nn.Module, train: Dataset, images: StoredImages, config: C
 
 
 def _segment(model: nn.Module, attribution: Attribution, config: Config, folder: RunFolder, reporter: Reporter) -> Segmentation:
-    smooth, peak_share = segment_settings(model, config.segment)
     with reporter.stage("segment") as advance:
         advance(0, len(attribution.heatmaps))
         segmentation = segment_heatmaps(
             attribution.heatmaps,
             components=config.segment.components,
-            smooth=smooth,
-            peak_share=peak_share,
+            smooth=smooth_width(model, config.segment),
+            peak_share=config.segment.peak_share,
             generator=seeded(config.run.seed, "segment"),
             progress=advance,
         )

@@ -105,6 +105,10 @@ def _build(config: ModelConfig, classes: int, root: Path, generator_seed: int, s
             f"{name} is built with transform_input = True, as torchvision builds it for its weights. Weights that were trained without it need "
             "a function of your own that builds the network: [model] source = 'python:module:function'"
         )
+    if config.pretrained is True and kind in ("packaged", "python"):
+        note(
+            f"[model] pretrained = true changes nothing for {config.source}, which brings its own first weights: to start from others, name their file"
+        )
     if isinstance(config.pretrained, str):
         _load_start(network, read_checkpoint(root / config.pretrained), lambda: build(classes + 1), note)
     if stored is not None:

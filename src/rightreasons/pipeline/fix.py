@@ -86,6 +86,8 @@ def fix(run: Run, *, reporter: Reporter, out: Path | None = None, accept: bool =
 def alignment_job(run: Run) -> str:
     """What fine-tuning depends on, as a hash: settings but the guard's bound, seed, weights, and what was judged spurious and relevant."""
     settings = run.config.align.model_dump(exclude={"max_accuracy_drop"})
+    if settings["term"] == "swap+penalty":
+        settings["term"] = "auto"  # so it was spelled when the first repairs were saved, and they are not to be done again
     described = f"{settings} {run.config.data.flips} {run.config.run.seed} {hash_weights(run.model)} {count_images(run.train)}".encode()
     digest = hashlib.sha256(described)
     digest.update(run.masks.numpy().data)
@@ -166,7 +168,7 @@ def build_alignment(
     """The alignment set of the run's inspected images; for a term that swaps, the masks are spread to the other training images."""
     inspected, config = read_all(run.train, run.selection.indices), run.config.align
     spread = None
-    if config.spread and (config.term == "auto" or "swap" in config.term):
+    if config.spread and "swap" in config.term:
         with reporter.stage("spread") as advance:
             spread = spread_verdicts(run.model, run.train, inspected, masks, protected, progress=advance)
         if spread is None:

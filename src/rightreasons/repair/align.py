@@ -149,9 +149,8 @@ class AlignLoss:
 
     def __init__(self, model: nn.Module, alignment: AlignmentSet, config: AlignConfig, *, part: int, flips: Flips = "off") -> None:
         self.model, self.alignment, self.part = model, alignment, part
-        terms = "swap+penalty" if config.term == "auto" else config.term
-        self.swaps = "swap" in terms
-        self.penalty = config.penalty if "penalty" in terms else None
+        self.swaps = "swap" in config.term
+        self.penalty = config.penalty if "penalty" in config.term else None
         self.weight = EFFECT_WEIGHT if config.lambda_ == "auto" else config.lambda_
         self.flips: Flips = flips
         self.pieces = Pieces(alignment, flips)

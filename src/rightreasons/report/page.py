@@ -19,7 +19,7 @@ from rightreasons.common.text import clean_text
 from rightreasons.critic.controls import MEANINGS
 from rightreasons.critic.critique import describe_positions
 from rightreasons.critic.parse import read_paragraphs
-from rightreasons.explain.evidence import segment_settings
+from rightreasons.explain.evidence import smooth_width
 from rightreasons.explain.segment import smooth_heatmaps
 from rightreasons.records import Critique, settle_verdicts
 from rightreasons.run import Run
@@ -76,7 +76,7 @@ def write_report(run: Run, metrics: dict[str, Any], after: Float[Tensor, "image 
 
     Heatmaps are shown smoothed as they were for the segments: a person sees no more in single pixels than the segmentation does.
     """
-    smooth, _ = segment_settings(run.model, run.config.segment)
+    smooth = smooth_width(run.model, run.config.segment)
 
     def smoothed(heatmaps: Tensor, row: int) -> Tensor:
         return smooth_heatmaps(heatmaps[row : row + 1], smooth)[0]

@@ -20,7 +20,7 @@ from rightreasons.common.seeds import seeded
 from rightreasons.critic.outcome import decide_outcome, explain_outcome
 from rightreasons.data.loading import StoredImages, count_images, read_batches
 from rightreasons.data.manifest import find_leaks, hash_manifest
-from rightreasons.explain.evidence import explain_parts, read_baselines, segment_settings, shown_effect
+from rightreasons.explain.evidence import explain_parts, read_baselines, shown_effect, smooth_width
 from rightreasons.explain.segment import smooth_heatmaps
 from rightreasons.networks.answers import Answers
 from rightreasons.networks.classifier import Classifier, as_classifier, hash_weights
@@ -248,7 +248,7 @@ def stored_scores(scores: Scores) -> dict[str, Any]:
 
 def _truly_spurious(run: Run, truth: GroundTruth) -> list[Tensor]:
     """The truth of every verdict, a boolean per segment, for each inspected image."""
-    smooth, _ = segment_settings(run.model, run.config.segment)
+    smooth = smooth_width(run.model, run.config.segment)
     return [
         truly_spurious(run.segmentation.segments[row], shown_effect(run.attribution, run.segmentation, smooth, row), truth.mask(index))
         for row, index in enumerate(run.selection.indices.tolist())
@@ -262,7 +262,7 @@ def _label_free_proofs(model: nn.Module, run: Run) -> dict[str, float | None]:
     masks = run.masks
     marked = masks.flatten(1).any(1)
     images, masks = StoredImages(run.train, run.selection.indices[marked]), masks[marked]
-    smooth, _ = segment_settings(run.model, run.config.segment)
+    smooth = smooth_width(run.model, run.config.segment)
     known = []
     for part in explain_parts(model, images, read_baselines(model, run.train, run.config, SCORED_BASELINES), run.config):
         for heatmap in part.heatmaps:
