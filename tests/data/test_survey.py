@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 import stat
 
@@ -15,6 +16,7 @@ from PIL import Image
 from rightreasons.common.progress import Silent
 from rightreasons.config import DataConfig
 from rightreasons.data import open_data
+from rightreasons.data.assemble import check_classes_read
 from rightreasons.data.survey import CAPTION, GAP, ROW, THUMBNAIL, choose_rows, draw_sheet, survey_task
 from rightreasons.data.task import Task, TensorImages
 from rightreasons.errors import DataError
@@ -98,6 +100,39 @@ def test_a_broken_file_is_found_when_everything_is_decoded(folder):
     (folder / "train-5.png").write_bytes(whole[: len(whole) // 2])
     assert survey(folder)[0]["left_out"] == {}, "its header is whole"
     assert set(survey(folder, decode=True)[0]["left_out"]) == {"train-5.png"}
+
+
+def cut_off(folder, names):
+    """Leaves the headers of these pictures whole, and takes the rest of their pixels."""
+    for name in names:
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[: len(content) // 2])
+
+
+def test_what_cannot_be_decoded_is_not_counted(folder):
+    cut_off(folder, [f"test-{number}.png" for number in (0, 2, 4, 1)])
+    assert survey(folder)[0]["splits"]["test"]["classes"] == {"crack": 3, "whole": 3}
+    told, task = survey(folder, decode=True)
+    counted = told["splits"]["test"]
+    assert counted["images"] == 2 and counted["classes"] == {"crack": 0, "whole": 2}
+    assert counted["groups"] == {"whole, Köln": 1, "whole, Bonn": 1} and counted["patients"] == 2
+    assert "the test split has no readable image of class 'crack': each class needs some in each split" in told["problems"]
+    assert [row.count for row in choose_rows(task) if row.split == "test"] == [1, 1]
+    assert told["splits"]["train"]["images"] == SPLITS["train"]
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_a_class_without_one_picture_that_can_be_decoded_is_refused_before_work(folder, split):
+    """Its headers are whole: accuracy would otherwise be that of the other class."""
+    pictures = [f"{split}-{number}.png" for number in range(0, SPLITS[split], 2)]
+    cut_off(folder, pictures[1:])
+    task = survey(folder)[1]
+    check_classes_read(task)
+    assert not task.skipped, "one of each class is decoded, and no more"
+    cut_off(folder, pictures[:1])
+    words = f"the {split} split has no readable image of class 'crack': each class needs some in each split. The first, {pictures[0]}: "
+    with pytest.raises(DataError, match=re.escape(words)):
+        check_classes_read(survey(folder)[1])
 
 
 def test_the_contact_sheet_shows_every_group_of_every_split(folder):

@@ -329,3 +329,10 @@ def test_nothing_judged_has_no_share_of_the_effect(model, train, tmp_path):  # n
     assert {verdict.problem for verdict in run.verdicts} == {"refused: I'm sorry, but I can't help with that."}
     run.verdicts = [Verdict(verdict.index, verdict.segment, "relevant", "human") for verdict in run.verdicts]
     assert write_results(run, Silent())["before"]["spurious_share"] == 0.0
+
+
+def test_a_class_whose_test_pictures_are_all_broken_stops_find(tmp_path):
+    config = write_scripted(tmp_path, splits=True)
+    for path in (tmp_path / "images" / "test" / "nut").iterdir():
+        path.write_bytes(path.read_bytes()[:-200])
+    assert "the test split has no readable image of class 'nut': each class needs some in each split" in refused("find", config)

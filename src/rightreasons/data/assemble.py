@@ -72,7 +72,7 @@ def assemble_task(listing: Listing, config: DataConfig, *, name: str, seed: int)
         if not counts.all():
             missing = classes[int((counts == 0).nonzero()[0])]
             fix = f"{made}; each class needs images of three patients for that, three images where no patients are known" if made else ""
-            raise DataError(f"{name}: the {split} split has no readable image of class {missing!r}: each class needs some in each split{fix}")
+            raise DataError(f"{name}: {describe_empty_class(split, missing)}{fix}")
     problems += _tell_few(splits, classes)
     truth = {split: _ground_truth(part, listing, size) for split, part in parts.items()} if _has_truth(entries) else {}
     return Task(
@@ -87,6 +87,24 @@ def assemble_task(listing: Listing, config: DataConfig, *, name: str, seed: int)
         sizes=_count_sizes(headers.images),
         windows=windows,
     )
+
+
+def check_classes_read(task: Task) -> None:
+    """Decodes an image of each class in each split of files: headers that can be read say nothing of the pixels behind them.
+
+    Raises DataError for a class without one: accuracy would be given over the others, without a word.
+    """
+    for split, images in task.splits.items():
+        if not isinstance(images, ImageFiles):
+            continue
+        for label in images.unreadable_classes():
+            first = images.entries[int((images.labels == label).nonzero()[0])].name
+            raise DataError(f"{task.name}: {describe_empty_class(split, task.classes[label])}. The first, {first}: {images.skipped[first]}")
+
+
+def describe_empty_class(split: str, name: str) -> str:
+    """What is said of a class without images."""
+    return f"the {split} split has no readable image of class {name!r}: each class needs some in each split"
 
 
 def _tell_few(splits: Mapping[str, ImageFiles], classes: Sequence[str]) -> list[str]:

@@ -107,6 +107,16 @@ class ImageFiles(Dataset):
         """The images that could not be read so far."""
         return [row for row, entry in enumerate(self.entries) if entry.name in self.skipped]
 
+    def unreadable_classes(self) -> list[int]:
+        """The labels of which no image can be decoded. One of each class is, where the first can be; what cannot is in ``skipped`` then."""
+
+        def has_one(label: int) -> bool:
+            return any(self._try(row) is not None for row in (self.labels == label).nonzero()[:, 0].tolist())
+
+        labels: list[int] = self.labels.unique().tolist()
+        with ThreadPoolExecutor(THREADS) as pool:
+            return [label for label, found in zip(labels, pool.map(has_one, labels), strict=True) if not found]
+
     def fingerprints(self, indices: Sequence[int]) -> Iterator[Fingerprint]:
         """Index, label, length and SHA-256 of these images' files."""
 

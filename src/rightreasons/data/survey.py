@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from rightreasons.common.progress import Reporter
 from rightreasons.common.seeds import seeded
 from rightreasons.data.agree import describe_masks
+from rightreasons.data.assemble import describe_empty_class
 from rightreasons.data.images import ImageFiles
 from rightreasons.data.loading import count_images, read_all, read_batches
 from rightreasons.data.manifest import Leak, describe_conflicts, describe_leaks, find_conflicts, find_leaks, list_hashes, name_image
@@ -42,7 +43,8 @@ class Row:
 def survey_task(task: Task, reporter: Reporter, *, decode: bool) -> dict[str, Any]:
     """Counts per split, class and group, and what is wrong, as JSON would have it. With ``decode`` every image is decoded once.
 
-    With ``decode`` every mask is read as well, and those that mark nothing or all of their image are counted.
+    Images that cannot be read are not counted; without ``decode`` those are the ones whose headers could not be. With it every mask is read as
+    well, and those that mark nothing or all of their image are counted.
     Of files only those are hashed whose length occurs in two splits or under two labels: of no other would it matter that it is there twice.
     """
     if decode:
@@ -59,7 +61,7 @@ def survey_task(task: Task, reporter: Reporter, *, decode: bool) -> dict[str, An
     leaks, conflicts = find_leaks(listed), find_conflicts(listed)
     twice = [describe_leaks(leaks, compared)] if leaks else []
     twice += [describe_conflicts(conflicts, listed, compared, task.classes)] if conflicts else []
-    problems = [*task.problems, *masks, *twice]
+    problems = [*task.problems, *_tell_empty(task), *masks, *twice]
     if len(task.sizes) > 1:
         problems.append(f"images of {len(task.sizes)} sizes: [data] size resizes all of them to one, as do networks that come with a size")
     return {
@@ -82,12 +84,11 @@ def choose_rows(task: Task, seed: int = 0) -> list[Row]:
     rows = []
     for split, dataset in task.splits.items():
         members: dict[str, list[int]] = {}
-        for index, name in enumerate(_groups(task, split)):
+        for index, name in zip(_readable(dataset), _groups(task, split), strict=True):
             members.setdefault(name, []).append(index)
         for name, indices in sorted(members.items()):
             order = torch.randperm(len(indices), generator=seeded(seed, "contact sheet", split, name))[:ROW].tolist()
             rows.append(Row(split, name, len(indices), [indices[i] for i in order]))
-        assert count_images(dataset) == sum(map(len, members.values()))
     return rows
 
 
@@ -147,9 +148,9 @@ def _count_masks(task: Task, reporter: Reporter) -> list[str]:
 
 def _count_split(task: Task, split: str) -> dict[str, Any]:
     dataset = task.splits[split]
-    labels = dataset.labels.tolist()  # pyright: ignore[reportAttributeAccessIssue] -- every dataset of a task has them
+    labels, rows = _labels(task, split), _readable(dataset)
     counts = Counter(task.classes[label] for label in labels)
-    patients = {entry.patient for entry in dataset.entries if entry.patient is not None} if isinstance(dataset, ImageFiles) else set()
+    patients = {dataset.entries[row].patient for row in rows} - {None} if isinstance(dataset, ImageFiles) else set()
     return {
         "images": len(labels),
         "classes": {name: counts[name] for name in task.classes},
@@ -163,10 +164,33 @@ def _name_places(leak: Leak, splits: Mapping[str, Dataset]) -> list[str]:
 
 
 def _groups(task: Task, split: str) -> list[str]:
-    """Of every image, its group, or its class where no groups are known."""
+    """Of every readable image, its group, or its class where no groups are known."""
     if split in task.truth:
-        return list(task.truth[split].groups)
-    return [task.classes[label] for label in task.splits[split].labels.tolist()]  # pyright: ignore[reportAttributeAccessIssue]
+        return [task.truth[split].groups[row] for row in _readable(task.splits[split])]
+    return [task.classes[label] for label in _labels(task, split)]
+
+
+def _labels(task: Task, split: str) -> list[int]:
+    """Of every readable image, its label."""
+    dataset = task.splits[split]
+    labels = dataset.labels.tolist()  # pyright: ignore[reportAttributeAccessIssue] -- every dataset of a task has them
+    return [labels[row] for row in _readable(dataset)]
+
+
+def _readable(dataset: Dataset) -> list[int]:
+    """The images that no reading so far has found broken."""
+    broken = set(dataset.unreadable) if isinstance(dataset, ImageFiles) else set()
+    return [row for row in range(count_images(dataset)) if row not in broken]
+
+
+def _tell_empty(task: Task) -> list[str]:
+    """A sentence on each class that has no readable image in a split, which ``find`` refuses."""
+    return [
+        describe_empty_class(split, name)
+        for split in task.splits
+        for label, name in enumerate(task.classes)
+        if label not in set(_labels(task, split)) and isinstance(task.splits[split], ImageFiles)
+    ]
 
 
 def _comparable(splits: Mapping[str, Dataset]) -> dict[str, Dataset]:

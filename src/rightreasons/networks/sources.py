@@ -106,9 +106,7 @@ def _build(config: ModelConfig, classes: int, root: Path, generator_seed: int, s
             "a function of your own that builds the network: [model] source = 'python:module:function'"
         )
     if config.pretrained is True and kind in ("packaged", "python"):
-        note(
-            f"[model] pretrained = true changes nothing for {config.source}, which brings its own first weights: to start from others, name their file"
-        )
+        note(f"[model] pretrained = true changes nothing for {config.source}, which has first weights of its own: for others, name a file")
     if isinstance(config.pretrained, str):
         _load_start(network, read_checkpoint(root / config.pretrained), lambda: build(classes + 1), note)
     if stored is not None:

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset, Subset
 from rightreasons.common.seeds import seeded
 from rightreasons.config import Config, merge_tables, parse_config, read_toml
 from rightreasons.data import open_data, task_defaults
+from rightreasons.data.assemble import check_classes_read
 from rightreasons.data.loading import count_images, read_batches
 from rightreasons.data.task import Task
 from rightreasons.errors import ConfigError, DataError
@@ -75,6 +76,7 @@ def open_project(tables: dict[str, Any], *, source: str, root: Path) -> Project:
     if not defaults and config.data.size is None:
         config = _with(config, "data", size=read_preset(config.model, root=root).size)
     task = open_data(config.data, root=root, seed=config.run.seed)
+    check_classes_read(task)
     config = _with(config, "model", checkpoint=find_checkpoint(config.model, classes=len(task.classes), root=root))
     descriptions = config.descriptions(task.classes)
     notes: list[str] = []
