@@ -65,11 +65,11 @@ def test_an_arm_that_names_a_method_has_no_critic(finished):
     rows = {row["method"]: row for row in table["rows"]}
     assert rows["random images"]["critic"] == rows["before"]["critic"] == "none" and "simulated" in rows["swap alone"]["critic"]
     assert rows["random images"]["inspected"]["spurious_fraction"]["mean"] == 1.0
-    assert {path.name for path in out.glob("*.json")} == {
-        "mine-before-0.json",
-        "mine-ours-simulated-0.json",
-        "mine-random images-0.json",
-        "mine-swap alone-simulated-0.json",
+    assert {str(path.relative_to(out / "mine")) for path in (out / "mine").rglob("*.json")} == {
+        "before/0.json",
+        "ours-simulated/0.json",
+        "random-images/0.json",
+        "swap-alone-simulated/0.json",
     }
 
 
@@ -81,7 +81,7 @@ def test_what_is_finished_is_read_and_not_run_again(finished):
             raise AssertionError(message)
 
     assert run_study(study, seeds=[0], methods=None, out=out, reporter=NothingToDo()) == table
-    path = out / "mine-before-0.json"
+    path = out / "mine" / "before" / "0.json"
     stored = json.loads(path.read_text())
     stored["metrics"]["accuracy"] = 0.125
     path.write_text(json.dumps(stored))

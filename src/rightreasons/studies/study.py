@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 import statistics
 import tomllib
 from collections.abc import Iterable, Sequence
@@ -40,13 +41,14 @@ class _Entry:
     train: Method
     labels_used: str
     selection: str = "last epoch"
+    uses_critic: bool = False
 
 
 _METHODS = {
     "before": _Entry(lambda bench: bench.run.model, "none"),
     "fine-tune-only": _Entry(fine_tune_only.train, "none", PASTED),
-    "ours": _Entry(ours.train, "none", PASTED),
-    "ours-published-loss": _Entry(ours.train_published, "none", PASTED),
+    "ours": _Entry(ours.train, "none", PASTED, uses_critic=True),
+    "ours-published-loss": _Entry(ours.train_published, "none", PASTED, uses_critic=True),
     "ground-truth-masks": _Entry(ground_truth_masks.train, "masks", PASTED),
     "without-shortcut": _Entry(without_shortcut.train, "none"),
 }
@@ -89,6 +91,9 @@ def open_study(name: str, *, critic: str | None = None) -> Study:
         )
     tables = merge_tables(config if isinstance(config, dict) else read_toml(root / config), {"critic": {"lvlm": critic}} if critic else {})
     arms = stored.get("arms", {})
+    rows = [*stored["methods"], *arms]
+    if len({slug(row) for row in rows}) < len(rows):
+        raise ConfigError(f"{name}: two rows would be saved under one name: {', '.join(rows)}; call them differently")
     _known([arm["method"] for arm in arms.values() if "method" in arm], _METHODS)
     return Study(short, _known(stored["methods"], _METHODS), arms, tables, root)
 
@@ -160,12 +165,14 @@ def _run_one(study: Study, method: str, seed: int, out: Path, reporter: Reporter
         # 95 % intervals over whole objects; None if every image shows another object.
         "intervals": dict(scores.intervals) or None,
     }
-    write_text(_result_path(study, out, method, seed), to_json(result) + "\n")
+    path = _result_path(study, out, method, seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, to_json(result) + "\n")
 
 
 def _depends_on_critic(study: Study, method: str) -> bool:
     base = study.arms.get(method, {}).get("method", method)
-    return base not in _METHODS or base.startswith("ours")
+    return base not in _METHODS or _METHODS[base].uses_critic
 
 
 def _critic_words(critic: dict[str, Any]) -> str:
@@ -192,12 +199,13 @@ def _summary(values: list[float | None]) -> dict[str, Any] | None:
 
 def _result_path(study: Study, out: Path, method: str, seed: int) -> Path:
     # Only the results that depend on the critic have it in their name.
-    suffix = f"-{_slug(study)}" if _depends_on_critic(study, method) else ""
-    return out / f"{study.name}-{method}{suffix}-{seed}.json"
+    critic = f" {study.tables['critic']['lvlm']}" if _depends_on_critic(study, method) else ""
+    return out / study.name / slug(f"{method}{critic}") / f"{seed}.json"
 
 
-def _slug(study: Study) -> str:
-    return "".join(letter if letter.isalnum() or letter in ".=" else "_" for letter in study.tables["critic"]["lvlm"]).strip("_")
+def slug(name: str) -> str:
+    """A name of a row as a file name: letters, digits, dots and equals signs, with single hyphens between them."""
+    return re.sub(r"[^\w.=]+|_", "-", name).strip("-")
 
 
 def _known(names: Sequence[str], valid: Iterable[str]) -> tuple[str, ...]:
