@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rightreasons.errors import ConfigError
-from rightreasons.lvlm.backends import BACKENDS, LOCAL_SERVER, Opening, check_packages
+from rightreasons.lvlm.backends import BACKENDS, LOCAL_SERVER, check_packages
 from rightreasons.lvlm.protocol import LVLM
 
 if TYPE_CHECKING:
@@ -47,4 +47,4 @@ def open_lvlm(
     if not rest and kind != "simulated":
         raise ConfigError(f"[critic] lvlm = {spec!r} says nothing after the colon; expected {BACKENDS[kind].form}")
     check_packages(kind)
-    return BACKENDS[kind].open(rest, Opening(base_url, allow_remote, timeout, truth, seed, root))
+    return BACKENDS[kind].open(rest, base_url=base_url, allow_remote=allow_remote, timeout=timeout, truth=truth, seed=seed, root=root)

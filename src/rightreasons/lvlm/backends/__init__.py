@@ -21,28 +21,17 @@ LOCAL_SERVER = "http://127.0.0.1:8000/v1"
 
 
 @dataclass(frozen=True)
-class Opening:
-    """What a backend may need to be opened. ``truth`` has ground-truth masks; ``root`` is the folder that relative paths start from."""
-
-    base_url: str | None
-    allow_remote: tuple[str, ...]
-    timeout: float
-    truth: Any
-    seed: int
-    root: Path
-
-
-@dataclass(frozen=True)
 class Backend:
     """A row of the table.
 
-    ``form`` is how a configuration writes the backend, and ``open`` opens it by what follows the colon. ``packages`` maps the modules that it needs
-    to their packages, which the extra of the backend's name installs. ``key`` is the variable of its API key, if requests go to a server. ``free``:
-    answers cost nothing. ``batch``: the format of its provider's batch files. ``asks_controls``: as a critic it can be asked control questions.
+    ``form``: how a configuration writes the backend. ``open``: opens it by what follows the colon and those arguments of ``open_lvlm`` that it needs.
+    ``packages``: the modules that it needs and their packages, which the extra of the backend's name installs. ``key``: the variable of its API key,
+    if requests go to a server. ``free``: whether answers cost nothing. ``batch``: the format of its provider's batch files. ``asks_controls``: whether
+    it can be asked control questions.
     """
 
     form: str
-    open: Callable[[str, Opening], LVLM]
+    open: Callable[..., LVLM]
     packages: Mapping[str, str] = field(default_factory=dict)
     key: str | None = None
     free: bool = False
@@ -59,53 +48,52 @@ def check_packages(kind: str) -> None:
             raise MissingExtra(package, kind)
 
 
-def _open_openai(model: str, opening: Opening) -> LVLM:
+def _open_openai(model: str, *, base_url: str | None, allow_remote: tuple[str, ...], timeout: float, **_: object) -> LVLM:
     from rightreasons.lvlm.backends.openai import OpenAICompatible
 
-    base_url = opening.base_url or LOCAL_SERVER
-    return OpenAICompatible(model, base_url=base_url, allow_remote=opening.allow_remote, timeout=opening.timeout)
+    return OpenAICompatible(model, base_url=base_url or LOCAL_SERVER, allow_remote=allow_remote, timeout=timeout)
 
 
-def _open_anthropic(model: str, opening: Opening) -> LVLM:
+def _open_anthropic(model: str, *, base_url: str | None, allow_remote: tuple[str, ...], timeout: float, **_: object) -> LVLM:
     from rightreasons.lvlm.backends.anthropic import Anthropic
 
-    return Anthropic(model, base_url=opening.base_url, allow_remote=opening.allow_remote, timeout=opening.timeout)
+    return Anthropic(model, base_url=base_url, allow_remote=allow_remote, timeout=timeout)
 
 
-def _open_gemini(model: str, opening: Opening) -> LVLM:
+def _open_gemini(model: str, *, base_url: str | None, allow_remote: tuple[str, ...], timeout: float, **_: object) -> LVLM:
     from rightreasons.lvlm.backends.gemini import Gemini
 
-    return Gemini(model, base_url=opening.base_url, allow_remote=opening.allow_remote, timeout=opening.timeout)
+    return Gemini(model, base_url=base_url, allow_remote=allow_remote, timeout=timeout)
 
 
-def _open_local(folder: str, opening: Opening) -> LVLM:
+def _open_local(folder: str, *, root: Path, **_: object) -> LVLM:
     from rightreasons.lvlm.backends.local import Local
 
-    return Local(folder, opening.root)
+    return Local(folder, root)
 
 
-def _open_replay(file: str, opening: Opening) -> LVLM:
+def _open_replay(file: str, *, root: Path, **_: object) -> LVLM:
     from rightreasons.lvlm.backends.replay import Replay
 
-    return Replay(file, opening.root)
+    return Replay(file, root)
 
 
-def _open_human(file: str, opening: Opening) -> LVLM:
+def _open_human(file: str, *, root: Path, **_: object) -> LVLM:
     from rightreasons.lvlm.backends.human import Human
 
-    return Human(file, opening.root)
+    return Human(file, root)
 
 
-def _open_simulated(options: str, opening: Opening) -> LVLM:
+def _open_simulated(options: str, *, truth: Any, seed: int, **_: object) -> LVLM:  # noqa: ANN401 -- only the backend itself knows ground truth
     from rightreasons.lvlm.backends.simulated import Simulated
 
-    return Simulated.with_masks(opening.truth, options, seed=opening.seed)
+    return Simulated.with_masks(truth, options, seed=seed)
 
 
-def _open_scripted(path: str, opening: Opening) -> LVLM:
+def _open_scripted(path: str, *, root: Path, **_: object) -> LVLM:
     from rightreasons.lvlm.backends.scripted import Scripted
 
-    return Scripted.from_file(path, opening.root)
+    return Scripted.from_file(path, root)
 
 
 BACKENDS: dict[str, Backend] = {
