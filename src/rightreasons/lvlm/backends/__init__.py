@@ -26,8 +26,8 @@ class Backend:
 
     ``form``: how a configuration writes the backend. ``open``: opens it by what follows the colon and those arguments of ``open_lvlm`` that it needs.
     ``packages``: the modules that it needs and their packages, which the extra of the backend's name installs. ``key``: the variable of its API key,
-    ``form``: how a configuration writes the backend. ``open``: opens it by what follows the colon and the arguments of ``open_lvlm`` that it needs.
-    it can be asked control questions.
+    if requests go to a server. ``free``: whether answers cost nothing. ``batch``: the format of its provider's batch files.
+    ``asks_controls``: whether it can be asked control questions.
     """
 
     form: str
