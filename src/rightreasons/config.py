@@ -145,14 +145,6 @@ class CriticConfig(_Table):
     prices: str | None = Field(default=None, description="a file of prices like lvlm/ledger/prices.toml, which come before the packaged ones")
     examples: str | None = Field(default=None, description="a file of critique -> verdict pairs for the judge; default: the packaged one")
 
-    def server(self, role: Literal["critic", "judge"]) -> tuple[str, str | None]:
-        """The model of a role and the address of its server. The critic's address is no other provider's: a key would go there with it."""
-        if role == "critic" or self.judge is None:
-            return self.lvlm, self.base_url
-        critic, judge = (spec.partition(":")[0] for spec in (self.lvlm, self.judge))
-        others = {"openai", "anthropic", "gemini"} - {judge}
-        return self.judge, self.judge_base_url or (None if critic in others else self.base_url)
-
     @field_validator("votes")
     @classmethod
     def _odd(cls, votes: int) -> int:

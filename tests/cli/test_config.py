@@ -9,6 +9,7 @@ import pytest
 from rightreasons.config import Config, CriticConfig, describe_difference, parse_config, read_config
 from rightreasons.data import task_defaults
 from rightreasons.errors import ConfigError
+from rightreasons.project.project import find_server
 
 WORDS = [
     "plain",
@@ -161,4 +162,4 @@ def test_the_difference_between_two_configurations_is_one_key_in_words():
 def test_a_judge_of_another_provider_is_not_looked_for_at_the_critics_address(critic, server):
     """Its key would go there."""
     config = CriticConfig.model_validate(critic)
-    assert config.server("judge") == server and config.server("critic") == ("openai:a", "http://127.0.0.1:1/v1")
+    assert find_server(config, "judge") == server and find_server(config, "critic") == ("openai:a", "http://127.0.0.1:1/v1")

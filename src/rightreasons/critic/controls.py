@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rightreasons.critic.case import Case
 from rightreasons.critic.pictures import render_pictures
+from rightreasons.lvlm.backends import BACKENDS, kind_of
 from rightreasons.lvlm.protocol import LVLM
 from rightreasons.records import ClassDescription, Control, Subject, Verdict
 
@@ -32,7 +33,8 @@ _SIDE = 32
 
 def controls_for(critic: LVLM) -> list[Case]:
     """The controls that a critic is asked. A person is asked none, nor is a recording, which has no answers to new questions."""
-    if critic.name.startswith(("human:", "replay:")):
+    kind = kind_of(critic.name)
+    if kind in BACKENDS and not BACKENDS[kind].asks_controls:
         return []
     return [control_case(index) for index in CONTROLS if index != CORE or critic.simulated]
 

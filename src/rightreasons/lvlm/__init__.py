@@ -1,32 +1,18 @@
-"""Vision-language models behind one small protocol; a new backend is one file that implements it."""
+"""Vision-language models behind one small protocol (``protocol``); ``backends`` has the table of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rightreasons.errors import ConfigError, LVLMUnavailable
+from rightreasons.errors import ConfigError
+from rightreasons.lvlm.backends import BACKENDS, LOCAL_SERVER, check_packages
 from rightreasons.lvlm.protocol import LVLM
 
 if TYPE_CHECKING:
     from rightreasons.records import GroundTruth
 
 __all__ = ["LOCAL_SERVER", "LVLM", "open_lvlm"]
-
-# The server that openai: asks unless base_url names another one: vLLM's default address.
-LOCAL_SERVER = "http://127.0.0.1:8000/v1"
-# How each backend is written in a configuration; error messages list these.
-_FORMS = {
-    "openai": "openai:MODEL",
-    "anthropic": "anthropic:MODEL",
-    "gemini": "gemini:MODEL",
-    "local": "local:FOLDER",
-    "replay": "replay:FILE",
-    "human": "human:FILE",
-    "simulated": "simulated:",
-    "scripted": "scripted:FILE",
-}
 
 
 def open_lvlm(
@@ -55,70 +41,10 @@ def open_lvlm(
     allowed or a simulation without ground truth.
     """
     kind, colon, rest = spec.partition(":")
-    if kind not in _BACKENDS or not colon:
-        raise ConfigError(f"[critic] lvlm = {spec!r} is not known; expected one of {', '.join(_FORMS.values())}")
+    if kind not in BACKENDS or not colon:
+        expected = ", ".join(backend.form for backend in BACKENDS.values())
+        raise ConfigError(f"[critic] lvlm = {spec!r} is not known; expected one of {expected}")
     if not rest and kind != "simulated":
-        raise ConfigError(f"[critic] lvlm = {spec!r} says nothing after the colon; expected {_FORMS[kind]}")
-    return _BACKENDS[kind](rest, base_url=base_url, allow_remote=allow_remote, timeout=timeout, truth=truth, seed=seed, root=root)
-
-
-def _open_openai(model: str, *, base_url: str | None, allow_remote: tuple[str, ...], timeout: float, **_: object) -> LVLM:
-    from rightreasons.lvlm.backends.openai import OpenAICompatible
-
-    return OpenAICompatible(model, base_url=base_url or LOCAL_SERVER, allow_remote=allow_remote, timeout=timeout)
-
-
-def _open_anthropic(model: str, *, base_url: str | None, allow_remote: tuple[str, ...], timeout: float, **_: object) -> LVLM:
-    from rightreasons.lvlm.backends.anthropic import Anthropic
-
-    return Anthropic(model, base_url=base_url, allow_remote=allow_remote, timeout=timeout)
-
-
-def _open_gemini(model: str, *, base_url: str | None, allow_remote: tuple[str, ...], timeout: float, **_: object) -> LVLM:
-    from rightreasons.lvlm.backends.gemini import Gemini
-
-    return Gemini(model, base_url=base_url, allow_remote=allow_remote, timeout=timeout)
-
-
-def _open_local(folder: str, *, root: Path, **_: object) -> LVLM:
-    from rightreasons.lvlm.backends.local import Local
-
-    return Local(folder, root)
-
-
-def _open_replay(file: str, *, root: Path, **_: object) -> LVLM:
-    from rightreasons.lvlm.backends.replay import Replay
-
-    return Replay(file, root)
-
-
-def _open_human(file: str, *, root: Path, **_: object) -> LVLM:
-    from rightreasons.lvlm.backends.human import Human
-
-    return Human(file, root)
-
-
-def _open_simulated(options: str, *, truth: GroundTruth | None, seed: int, **_: object) -> LVLM:
-    from rightreasons.lvlm.backends.simulated import Simulated
-
-    if truth is None or (truth.masked is not None and not truth.masked):
-        raise LVLMUnavailable("simulated: needs ground-truth masks, which these data do not have; name a real model: lvlm = 'openai:MODEL'")
-    return Simulated(truth, options, seed=seed)
-
-
-def _open_scripted(path: str, *, root: Path, **_: object) -> LVLM:
-    from rightreasons.lvlm.backends.scripted import Scripted
-
-    return Scripted.from_file(path, root)
-
-
-_BACKENDS: dict[str, Callable[..., LVLM]] = {
-    "openai": _open_openai,
-    "anthropic": _open_anthropic,
-    "gemini": _open_gemini,
-    "local": _open_local,
-    "replay": _open_replay,
-    "human": _open_human,
-    "simulated": _open_simulated,
-    "scripted": _open_scripted,
-}
+        raise ConfigError(f"[critic] lvlm = {spec!r} says nothing after the colon; expected {BACKENDS[kind].form}")
+    check_packages(kind)
+    return BACKENDS[kind].open(rest, base_url=base_url, allow_remote=allow_remote, timeout=timeout, truth=truth, seed=seed, root=root)

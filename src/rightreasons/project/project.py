@@ -12,13 +12,14 @@ from torch import nn
 from torch.utils.data import Dataset, Subset
 
 from rightreasons.common.seeds import seeded
-from rightreasons.config import Config, merge_tables, parse_config, read_toml
+from rightreasons.config import Config, CriticConfig, merge_tables, parse_config, read_toml
 from rightreasons.data import open_data, task_defaults
 from rightreasons.data.assemble import check_classes_read
 from rightreasons.data.loading import count_images, read_batches
 from rightreasons.data.task import Task
 from rightreasons.errors import ConfigError, DataError
 from rightreasons.lvlm import LVLM, open_lvlm
+from rightreasons.lvlm.backends import BACKENDS, kind_of
 from rightreasons.networks.class_order import order_outputs
 from rightreasons.networks.classifier import Classifier, as_classifier, copy_model, hash_weights, place_model
 from rightreasons.networks.presets import Preset
@@ -134,7 +135,7 @@ def _named_judge(config: Config, lvlm: LVLM) -> LVLM:
     """The judge that the settings name, or else the critic."""
     if config.critic.judge is None:
         return lvlm
-    spec, base_url = config.critic.server("judge")
+    spec, base_url = find_server(config.critic, "judge")
     return open_lvlm(spec, base_url=base_url, timeout=config.critic.timeout, seed=config.run.seed)
 
 
@@ -161,9 +162,18 @@ def open_lvlms(project: Project, allow_remote: tuple[str, ...]) -> tuple[LVLM, L
 def open_role(project: Project, role: Role, allow_remote: tuple[str, ...]) -> LVLM:
     """The backend of the critic or the judge. Raises RightReasonsError for one that cannot be used."""
     critic, truth = project.config.critic, project.task.truth.get("train")
-    spec, base_url = critic.server(role)
+    spec, base_url = find_server(critic, role)
     seed, root = project.config.run.seed, project.root
     return open_lvlm(spec, base_url=base_url, allow_remote=allow_remote, timeout=critic.timeout, truth=truth, seed=seed, root=root)
+
+
+def find_server(critic: CriticConfig, role: Role) -> tuple[str, str | None]:
+    """The model of a role and the address of its server. The judge does not get another provider's address, or its key would be sent there."""
+    if role == "critic" or critic.judge is None:
+        return critic.lvlm, critic.base_url
+    kind = kind_of(critic.lvlm)
+    elsewhere = kind != kind_of(critic.judge) and kind in BACKENDS and BACKENDS[kind].key is not None
+    return critic.judge, critic.judge_base_url or (None if elsewhere else critic.base_url)
 
 
 def price_file(project: Project) -> Path | None:

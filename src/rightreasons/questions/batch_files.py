@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from rightreasons.errors import ConfigError, LVLMError, LVLMTooBig
+from rightreasons.lvlm.backends import BACKENDS, kind_of
 from rightreasons.lvlm.ledger.ledger import Ledger
 from rightreasons.questions.open_questions import Desk, Plan, Question
 
@@ -93,8 +94,10 @@ def export_answers(ledger: Path, to: Path) -> int:
     with contextlib.closing(sqlite3.connect(f"file:{ledger}?mode=ro", uri=True)) as connection, _private(to) as file:
         for key, model, raw in connection.execute("SELECT key, model, raw FROM attempts WHERE state = 'answered' ORDER BY id"):
             content = _json_or_text(raw)
-            anthropic = model.startswith("anthropic:")
-            result = {"result": {"type": "succeeded", "message": content}} if anthropic else {"response": {"status_code": 200, "body": content}}
+            if _batch_of(model) == "anthropic":
+                result: dict[str, Any] = {"result": {"type": "succeeded", "message": content}}
+            else:
+                result = {"response": {"status_code": 200, "body": content}}
             file.write(json.dumps({"custom_id": key, **result}, ensure_ascii=False).encode() + b"\n")
             count += 1
     return count
@@ -214,10 +217,17 @@ def _private(path: Path) -> IO[bytes]:
 
 
 def _style(lvlm_name: str) -> str:
-    kind = lvlm_name.partition(":")[0]
-    if kind not in LIMITS:
-        raise ConfigError(f"{lvlm_name!r} has no batch service with a known format; expected an openai: or anthropic: model")
-    return kind
+    style = _batch_of(lvlm_name)
+    if style is None:
+        expected = " or ".join(backend.form for backend in BACKENDS.values() if backend.batch)
+        raise ConfigError(f"{lvlm_name!r} has no batch service with a known format; expected {expected}")
+    return style
+
+
+def _batch_of(lvlm_name: str) -> str | None:
+    """The format of a backend's batch files; None if it has none."""
+    kind = kind_of(lvlm_name)
+    return BACKENDS[kind].batch if kind in BACKENDS else None
 
 
 def _request_line(style: str, key: str, body: dict[str, Any]) -> bytes:

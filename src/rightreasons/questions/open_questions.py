@@ -35,7 +35,7 @@ from rightreasons.lvlm.ledger.ledger import Ledger
 from rightreasons.lvlm.ledger.prices import provider_hosts
 from rightreasons.lvlm.protocol import Answer, Request
 from rightreasons.pipeline.find import prepare
-from rightreasons.project.project import Project, Role, example_file, go_on, open_role, project_of_run
+from rightreasons.project.project import Project, Role, example_file, find_server, go_on, open_role, project_of_run
 from rightreasons.records import Attribution, Segmentation, Selection
 from rightreasons.runs.folder import NEVER_USED, RunFolder
 
@@ -210,5 +210,5 @@ def _largest_picture(project: Project, size: tuple[int, int]) -> tuple[int, int]
 
 
 def _open_silently(project: Project, role: Role) -> LVLM:
-    base_url = project.config.critic.server(role)[1]
+    base_url = find_server(project.config.critic, role)[1]
     return open_role(project, role, (f"http://{urlsplit(base_url or '').hostname}", *provider_hosts()))

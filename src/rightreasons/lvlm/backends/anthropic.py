@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import base64
-import importlib.util
 import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from rightreasons.errors import LVLMError, LVLMUnavailable, LVLMUnsupported, MissingExtra
+from rightreasons.errors import LVLMError, LVLMUnavailable, LVLMUnsupported
 from rightreasons.lvlm.protocol import Answer, Request, Usage, read_count, read_model
 from rightreasons.lvlm.wire.failures import Failure, classify
 from rightreasons.lvlm.wire.privacy import KEYS, redact
@@ -32,8 +31,6 @@ class Anthropic:
     concurrency = (4, 32)
 
     def __init__(self, model: str, *, base_url: str | None = None, allow_remote: tuple[str, ...] = (), timeout: float = 180.0) -> None:
-        if importlib.util.find_spec("anthropic") is None:
-            raise MissingExtra("anthropic", "anthropic")
         self._server = Server(base_url or BASE_URL, allow_remote=allow_remote, keys=(KEYS["anthropic"],))
         self.name = f"anthropic:{model}"
         self.address: dict[str, Any] | None = {

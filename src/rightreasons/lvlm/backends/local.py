@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rightreasons.errors import ConfigError, LVLMRejected, LVLMTooBig, LVLMUnavailable, MissingExtra
+from rightreasons.errors import ConfigError, LVLMRejected, LVLMTooBig, LVLMUnavailable
 from rightreasons.lvlm.protocol import Answer, Request, Usage
 from rightreasons.lvlm.wire.chat import chat_message, decode_picture, read_content
 
@@ -25,9 +24,6 @@ class Local:
     address = None
 
     def __init__(self, folder: str, root: Path = Path()) -> None:
-        for package in ("transformers", "xgrammar"):
-            if importlib.util.find_spec(package) is None:
-                raise MissingExtra(package, "local")
         path = root / folder
         if not (path / "config.json").is_file() or not any(path.glob("*.safetensors")):
             raise ConfigError(

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from rightreasons.errors import LVLMError, LVLMRejected, LVLMUnavailable, LVLMUnsupported, MissingExtra
+from rightreasons.errors import LVLMError, LVLMRejected, LVLMUnavailable, LVLMUnsupported
 from rightreasons.lvlm.protocol import Answer, Request, Usage, read_count, read_model
 from rightreasons.lvlm.wire.chat import chat_message, read_content, read_misplaced
 from rightreasons.lvlm.wire.failures import Failure, classify
@@ -33,8 +32,6 @@ class OpenAICompatible:
     concurrency: tuple[int, int] = (4, 32)
 
     def __init__(self, model: str, *, base_url: str, allow_remote: tuple[str, ...] = (), timeout: float = 180.0) -> None:
-        if importlib.util.find_spec("openai") is None:
-            raise MissingExtra("openai", "openai")
         self._server = Server(base_url, allow_remote=allow_remote, keys=(KEYS["openai"],))
         self.name = f"openai:{model}"
         self.address: dict[str, Any] | None = {"spec": self.name, "base_url": base_url, "allow_remote": list(allow_remote), "timeout": timeout}

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from rightreasons.common.seeds import seeded
-from rightreasons.errors import ConfigError
+from rightreasons.errors import ConfigError, LVLMUnavailable
 from rightreasons.lvlm.protocol import Answer, Request
 from rightreasons.records import GroundTruth, Subject, truly_spurious
 
@@ -32,6 +32,13 @@ class Simulated:
         self.sensitivity, self.specificity = _parse_rates(options)
         self._truth, self._seed = truth, seed
         self.name = f"simulated:sensitivity={self.sensitivity:g},specificity={self.specificity:g}"
+
+    @classmethod
+    def with_masks(cls, truth: GroundTruth | None, options: str, *, seed: int) -> Simulated:
+        """Opens it for a data set. Raises LVLMUnavailable for one without ground-truth masks."""
+        if truth is None or (truth.masked is not None and not truth.masked):
+            raise LVLMUnavailable("simulated: needs ground-truth masks, which these data do not have; name a real model: lvlm = 'openai:MODEL'")
+        return cls(truth, options, seed=seed)
 
     def check(self) -> None:
         """Always available."""

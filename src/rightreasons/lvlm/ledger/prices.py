@@ -21,12 +21,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from rightreasons.errors import ConfigError
+from rightreasons.lvlm.backends import BACKENDS, kind_of
 from rightreasons.lvlm.pictures import picture_size, replace_pictures
 from rightreasons.lvlm.protocol import LVLM, Usage
 from rightreasons.lvlm.wire.privacy import is_loopback
 
-# Backends that cost nothing, since the model or the person is here.
-FREE = ("local", "simulated", "scripted", "replay", "human")
 # An allowance for what a provider adds to a request before the model reads it: a chat template, and instructions for structured answers.
 HIDDEN_TOKENS = 512
 # The most expensive common rules, for a model without a published one: OpenAI's tiles, the smallest patches and largest factor, Gemini's maximum.
@@ -58,7 +57,7 @@ def price_of(lvlm_name: str, *, base_url: str | None = None, overrides: Path | N
     host = urlsplit(base_url).hostname if base_url is not None else None
     if declared is not None:
         return _price(declared)
-    if lvlm_name.partition(":")[0] in FREE or (host is not None and is_loopback(host)):
+    if _is_free(lvlm_name) or (host is not None and is_loopback(host)):
         return Price(0.0, 0.0)
     packaged = _packaged().get(lvlm_name)
     return _price(packaged) if packaged is not None and host in (None, packaged["host"]) else None
@@ -123,6 +122,12 @@ def read_prices(path: Path) -> dict[str, dict[str, Any]]:
         raise ConfigError(f"cannot read the prices {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
+
+
+def _is_free(lvlm_name: str) -> bool:
+    """Whether the model or the person is here, so that nobody is paid."""
+    kind = kind_of(lvlm_name)
+    return kind in BACKENDS and BACKENDS[kind].free
 
 
 @functools.cache
