@@ -336,3 +336,18 @@ def test_a_class_whose_test_pictures_are_all_broken_stops_find(tmp_path):
     for path in (tmp_path / "images" / "test" / "nut").iterdir():
         path.write_bytes(path.read_bytes()[:-200])
     assert "the test split has no readable image of class 'nut': each class needs some in each split" in refused("find", config)
+
+
+def test_a_repair_that_does_not_take_is_told_everywhere(project, monkeypatch):
+    monkeypatch.setattr("rightreasons.pipeline.fix.align", lambda *_, **__: None)  # a fine-tuning that changes nothing
+    fixed = invoke("fix", project / "run")
+    assert fixed.exit_code == 0, fixed.output
+    metrics = json.loads((project / "run" / "metrics.json").read_text())
+    assert metrics["before"]["swap_flip_rate"] == metrics["after"]["swap_flip_rate"] >= 0.01
+    assert metrics["alignment"]["outcome"] == "aligned" and metrics["alignment"]["effect"] == "did not take"
+    assert "fine-tuning: aligned, but the repair did not take" in fixed.stdout
+    assert f"note: {metrics['alignment']['advice']}" in " ".join(fixed.stderr.split())
+    assert "The shortcut is still used." in (project / "run" / "report.html").read_text()
+    monkeypatch.undo()
+    taken = metrics_of("fix", project / "run", "--set", "align.epochs=8")
+    assert taken["alignment"]["effect"] == "took" and taken["alignment"]["advice"] is None

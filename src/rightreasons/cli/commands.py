@@ -243,7 +243,8 @@ def _show(metrics: dict[str, Any], folder: RunFolder, as_json: bool) -> None:
     print_table(title, ["", *columns], rows)
     typer.echo(metrics["explanation"])
     if metrics["alignment"]:
-        typer.echo(f"fine-tuning: {metrics['alignment']['outcome']}")
+        failed = ", but the repair did not take" if metrics["alignment"]["effect"] == "did not take" else ""
+        typer.echo(f"fine-tuning: {metrics['alignment']['outcome']}{failed}")
     typer.echo(f"report: {folder.path / 'report.html'}")
 
 

@@ -50,6 +50,8 @@ def write_results(
     seconds = {**earlier.get("seconds", {}), **reporter.seconds}
     _recall_unreadable(run, folder)
     metrics = build_metrics(run, before=before, after=after, rejected=rejected, alignment=alignment, reference=reference, seconds=seconds)
+    if metrics["alignment"] and metrics["alignment"]["advice"]:
+        reporter.note(metrics["alignment"]["advice"])
     after_heatmaps = None
     if run.aligned is not None:
         after_heatmaps = explain_images(run.aligned, StoredImages(run.train, run.selection.indices), run.train, run.config).heatmaps

@@ -29,6 +29,7 @@ from rightreasons.records import GroundTruth, GroupScore, Scores, settle_verdict
 from rightreasons.run import Alignment, Run
 from rightreasons.runs.folder import RunFolder
 from rightreasons.scoring import metrics as evaluate
+from rightreasons.scoring.effect import judge_effect
 
 # mu_align is measured on that many test images, or on fewer that have so many pixels together; a segment is pasted onto so many held-out images.
 MU_ALIGN_IMAGES = 1000
@@ -230,7 +231,7 @@ def build_metrics(
         "before": stored_scores(before),
         "after": stored_scores(after) if after is not None else None,
         "rejected": stored_scores(rejected) if rejected is not None else None,
-        "alignment": asdict(alignment) if alignment is not None else None,
+        "alignment": asdict(alignment) | asdict(judge_effect(alignment.outcome, before, after, run.config.align)) if alignment is not None else None,
         "reference": {name: stored_scores(scores) for name, scores in (reference or {}).items()},
         "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
     }
