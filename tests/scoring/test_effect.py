@@ -34,7 +34,7 @@ def test_a_repair_takes_where_half_of_the_flips_are_gone(outcome, before, after,
 def test_the_advice_says_what_is_left_and_what_to_try():
     advice = judge_effect("aligned", flips(0.452), flips(0.429), AlignConfig(epochs=5)).advice
     assert advice is not None and "still changes 42.9% of the answers, and it was 45.2% before" in advice
-    assert "align.epochs=20" in advice and "align.lambda" in advice and "[sample] size" in advice
+    assert "--set align.epochs=20 --set align.learning_rate=0.005" in advice and "align.lambda" in advice and "[sample] size" in advice
 
 
 def test_without_a_repaired_model_there_is_no_effect():

@@ -31,6 +31,7 @@ def judge_effect(outcome: str, before: Scores, after: Scores | None, config: Ali
     return Effect(
         "did not take",
         f"the repair did not take: pasting what was judged spurious into held-out images of another class still changes {new:.1%} of the answers, "
-        f"and it was {old:.1%} before. Try more epochs (--set align.epochs={4 * config.epochs}), a larger weight (--set align.lambda=...; "
-        f"it is {config.lambda_} now), or more inspected images ([sample] size, in a new run)",
+        f"and it was {old:.1%} before. Try more epochs with a larger learning rate (--set align.epochs={4 * config.epochs} --set "
+        f"align.learning_rate={10 * config.learning_rate:g}), a larger weight (--set align.lambda=...; now {config.lambda_}), or more inspected "
+        "images ([sample] size, in a new run); and look at the verdicts in report.html: what shows the class cannot be unlearnt",
     )
