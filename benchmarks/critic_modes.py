@@ -21,7 +21,7 @@ from rightreasons.critic.panel import Panel, consult_case
 from rightreasons.explain.evidence import gather_evidence
 from rightreasons.lvlm import LVLM, open_lvlm
 from rightreasons.lvlm.ledger.prices import likely_input_tokens
-from rightreasons.lvlm.protocol import Answer, Request
+from rightreasons.lvlm.protocol import Answer, Request, get_reply
 from rightreasons.pipeline.find import prepare
 from rightreasons.project.project import open_lvlms, open_project
 from rightreasons.runs.folder import RunFolder
@@ -36,7 +36,7 @@ def count_mode(cases, project, mode: str, images: int) -> dict:
     totals = defaultdict(int)
 
     def ask(model: LVLM, request: Request) -> Answer:
-        raw = model.send(model.body(request), request)
+        raw = get_reply(model, request)
         totals["requests"] += 1
         totals["pictures"] += sum(isinstance(part, bytes) for part in request.parts)
         totals["text_bytes_sent"] += sum(len(part.encode()) for part in request.parts if isinstance(part, str))

@@ -15,6 +15,7 @@ from rightreasons.critic.panel import Panel, consult_case
 from rightreasons.lvlm import open_lvlm
 from rightreasons.lvlm.backends.scripted import Scripted
 from rightreasons.lvlm.ledger.ledger import Ledger
+from rightreasons.lvlm.protocol import get_reply
 from rightreasons.records import Control, GroundTruth, Verdict
 from tests.support.helpers import edit, invoke, write_scripted
 
@@ -55,7 +56,7 @@ def test_a_perfect_simulated_critic_passes_and_the_ledger_counts_it_once(tmp_pat
 def test_a_critic_that_is_always_wrong_fails_all():
     lvlm = open_lvlm("simulated:0", truth=TRUTH)
     panel = Panel(lvlm, lvlm, EXAMPLES)
-    verdicts = [v for case in controls_for(lvlm) for v in consult_case(case, panel, lambda m, request: m.parse(m.send(m.body(request), request)))[1]]
+    verdicts = [v for case in controls_for(lvlm) for v in consult_case(case, panel, lambda m, request: m.parse(get_reply(m, request)))[1]]
     assert [control.passed for control in read_controls(verdicts)] == [False, False, False]
 
 

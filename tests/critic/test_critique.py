@@ -12,7 +12,7 @@ from rightreasons.critic.judge import judge_critique, parse_verdicts
 from rightreasons.critic.parse import MalformedAnswer
 from rightreasons.critic.pictures import render_pictures
 from rightreasons.lvlm.backends.scripted import Scripted
-from rightreasons.lvlm.protocol import Answer
+from rightreasons.lvlm.protocol import Answer, get_reply
 from rightreasons.records import ClassDescription, Critique, Subject
 
 SEGMENTS = torch.tensor([[0, 0, 1], [0, 2, 1], [3, 3, 3]]).repeat_interleave(6, 0).repeat_interleave(6, 1)
@@ -25,7 +25,7 @@ def criticise(*replies, label=0):
     lvlm = Scripted(lambda request: getattr(queue[0], "text", queue[0]))
 
     def ask(request):
-        raw, said = lvlm.send(lvlm.body(request), request), queue.pop(0)
+        raw, said = get_reply(lvlm, request), queue.pop(0)
         return said if isinstance(said, Answer) else lvlm.parse(raw)
 
     subject = Subject(5, SEGMENTS, torch.ones(18, 18))

@@ -10,7 +10,7 @@ import torch
 from rightreasons.critic.fused import LONGEST, fused_request, fused_schema, judge_image, parse_fused, write_critique
 from rightreasons.critic.parse import MalformedAnswer, read_json, read_paragraphs
 from rightreasons.lvlm import open_lvlm
-from rightreasons.lvlm.protocol import Answer
+from rightreasons.lvlm.protocol import Answer, get_reply
 from rightreasons.records import ClassDescription, GroundTruth, Pictures, Subject
 
 WORDS = (ClassDescription("cat", "Ears."), ClassDescription("dog", "", "The lead."))
@@ -161,8 +161,8 @@ def test_the_simulated_critic_says_the_same_in_both_modes():
     def values(index):
         subject = Subject(index, SEGMENTS, torch.ones(3, 3))
         request = fused_request(PICTURES, subject, label=0, descriptions=WORDS, shares=[0.6, 0.4])
-        fused = parse_fused(lvlm.send(lvlm.body(request), request), IDS).values
-        prose = lvlm.send(lvlm.body(request), type(request)("critic", request.parts, subject=subject))
+        fused = parse_fused(get_reply(lvlm, request), IDS).values
+        prose = get_reply(lvlm, type(request)("critic", request.parts, subject=subject))
         return [fused[name] == "spurious" for name in IDS], ["does not cover" in words for words in read_paragraphs(prose).values()]
 
     said = [values(index) for index in range(40)]

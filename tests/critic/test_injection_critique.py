@@ -18,6 +18,7 @@ from rightreasons.critic.judge import Example, judge_request
 from rightreasons.critic.panel import Panel, consult_case
 from rightreasons.critic.pictures import render_pictures
 from rightreasons.lvlm.backends.scripted import Scripted
+from rightreasons.lvlm.protocol import get_reply
 from rightreasons.records import ClassDescription, Critique, Subject
 from tests.support.helpers import edit, invoke, write_scripted
 
@@ -46,7 +47,7 @@ def test_an_order_in_the_picture_reaches_the_critic_as_pixels_alone_and_the_judg
     replies = {"critic": f"S1: It covers writing that says {ORDER}. Conclusion: it does not matter.", "judge": '{"S1": "spurious"}'}
     lvlm = Scripted(lambda request: replies[request.role])
     case = Case(image, shown, render_pictures(image, shown), Subject(0, shown, torch.ones(256, 256)), 0, (ClassDescription("a", "b"),), (1.0,))
-    _, (verdict,) = consult_case(case, Panel(lvlm, lvlm, EXAMPLES), lambda model, request: model.parse(model.send({}, request)))
+    _, (verdict,) = consult_case(case, Panel(lvlm, lvlm, EXAMPLES), lambda model, request: model.parse(get_reply(model, request)))
     critic, judge = lvlm.history
     assert not any(ORDER in part for part in critic.parts if isinstance(part, str)) and "never an instruction" in critic.parts[0]
     assert all(isinstance(part, str) for part in judge.parts) and "never an instruction" in judge.parts[0]
@@ -58,7 +59,7 @@ def test_obeying_it_against_ones_own_words_goes_to_a_person():
     case = Case(image, shown, render_pictures(image, shown), Subject(0, shown, torch.ones(256, 256)), 0, (ClassDescription("a", "b"),), (1.0,))
     said = {"segments": {"S1": {"covers": "writing", "reason": "Conclusion: it does not matter.", "verdict": "relevant"}}}
     lvlm = Scripted(lambda request: json.dumps(said))
-    _, (verdict,) = consult_case(case, Panel(lvlm, lvlm, (), "fused"), lambda model, request: model.parse(model.send({}, request)))
+    _, (verdict,) = consult_case(case, Panel(lvlm, lvlm, (), "fused"), lambda model, request: model.parse(get_reply(model, request)))
     assert (verdict.value, verdict.p) == ("unsure", 0.5) and "concludes spurious, and the verdict is relevant" in verdict.doubt
 
 

@@ -15,6 +15,7 @@ from rightreasons.critic.panel import Panel, consult_case
 from rightreasons.critic.pictures import render_pictures
 from rightreasons.critic.votes import count_votes, draw_permutation, permute_segments, probability, queue_verdicts, renumber, restore_vote
 from rightreasons.lvlm.backends.scripted import Scripted
+from rightreasons.lvlm.protocol import get_reply
 from rightreasons.records import ClassDescription, Critique, Segmentation, Selection, Subject, Verdict, settle_verdicts
 
 SEGMENTS = torch.tensor([[0, 0, 1], [2, -1, 1], [2, 2, 1]]).repeat_interleave(8, 0).repeat_interleave(8, 1)
@@ -44,7 +45,7 @@ def case(index=5) -> Case:
 def consult(votes, mode="two-call", lvlm=None, index=5):
     lvlm = lvlm or Scripted(reply)
     panel = Panel(lvlm, lvlm, EXAMPLES, mode, votes, seed=3)
-    critiques, verdicts = consult_case(case(index), panel, lambda model, request: model.parse(model.send(model.body(request), request)))
+    critiques, verdicts = consult_case(case(index), panel, lambda model, request: model.parse(get_reply(model, request)))
     return critiques, verdicts, lvlm.history
 
 

@@ -25,7 +25,7 @@ from rightreasons.lvlm.backends.anthropic import Anthropic
 from rightreasons.lvlm.backends.gemini import Gemini
 from rightreasons.lvlm.ledger.ledger import Ledger, Patience
 from rightreasons.lvlm.ledger.prices import Price
-from rightreasons.lvlm.protocol import LVLM, Request, Usage
+from rightreasons.lvlm.protocol import LVLM, Request, Usage, get_reply
 from tests.support.wire_server import WireServer
 
 KEY = "secret-test-0123456789abcdef"
@@ -83,7 +83,7 @@ def ask(monkeypatch):
             lvlm = BACKENDS[kind]("some-model", base_url=wire.base_url, timeout=timeout)
             try:
                 for _ in range(times):
-                    answer = lvlm.parse(lvlm.send(lvlm.body(request), request))
+                    answer = lvlm.parse(get_reply(lvlm, request))
                 return answer, wire.seen
             finally:
                 lvlm.close()
@@ -248,7 +248,7 @@ def test_no_connection_is_busy_and_unpaid(kind):
     lvlm = BACKENDS[kind]("m", base_url="http://127.0.0.1:9")
     try:
         with pytest.raises(LVLMBusy, match="no connection") as busy:
-            lvlm.send(lvlm.body(QUESTION), QUESTION)
+            get_reply(lvlm, QUESTION)
         assert not busy.value.may_be_paid
         with pytest.raises(LVLMUnavailable, match="127.0.0.1:9"):
             lvlm.check()
@@ -281,7 +281,7 @@ def test_no_redirect_and_no_proxy(kind, monkeypatch):
         with WireServer(lambda seen: (307, {"location": elsewhere.base_url + seen.path}, {})) as wire:
             lvlm = BACKENDS[kind]("m", base_url=wire.base_url)
             with pytest.raises(LVLMRejected, match="307"):
-                lvlm.send(lvlm.body(QUESTION), QUESTION)
+                get_reply(lvlm, QUESTION)
             lvlm.close()
         assert wire.seen and not elsewhere.seen
 

@@ -17,7 +17,7 @@ from rightreasons.lvlm.backends.openai import OpenAICompatible
 from rightreasons.lvlm.backends.scripted import Scripted
 from rightreasons.lvlm.ledger.ledger import Ledger, Patience
 from rightreasons.lvlm.pictures import MOST_BYTES, MOST_SIDE
-from rightreasons.lvlm.protocol import Request
+from rightreasons.lvlm.protocol import Request, get_reply
 from rightreasons.lvlm.wire.composite import SMALL_SIDE, join_pictures, shrink_pictures
 from tests.support.fault_server import FaultServer, always, completion, error, first, html, on_the_wire, rejects, says
 from tests.support.helpers import Direct
@@ -52,7 +52,7 @@ def test_a_request_as_it_arrives(direct):
     request = Request("critic", ("look:", pictures[0], "and:", pictures[1]), schema=SCHEMA, max_tokens=77)
     with FaultServer(misbehave=says("ok")) as stub:
         lvlm = direct(stub, "a/model:7b")
-        assert lvlm.parse(lvlm.send(lvlm.body(request), request)).text == "ok"
+        assert lvlm.parse(get_reply(lvlm, request)).text == "ok"
         (seen,) = stub.seen
     assert not seen.problems
     (message,) = seen.body["messages"]
@@ -68,7 +68,7 @@ def test_a_request_as_it_arrives(direct):
 def test_no_schema_no_response_format(direct):
     with FaultServer(misbehave=says("ok")) as stub:
         lvlm = direct(stub)
-        lvlm.send(lvlm.body(QUESTION), QUESTION)
+        get_reply(lvlm, QUESTION)
         assert "response_format" not in stub.seen[0].body
 
 
@@ -78,7 +78,7 @@ def test_what_may_pass_is_busy_and_sent_once(direct, status, kind):
     with FaultServer(misbehave=always(status)) as stub:
         with pytest.raises(kind, match=str(status)):
             lvlm = direct(stub)
-            lvlm.send(lvlm.body(QUESTION), QUESTION)
+            get_reply(lvlm, QUESTION)
         assert stub.requests == 1
 
 
@@ -89,7 +89,7 @@ def test_what_will_not_pass_is_rejected(direct, status, words):
     with FaultServer(misbehave=always(status, "too long")) as stub:
         with pytest.raises(LVLMRejected, match=words):
             lvlm = direct(stub)
-            lvlm.send(lvlm.body(QUESTION), QUESTION)
+            get_reply(lvlm, QUESTION)
         assert stub.requests == 1
 
 
@@ -100,7 +100,7 @@ def test_what_will_not_pass_is_rejected(direct, status, words):
 def test_retry_after(direct, header, wait):
     with FaultServer(misbehave=always(429, headers={"retry-after": header} if header else {})) as stub, pytest.raises(LVLMRateLimited) as busy:
         lvlm = direct(stub)
-        lvlm.send(lvlm.body(QUESTION), QUESTION)
+        get_reply(lvlm, QUESTION)
     assert busy.value.wait == wait
 
 
@@ -111,14 +111,14 @@ def test_retry_after_as_a_date_and_in_milliseconds(direct):
     ):
         with FaultServer(misbehave=always(429, headers=header)) as stub, pytest.raises(LVLMRateLimited) as busy:
             lvlm = direct(stub)
-            lvlm.send(lvlm.body(QUESTION), QUESTION)
+            get_reply(lvlm, QUESTION)
         assert low <= busy.value.wait <= high
 
 
 def test_a_server_that_wants_a_day_stops_the_run(direct):
     with FaultServer(misbehave=always(429, headers={"retry-after": "86400"})) as stub, pytest.raises(LVLMUnavailable, match="86400 seconds"):
         lvlm = direct(stub)
-        lvlm.send(lvlm.body(QUESTION), QUESTION)
+        get_reply(lvlm, QUESTION)
 
 
 def test_the_ladder_goes_down_once(direct, ledger):
@@ -220,7 +220,7 @@ def test_a_200_without_an_answer_is_a_problem(direct, ledger, misbehave, problem
 def test_what_is_said_and_not_what_is_thought(direct, content, text):
     with FaultServer(misbehave=says(content)) as stub:
         lvlm = direct(stub)
-        answer = lvlm.parse(lvlm.send(lvlm.body(QUESTION), QUESTION))
+        answer = lvlm.parse(get_reply(lvlm, QUESTION))
     assert answer.text == text and (answer.outcome == "truncated") == (not text)
 
 
@@ -245,7 +245,7 @@ def test_no_answer_in_time_is_a_timeout_that_says_so():
         lvlm = OpenAICompatible("stub", base_url=stub.base_url, timeout=0.2)
         try:
             with pytest.raises(LVLMTimeout, match="0.2 seconds"):
-                lvlm.send(lvlm.body(QUESTION), QUESTION)
+                get_reply(lvlm, QUESTION)
         finally:
             lvlm.close()
 
@@ -296,7 +296,7 @@ def test_a_redirect_is_not_followed(direct, status):
             lvlm = direct(stub)
             lvlm.check()
             with pytest.raises(LVLMRejected):
-                lvlm.send(lvlm.body(QUESTION), QUESTION)
+                get_reply(lvlm, QUESTION)
         assert (elsewhere.requests, elsewhere.listed) == (0, 0), "pictures went to a host that nobody allowed"
 
 
@@ -305,7 +305,7 @@ def test_a_proxy_from_the_environment_sees_no_loopback_request(direct, monkeypat
         for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
             monkeypatch.setenv(name, proxy.base_url.removesuffix("/v1"))
         lvlm = direct(stub)
-        assert lvlm.parse(lvlm.send(lvlm.body(QUESTION), QUESTION)).text == "direct"
+        assert lvlm.parse(get_reply(lvlm, QUESTION)).text == "direct"
         assert proxy.requests == 0
 
 
@@ -324,7 +324,7 @@ def test_no_error_message_repeats_the_key(direct, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     with FaultServer(misbehave=lambda seen: error(401, f"Incorrect API key provided: {KEY}")) as stub, pytest.raises(LVLMRejected) as rejected:
         lvlm = direct(stub)
-        lvlm.send(lvlm.body(QUESTION), QUESTION)
+        get_reply(lvlm, QUESTION)
     assert KEY not in str(rejected.value) and "OPENAI_API_KEY" in str(rejected.value)
 
 
@@ -332,7 +332,7 @@ def test_without_a_key_none_is_made_up(direct, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with FaultServer(misbehave=says("ok")) as stub:
         lvlm = direct(stub)
-        lvlm.send(lvlm.body(QUESTION), QUESTION)
+        get_reply(lvlm, QUESTION)
         assert stub.seen[0].headers["authorization"] == "Bearer none"
 
 
@@ -377,7 +377,7 @@ def test_scripted_plays_a_file_in_order(tmp_path):
     (tmp_path / "script.json").write_text('{"critic": ["S1: a tag"], "judge": ["first", "last"]}')
     lvlm = open_lvlm(f"scripted:{tmp_path / 'script.json'}")
     assert isinstance(lvlm, Scripted)
-    said = [lvlm.send({}, Request(role, ("?",))) for role in ("judge", "critic", "judge", "judge", "critic")]
+    said = [lvlm.answer(Request(role, ("?",))) for role in ("judge", "critic", "judge", "judge", "critic")]
     assert said == ["first", "S1: a tag", "last", "last", "S1: a tag"] and len(lvlm.history) == 5
 
 

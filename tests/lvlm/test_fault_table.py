@@ -17,7 +17,7 @@ from rightreasons.errors import LVLMBusy, LVLMProtocolError, LVLMRejected, LVLMT
 from rightreasons.lvlm.backends.openai import OpenAICompatible
 from rightreasons.lvlm.ledger.ledger import MOST_IN_A_ROW, Ledger, Patience
 from rightreasons.lvlm.ledger.prices import Price
-from rightreasons.lvlm.protocol import Request
+from rightreasons.lvlm.protocol import Request, get_reply
 from tests.support.fault_server import (
     ANSWER_USD,
     INPUT_USD,
@@ -149,7 +149,7 @@ def test_a_drip_ends_at_the_deadline_of_the_whole_request(world):
     _, lvlm, _ = world(lambda seen: Fault("drip"))
     started = time.monotonic()
     with pytest.raises(LVLMTimeout, match="0.5 seconds"):
-        lvlm.send(lvlm.body(QUESTION), QUESTION)
+        get_reply(lvlm, QUESTION)
     assert time.monotonic() - started < 2
 
 
@@ -235,10 +235,10 @@ def test_gives_one_request_up_while_others_are_answered(world, misbehave, reques
     counter = count()
     inner = lvlm.send
 
-    def send(body, request):  # between two attempts at the bad one, another question is answered
-        if request == bad:
+    def send(body):  # between two attempts at the bad one, another question is answered
+        if body == lvlm.body(bad):
             ledger.ask(lvlm, Request("judge", (f"Good {next(counter)}",)))
-        return inner(body, request)
+        return inner(body)
 
     lvlm.concurrency = (2, 2)
     lvlm.send = send

@@ -12,7 +12,7 @@ from rightreasons.critic.judge import parse_verdicts
 from rightreasons.errors import ConfigError, LVLMTooBig, LVLMUnavailable
 from rightreasons.lvlm import LVLM, open_lvlm
 from rightreasons.lvlm.ledger.ledger import Ledger
-from rightreasons.lvlm.protocol import Request
+from rightreasons.lvlm.protocol import Request, get_reply
 from tests.support.helpers import invoke, read_lines, write_project, write_scripted
 from tests.support.tiny_vlm import build_tiny_vlm
 
@@ -42,7 +42,7 @@ def png(shade: int) -> bytes:
 
 
 def answer(lvlm: LVLM, request: Request):
-    return lvlm.parse(lvlm.send(lvlm.body(request), request))
+    return lvlm.parse(get_reply(lvlm, request))
 
 
 def test_it_is_there(tiny):

@@ -16,7 +16,7 @@ from rightreasons.errors import LVLMUnavailable
 from rightreasons.lvlm import open_lvlm
 from rightreasons.lvlm.backends.openai import OpenAICompatible
 from rightreasons.lvlm.ledger.ledger import Ledger
-from rightreasons.lvlm.protocol import Request
+from rightreasons.lvlm.protocol import Request, get_reply
 from rightreasons.lvlm.wire import privacy
 from tests.support.fault_server import FaultServer, error
 from tests.support.helpers import invoke, pictures, run, start, write_project
@@ -167,7 +167,7 @@ def test_a_key_from_the_environment_or_a_keyring(store, monkeypatch):
     with FaultServer() as stub:
         lvlm = open_lvlm("openai:stub", base_url=stub.base_url)
         with contextlib.closing(lvlm):
-            lvlm.send(lvlm.body(Request("judge", ("Now the critique to judge:\n<critique>\nS1: x\n</critique>\nkeys are exactly S1, each",))), None)
+            get_reply(lvlm, Request("judge", ("Now the critique to judge:\n<critique>\nS1: x\n</critique>\nkeys are exactly S1, each",)))
         assert stub.seen[0].headers["authorization"] == "Bearer from-the-keyring"
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     assert privacy.read_key("OPENAI_API_KEY") == KEY, "the environment comes first"

@@ -17,7 +17,7 @@ from rightreasons.lvlm.backends.anthropic import Anthropic
 from rightreasons.lvlm.backends.gemini import Gemini
 from rightreasons.lvlm.backends.openai import OpenAICompatible
 from rightreasons.lvlm.ledger.ledger import Ledger
-from rightreasons.lvlm.protocol import Request
+from rightreasons.lvlm.protocol import Request, get_reply
 from rightreasons.lvlm.wire.chat import chat_message
 from rightreasons.lvlm.wire.composite import join_pictures
 from rightreasons.lvlm.wire.request_key import request_key
@@ -41,7 +41,7 @@ def replay_once(file, request: Request):
     lvlm = open_lvlm(f"replay:{file}")
     lvlm.check()
     assert isinstance(lvlm, LVLM)
-    return lvlm.parse(lvlm.send(lvlm.body(request), request))
+    return lvlm.parse(get_reply(lvlm, request))
 
 
 @pytest.mark.parametrize("kind", ["openai", "anthropic", "gemini"])

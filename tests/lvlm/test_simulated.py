@@ -11,6 +11,7 @@ from rightreasons.critic.judge import judge_critique, read_examples
 from rightreasons.errors import ConfigError, LVLMUnavailable
 from rightreasons.lvlm import open_lvlm
 from rightreasons.lvlm.ledger.ledger import Ledger
+from rightreasons.lvlm.protocol import get_reply
 from rightreasons.records import ClassDescription, Critique, GroundTruth, Pictures, Subject
 
 IMAGES, SEGMENTS = 500, 4
@@ -27,7 +28,7 @@ def verdicts(lvlm, index: int, edit=lambda text: text) -> list[str]:
     """Critic and judge on one image, as the pipeline asks them; ``edit`` changes the critique between the two."""
 
     def ask(request):
-        return lvlm.parse(lvlm.send(lvlm.body(request), request))
+        return lvlm.parse(get_reply(lvlm, request))
 
     critique = critique_image(ask, PICTURES, Subject(index, PIECES, torch.ones(4, 4)), label=0, descriptions=WORDS, shares=[0.25] * 4)
     edited = Critique(critique.index, edit(critique.text), critique.problem)
@@ -85,7 +86,7 @@ def test_the_truth_is_where_more_than_half_of_the_effect_lies():
     request_text = []
 
     def ask(request):
-        answer = lvlm.parse(lvlm.send(lvlm.body(request), request))
+        answer = lvlm.parse(get_reply(lvlm, request))
         request_text.append(answer.text)
         return answer
 

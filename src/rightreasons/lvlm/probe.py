@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from rightreasons.errors import LVLMBusy, LVLMError, LVLMRejected, LVLMUnavailable, LVLMUnsupported
-from rightreasons.lvlm.protocol import LVLM, Answer, Request
+from rightreasons.lvlm.protocol import LVLM, Answer, Request, get_reply
 
 # The numbers shown in the pictures. Nobody guesses three numbers of two digits in order.
 NUMBERS = ("47", "83", "26")
@@ -132,7 +132,7 @@ class _Talk:
         for _ in range(_TRIES):
             began = time.perf_counter()
             try:
-                answer = self.lvlm.parse(self.lvlm.send(self.lvlm.body(request) if body is None else body, request))
+                answer = self.lvlm.parse(get_reply(self.lvlm, request, body))
                 self.longest = max(self.longest, time.perf_counter() - began)
                 break
             except LVLMError as error:

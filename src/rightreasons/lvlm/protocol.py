@@ -80,7 +80,7 @@ def read_model(said: object) -> str | None:
 
 @runtime_checkable
 class LVLM(Protocol):
-    """A model that answers requests. Only ``send`` can cost money."""
+    """A model that answers requests. It is a ``Sender`` or an ``Answerer``."""
 
     @property
     def name(self) -> str:
@@ -110,10 +110,6 @@ class LVLM(Protocol):
         """The request as it is sent, pictures as data URLs or base64. The ledger identifies a request by it."""
         ...
 
-    def send(self, body: dict[str, Any], request: Request | None) -> str:
-        """Sends a request and returns the raw answer. A courier passes the body alone. Raises the LVLMError of the kind of failure."""
-        ...
-
     def parse(self, raw: str) -> Answer:
         """The text and usage in a raw answer, or what is wrong with it. Free of charge: a stored answer can be parsed again at any time."""
         ...
@@ -121,3 +117,29 @@ class LVLM(Protocol):
     def close(self) -> None:
         """Closes any connections; the next call opens them again."""
         ...
+
+
+@runtime_checkable
+class Sender(LVLM, Protocol):
+    """A model that needs the body of a request and nothing else, so that a courier can ask it. Only this can cost money."""
+
+    def send(self, body: dict[str, Any]) -> str:
+        """Sends a request and returns the raw answer. Raises the LVLMError of the kind of failure."""
+        ...
+
+
+@runtime_checkable
+class Answerer(LVLM, Protocol):
+    """Something in this process that answers: a person, a recording, a script, a simulation."""
+
+    def answer(self, request: Request) -> str:
+        """The raw answer. Raises the LVLMError of the kind of failure."""
+        ...
+
+
+def get_reply(lvlm: LVLM, request: Request, body: dict[str, Any] | None = None) -> str:
+    """The raw answer of either kind of model. ``body`` stands in for the request's own."""
+    if isinstance(lvlm, Answerer):
+        return lvlm.answer(request)
+    assert isinstance(lvlm, Sender)  # there are no others
+    return lvlm.send(lvlm.body(request) if body is None else body)

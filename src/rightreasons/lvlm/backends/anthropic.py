@@ -72,7 +72,7 @@ class Anthropic:
             body["output_config"] = {"format": {"type": "json_schema", "schema": anthropic.transform_schema(dict(request.schema))}}
         return body
 
-    def send(self, body: dict[str, Any], request: Request | None) -> str:
+    def send(self, body: dict[str, Any]) -> str:
         """One POST, without the SDK's own retries, with one deadline for the whole exchange."""
         import anthropic
 

@@ -76,7 +76,7 @@ class Gemini:
             settings |= {"responseMimeType": "application/json", "responseJsonSchema": dict(request.schema)}
         return {"model": self._model, "contents": [{"role": "user", "parts": parts}], "generationConfig": settings}
 
-    def send(self, body: dict[str, Any], request: Request | None) -> str:
+    def send(self, body: dict[str, Any]) -> str:
         """One POST, without the SDK's own retries, with one deadline for the whole exchange."""
         import httpx2
         from google.genai import errors

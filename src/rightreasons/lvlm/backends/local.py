@@ -49,7 +49,7 @@ class Local:
         body: dict[str, Any] = {"model": str(self._folder), "messages": [chat_message(request)], "max_tokens": request.max_tokens}
         return body if request.schema is None else body | {"schema": dict(request.schema)}
 
-    def send(self, body: dict[str, Any], request: Request | None) -> str:
+    def send(self, body: dict[str, Any]) -> str:
         """The model's answer, as JSON with the numbers of input and output tokens."""
         import jinja2
         import torch

@@ -70,7 +70,7 @@ class OpenAICompatible:
         # A server on this machine stores what it likes anyway, and many refuse an unknown parameter.
         return body | {"store": False} if self._server.remote else body
 
-    def send(self, body: dict[str, Any], request: Request | None) -> str:
+    def send(self, body: dict[str, Any]) -> str:
         """One POST, without the SDK's own retries, with one deadline for the whole exchange even if the answer comes byte by byte."""
         import openai
 

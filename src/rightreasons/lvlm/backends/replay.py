@@ -51,9 +51,8 @@ class Replay:
         """A chat with one message. The ledger replaces its pictures by their hashes."""
         return {"messages": [chat_message(request)], "max_tokens": request.max_tokens}
 
-    def send(self, body: dict[str, Any], request: Request | None) -> str:
+    def answer(self, request: Request) -> str:
         """The recorded answer, with the backend that gave it. Raises LVLMUnavailable if there is none."""
-        assert request is not None  # only couriers pass None, and this backend needs none
         # A model that could not take several pictures was asked with one picture of them all.
         for shape in SHAPES:
             shaped = shape(request)

@@ -59,9 +59,8 @@ class Scripted:
             "index": getattr(request.subject, "index", None),
         }
 
-    def send(self, body: dict[str, Any], request: Request | None) -> str:
+    def answer(self, request: Request) -> str:
         """The script's next answer."""
-        assert request is not None  # only couriers pass None, and this backend needs none
         texts = tuple(part for part in request.parts if isinstance(part, str))
         # A run from a file may have thousands of large images, so its history leaves the pictures out.
         self.history.append(request if self._keeps_pictures else replace(request, parts=texts, subject=None))

@@ -49,10 +49,10 @@ class Simulated:
         texts = [part for part in request.parts if isinstance(part, str)]
         return {"texts": texts, "image": index, "seed": self._seed, "permutation": request.permutation}
 
-    def send(self, body: dict[str, Any], request: Request | None) -> str:
+    def answer(self, request: Request) -> str:
         """Writes a critique from the masks, or reads verdicts from a critique's text."""
-        if request is None or request.subject is None:
-            return _judge("\n".join(body["texts"]))
+        if request.subject is None:
+            return _judge("\n".join(part for part in request.parts if isinstance(part, str)))
         said = self._says_spurious(request.subject)
         return _write_object(said) if request.schema is not None else _write_critique(said)
 

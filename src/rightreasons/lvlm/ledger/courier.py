@@ -129,6 +129,7 @@ def _lock_file(ledger: Path) -> Path:
 def _serve() -> None:
     """The courier's main loop. For each line in: record an attempt, send the request, record its answer, write one line back."""
     from rightreasons.lvlm import open_lvlm
+    from rightreasons.lvlm.protocol import Sender
 
     # Signals are ignored: the courier ends when the command closes the pipe, and finishes the requests under way first.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -137,6 +138,8 @@ def _serve() -> None:
     ledger = Path(start["ledger"])
     address: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in start["address"].items()}
     lvlm = open_lvlm(**address)
+    if not isinstance(lvlm, Sender):
+        raise TypeError(f"{lvlm.name} answers in its own process, and no courier can ask it")
     writer = Writer(ledger)
     mutex = threading.Lock()
 
@@ -144,7 +147,7 @@ def _serve() -> None:
         row = writer.write(lambda connection: begin(connection, Attempt(**job["attempt"])))
         word: dict[str, Any] = {"number": job["number"], "row": row}
         try:
-            raw = redact(lvlm.send(job["body"], None))  # an answer can repeat the API key, and the ledger stores answers verbatim
+            raw = redact(lvlm.send(job["body"]))  # an answer can repeat the API key, and the ledger stores answers verbatim
         except Exception as error:  # whatever it is, the command must be told
             failure = error if isinstance(error, LVLMError) else LVLMError(redact(repr(error)))
             word |= {"kind": type(failure).__name__, "message": str(failure), "wait": getattr(failure, "wait", None)}

@@ -35,7 +35,7 @@ from rightreasons.lvlm.ledger.attempts import Attempt, begin, keep_answer, keep_
 from rightreasons.lvlm.ledger.courier import Courier, wait_for_courier
 from rightreasons.lvlm.ledger.prices import Price, worst_case_tokens
 from rightreasons.lvlm.ledger.throttle import Throttle
-from rightreasons.lvlm.protocol import LVLM, Answer, Request
+from rightreasons.lvlm.protocol import LVLM, Answer, Request, get_reply
 from rightreasons.lvlm.wire.composite import JOINED, SHAPE_NAMES, SHAPES, SMALLER
 from rightreasons.lvlm.wire.model_name import is_same_model
 from rightreasons.lvlm.wire.request_key import canonical, describe_request, hash_description, request_key
@@ -369,7 +369,7 @@ class Ledger:
         with self._changed:
             row = begin(self._connection, attempt)
         try:
-            raw = lvlm.send(body, request)
+            raw = get_reply(lvlm, request, body)
         except LVLMError as error:
             with self._changed:
                 keep_failure(self._connection, row, error)
