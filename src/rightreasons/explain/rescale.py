@@ -305,7 +305,7 @@ class _Rescale(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, call: Call, tape: Tape, curved: bool, function: Callable[[Tensor], Tensor]) -> Tensor:  # noqa: ANN401
+    def forward(ctx: Any, z: Tensor, call: Call, tape: Tape, curved: bool, function: Callable[[Tensor], Tensor]) -> Tensor:  # noqa: ANN401, FBT001
         ctx.save_for_backward(z.clone())  # cloned here and below, since later calls may work in place
         ctx.call, ctx.tape, ctx.curved, ctx.function = call, tape, curved, function
         return function(z)

@@ -95,7 +95,7 @@ def _build(config: ModelConfig, classes: int, root: Path, generator_seed: int, s
             torch.manual_seed(generator_seed)
             if kind == "hf":
                 return huggingface.build_network(name, outputs, root, trained=trained)
-            return _BUILDERS[kind](name, outputs, root, config.pretrained is True)
+            return _BUILDERS[kind](name, outputs, root, pretrained=config.pretrained is True)
 
     single = trained and classes == 2 and huggingface.read_settings(name, root).num_labels == 1
     network = build(1 if single else classes)
@@ -190,7 +190,7 @@ def _load_start(network: nn.Module, stored: Checkpoint, other: Callable[[], nn.M
     load_weights(network, stored, note=note, heads=heads, start=True)
 
 
-def _build_torchvision(name: str, classes: int, root: Path, pretrained: bool) -> nn.Module:
+def _build_torchvision(name: str, classes: int, root: Path, *, pretrained: bool) -> nn.Module:
     try:
         from torchvision.models import get_model
     except ImportError as error:
@@ -211,7 +211,7 @@ def _build_torchvision(name: str, classes: int, root: Path, pretrained: bool) ->
     return network
 
 
-def _build_timm(name: str, classes: int, root: Path, pretrained: bool) -> nn.Module:
+def _build_timm(name: str, classes: int, root: Path, *, pretrained: bool) -> nn.Module:
     timm = _import_timm()
     try:
         return timm.create_model(name, pretrained=pretrained, num_classes=classes)
@@ -221,7 +221,7 @@ def _build_timm(name: str, classes: int, root: Path, pretrained: bool) -> nn.Mod
         raise _cannot_fetch(f"timm:{name}", error) from error
 
 
-def _build_packaged(name: str, classes: int, root: Path, pretrained: bool) -> nn.Module:
+def _build_packaged(name: str, classes: int, root: Path, *, pretrained: bool) -> nn.Module:
     """The small network of the digits, or EfficientNet-Lite0 with the ImageNet weights that a package carries."""
     if name == "small-mlp":
         return small_mlp(classes)
@@ -238,7 +238,7 @@ def _build_packaged(name: str, classes: int, root: Path, pretrained: bool) -> nn
     return network
 
 
-def _build_python(name: str, classes: int, root: Path, pretrained: bool) -> nn.Module:
+def _build_python(name: str, classes: int, root: Path, *, pretrained: bool) -> nn.Module:
     module_name, function_name = name.split(":")
     sys.path.insert(0, str(root))
     try:
@@ -321,7 +321,7 @@ def _cannot_fetch(source: str, error: Exception) -> ModelError:
     )
 
 
-_BUILDERS: dict[str, Callable[[str, int, Path, bool], nn.Module]] = {
+_BUILDERS: dict[str, Callable[..., nn.Module]] = {
     "torchvision": _build_torchvision,
     "timm": _build_timm,
     "packaged": _build_packaged,

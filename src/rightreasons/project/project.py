@@ -128,7 +128,9 @@ def project_in_memory(
     identity = f"{type(train).__name__} of {count_images(train)}, model {hash_weights(classifier)}" + (f", {preset}" if preset else "")
     task = Task(type(train).__name__, classes, named, identity, told="datasets given in Python")
     rehearsal = rehearse(copy_model(classifier), named, classes, config)
-    return Project(config, Path.cwd(), task, tuple(descriptions.values()), classifier, rehearsal, True, notes, (lvlm, judge))
+    return Project(
+        config, Path.cwd(), task, tuple(descriptions.values()), classifier, rehearsal, is_trained=True, notes=notes, backends=(lvlm, judge)
+    )
 
 
 def _named_judge(config: Config, lvlm: LVLM) -> LVLM:

@@ -78,18 +78,22 @@ class Simulated:
         return said
 
 
-def _covers(says_spurious: bool) -> str:
+def _covers(*, says_spurious: bool) -> str:
     return f"This segment covers {'a region that is not part of the class' if says_spurious else 'a part of what the description names'}."
 
 
 def _write_critique(said: dict[str, bool]) -> str:
-    lines = [f"{name}: {_covers(spurious)} {_MISSES if spurious else _COVERS}" for name, spurious in said.items()]
+    lines = [f"{name}: {_covers(says_spurious=spurious)} {_MISSES if spurious else _COVERS}" for name, spurious in said.items()]
     return "(simulated critique)\n" + "\n".join(lines)
 
 
 def _write_object(said: dict[str, bool]) -> str:
     segments = {
-        name: {"covers": _covers(spurious), "reason": _MISSES if spurious else _COVERS, "verdict": "spurious" if spurious else "relevant"}
+        name: {
+            "covers": _covers(says_spurious=spurious),
+            "reason": _MISSES if spurious else _COVERS,
+            "verdict": "spurious" if spurious else "relevant",
+        }
         for name, spurious in said.items()
     }
     return json.dumps({"image_observation": "(simulated critique)", "class_region": "", "segments": segments})

@@ -18,10 +18,8 @@ from types import TracebackType
 from typing import Any
 
 from rightreasons.errors import (
-    ConfigError,
     LVLMBusy,
     LVLMError,
-    LVLMOverBudget,
     LVLMRateLimited,
     LVLMRefused,
     LVLMTimeout,
@@ -32,6 +30,7 @@ from rightreasons.errors import (
     LVLMUnsupported,
 )
 from rightreasons.lvlm.ledger.attempts import Attempt, begin, keep_answer, keep_failure, open_attempts, recover, storable
+from rightreasons.lvlm.ledger.budget import Budget
 from rightreasons.lvlm.ledger.courier import Courier, wait_for_courier
 from rightreasons.lvlm.ledger.prices import Price, worst_case_tokens
 from rightreasons.lvlm.ledger.throttle import Throttle
@@ -80,15 +79,14 @@ class Ledger:
         max_usd: float | None = None,
         patience: Patience = Patience(),
     ) -> None:
-        if max_usd is not None and price is None:
-            raise ConfigError(f"a budget of {max_usd:g} US dollars needs a price: declare one, as `rightreasons lvlm estimate` shows")
-        self._path, self._price, self._max_usd, self._patience = path, price, max_usd, patience
+        # Guards the connection and everything below; notified whenever a request has ended.
+        self._changed = threading.Condition()
+        self._budget = Budget(price, max_usd, self._changed)
+        self._path, self._patience = path, patience
         wait_for_courier(path, patience.courier_wait)
         # A courier's writes survive a power cut. What is written on this connection can be worked out again from those.
         self._connection = open_attempts(path, durable=False)
         recover(self._connection, retry_unknown=retry_unknown)
-        # Guards the connection and everything below; notified whenever a request has ended.
-        self._changed = threading.Condition()
         self._jitter = random.Random(os.getpid())  # spreads out waiting times; no result depends on it
         self._couriers: dict[str, Courier] = {}
         self._throttles: dict[str, Throttle] = {}
@@ -97,8 +95,7 @@ class Ledger:
         self._fruitless: Counter[str] = Counter()
         self._answering: set[str] = {model for (model,) in self._query("SELECT DISTINCT model FROM attempts WHERE state = 'answered'")}
         self._keys: set[str] = set()
-        self._under_way = 0
-        self._committed_usd = self.cost_usd() or 0.0
+        self._budget.committed_usd = self.cost_usd() or 0.0
         self._stopped_by: LVLMError | None = None
         self._stopping = threading.Event()
         self._left = False
@@ -289,7 +286,7 @@ class Ledger:
             self._leave_open(key)
         with self._changed:
             # While the first requests are still under way nobody knows whether the request is bad or the server, so wait for them.
-            self._changed.wait_for(lambda: lvlm.name in self._answering or not self._under_way or self._stopped_by)
+            self._changed.wait_for(lambda: lvlm.name in self._answering or not self._budget.under_way or self._stopped_by)
             self._fruitless[lvlm.name] += 1
             alone = lvlm.name not in self._answering or self._fruitless[lvlm.name] >= MOST_IN_A_ROW
         if alone:
@@ -321,11 +318,13 @@ class Ledger:
     def _attempt(self, lvlm: LVLM, request: Request, key: str) -> Answer:
         """One attempt: reserves the money, records the answer, and then parses it."""
         body = lvlm.body(request)
-        price = self._price_of(lvlm)
+        price = self._budget.price_of(lvlm.name)
         reserved = None if price is None else price.cost(worst_case_tokens(body, request.max_tokens))
         attempt = Attempt(key, request.role, lvlm.name, describe_request(lvlm, request, body), reserved)
         cost = usd = reserved or 0.0
-        self._reserve(usd)
+        self._budget.reserve(usd, lambda: self._stopped_by)
+        with self._changed:
+            self.sent += 1
         try:
             row, raw = self._deliver(lvlm, attempt, body, request)
             answer = self._settle(lvlm, row, raw)
@@ -341,26 +340,7 @@ class Ledger:
             cost = usd if error.may_be_paid else 0.0
             raise
         finally:
-            with self._changed:
-                self._committed_usd += cost - usd
-                self._under_way -= 1
-                self._changed.notify_all()
-
-    def _reserve(self, usd: float) -> None:
-        """Reserves the highest possible cost of a request. If the budget does not allow it, waits for requests under way, which mostly cost less."""
-        limit = float("inf") if self._max_usd is None else self._max_usd + 1e-9
-        with self._changed:
-            self._changed.wait_for(lambda: self._stopped_by or self._committed_usd + usd <= limit or not self._under_way)
-            if self._stopped_by is not None:
-                raise self._stopped_by
-            if self._committed_usd + usd > limit:
-                raise LVLMOverBudget(
-                    f"the next request may cost up to {usd:.4f} US dollars, and of the {self._max_usd:g} allowed {self._committed_usd:.4f} are "
-                    f"spent: raise --max-usd and run the same command again, which goes on where it stopped"
-                )
-            self._committed_usd += usd
-            self._under_way += 1
-            self.sent += 1
+            self._budget.release(usd, cost)
 
     def _deliver(self, lvlm: LVLM, attempt: Attempt, body: dict[str, Any], request: Request) -> tuple[int, str]:
         """Sends one attempt and returns its row in the ledger and the raw answer, which is stored there already."""
@@ -386,7 +366,7 @@ class Ledger:
             with self._changed:
                 keep_failure(self._connection, row, error)
             raise
-        price, state = self._price_of(lvlm), "answered" if answer.outcome == "answered" else "failed"
+        price, state = self._budget.price_of(lvlm.name), "answered" if answer.outcome == "answered" else "failed"
         cost = None if price is None else price.cost(answer.usage)
         self._query(
             "UPDATE attempts SET state = ?, outcome = ?, error = ?, cost_usd = coalesce(?, reserved_usd), input_tokens = ?, output_tokens = ?"
@@ -405,12 +385,6 @@ class Ledger:
 
     def _backoff(self, times: int) -> float:
         return min(self._patience.longest_wait, self._patience.first_wait * 2 ** (times - 1)) * self._jitter.uniform(0.5, 1)
-
-    def _price_of(self, lvlm: LVLM) -> Price | None:
-        price = self._price.get(lvlm.name) if isinstance(self._price, Mapping) else self._price
-        if price is None and self._max_usd is not None:
-            raise LVLMOverBudget(f"no price is known for {lvlm.name!r}, so the budget cannot be kept: declare a price in [critic] prices")
-        return price
 
     def _throttle(self, lvlm: LVLM) -> Throttle:
         with self._changed:
