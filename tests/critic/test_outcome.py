@@ -76,6 +76,6 @@ def test_the_sentence_says_how_much_was_judged_and_what_it_does():
         "Pasting them into held-out images of another class changes 97.1% of the answers."
     )
     assert explain_outcome(some, 0.0).endswith(
-        "changes none of the answers. That is no effect: the classifier sees them, and does not decide by them."
+        "changes none of the answers. That is no effect: the classifier sees them but does not decide by them."
     )
-    assert "could not be tried" in explain_outcome(some, None)
+    assert "could not be measured" in explain_outcome(some, None)
