@@ -34,7 +34,7 @@ def test_outcomes(values, flip_rate, outcome):
     assert decide_outcome(coverage(values), flip_rate) == outcome
 
 
-CHANCE = "the classifier is at chance: mean accuracy over the classes is 33.3% on the training images, where guessing has 33.3%"
+CHANCE = "the classifier is at chance: mean accuracy over the classes is 33.3% on the training images, and guessing has 33.3%"
 
 
 @pytest.mark.parametrize(
