@@ -27,12 +27,12 @@ class _Table(BaseModel):
 
 
 class ColumnsConfig(_Table):
-    """Which column of a table of labels says what, where its name does not tell."""
+    """Which column of a table of labels has which role, if its name does not say so."""
 
     image: str | None = Field(default=None, description="the image's file, below the table's folder")
     label: str | None = None
     split: str | None = None
-    attribute: str | None = Field(default=None, description="the shortcut, where it is known: for evaluation alone")
+    attribute: str | None = Field(default=None, description="the shortcut, if it is known: for evaluation alone")
     patient: str | None = Field(default=None, description="whose images stay in one split")
     mask: str | None = Field(default=None, description="the file of the shortcut's mask: for evaluation alone")
 
@@ -41,14 +41,14 @@ class DataConfig(_Table):
     """Where the images are: a folder of any known format, or a built-in task."""
 
     path: str
-    format: Auto | Format = Field(default="auto", description="what the folder is read as, where that is not recognised")
-    table: str | None = Field(default=None, description="the table of labels, where the folder has several")
+    format: Auto | Format = Field(default="auto", description="the format of the folder, if it is not recognised")
+    table: str | None = Field(default=None, description="the table of labels, if the folder has several")
     columns: ColumnsConfig = ColumnsConfig()
-    names: dict[str, str] = Field(default={}, description="the class that a label in the data stands for; '' leaves its images out")
-    window: tuple[float, float] | None = Field(default=None, description="what is black and what is white in images of more than 8 bits")
-    size: int | None = Field(default=None, ge=8, description="side in pixels that every image is resized to")
-    mode: Literal["grey", "rgb"] | None = Field(default=None, description="what every image is converted to")
-    flips: Flips = Field(default="off", description="what an image may be turned into without changing its class: training flips at random")
+    names: dict[str, str] = Field(default={}, description="the name of the class for each label in the data; '' leaves its images out")
+    window: tuple[float, float] | None = Field(default=None, description="the values that are black and white in images of more than 8 bits")
+    size: int | None = Field(default=None, ge=8, description="the side in pixels to which every image is resized")
+    mode: Literal["grey", "rgb"] | None = Field(default=None, description="the colour mode to which every image is converted")
+    flips: Flips = Field(default="off", description="the mirrorings that do not change an image's class: training applies them at random")
 
     @field_validator("window")
     @classmethod
@@ -64,12 +64,14 @@ class ModelConfig(_Table):
     """The classifier. Without a checkpoint it is trained first, on the training split, and kept in the run folder."""
 
     source: str
-    checkpoint: str | None = Field(default=None, description="the weights of a classifier of these classes, trained already")
-    classes: tuple[str, ...] | None = Field(default=None, description="the order of the network's outputs; default: as the checkpoint or data say")
+    checkpoint: str | None = Field(default=None, description="the weights of a classifier that is already trained on these classes")
+    classes: tuple[str, ...] | None = Field(default=None, description="the order of the network's outputs; default: the checkpoint's or the data's")
     pretrained: bool | str = Field(default=False, description="weights to start from: the source's own (true), or a file; the last layer may differ")
-    mean: tuple[float, ...] | None = Field(default=None, description="of the input, by the network's channels, in 0 to 1; default: the source's")
-    std: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(default=None, description="of the input, by channel")
-    channels: Literal["rgb", "bgr"] | None = Field(default=None, description="the order that the network takes colours in; default: the source's")
+    mean: tuple[float, ...] | None = Field(
+        default=None, description="the input's mean for each channel of the network, in 0 to 1; default: the source's"
+    )
+    std: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(default=None, description="the input's deviation for each channel")
+    channels: Literal["rgb", "bgr"] | None = Field(default=None, description="the order in which the network takes colours; default: the source's")
     epochs: int = Field(default=10, ge=1)
     learning_rate: float = Field(default=1e-3, gt=0)
     batch_size: int = Field(default=64, ge=2)
@@ -77,7 +79,7 @@ class ModelConfig(_Table):
     @field_validator("source")
     @classmethod
     def _read_old_name(cls, source: str) -> str:
-        """Run folders from before the network had a name of its own spell it so."""
+        """Reads the name that older run folders have for the packaged network."""
         return "packaged:small-mlp" if source == "python:rightreasons.models:small_mlp" else source
 
     @model_validator(mode="after")
@@ -109,15 +111,15 @@ class SampleConfig(_Table):
 
 
 class AttributeConfig(_Table):
-    """How effects are computed. Integrated Gradients cover networks with attention too, and cost some ten times more."""
+    """How effects are computed. Integrated Gradients also cover networks with attention, at about ten times the cost."""
 
     method: Literal["deeplift-shap", "integrated-gradients"] = "deeplift-shap"
     baselines: int = Field(default=10, ge=1)
-    chunk: Annotated[int, Field(ge=1)] | Auto = Field(default="auto", description="images attributed at once; by itself, what a gibibyte holds")
+    chunk: Annotated[int, Field(ge=1)] | Auto = Field(default="auto", description="images attributed at once; default: as many as a gibibyte holds")
 
 
 class SegmentConfig(_Table):
-    """PPEPS-WGM."""
+    """How heatmaps are cut into segments: by a weighted Gaussian mixture on the positive effect (PPEPS-WGM)."""
 
     components: Annotated[int, Field(ge=1, le=20)] | Auto = 5
     smooth: Annotated[float, Field(ge=0, le=0.5)] | Auto = "auto"
@@ -126,7 +128,7 @@ class SegmentConfig(_Table):
     @field_validator("peak_share", mode="before")
     @classmethod
     def _read_old_peak_share(cls, value: object) -> object:
-        """Run folders from before the default was a number say "auto"."""
+        """Reads the "auto" of older run folders, in which the default was not yet a number."""
         return 0.15 if value == "auto" else value
 
 
@@ -135,21 +137,25 @@ class CriticConfig(_Table):
 
     lvlm: str
     judge: str | None = Field(default=None, description="another model for the judge; default: the same")
-    base_url: str | None = Field(default=None, description="of the server; default: port 8000 of this machine for openai:, else the provider's own")
-    judge_base_url: str | None = Field(default=None, description="of the judge's server; default: base_url where the judge is of the same kind")
+    base_url: str | None = Field(
+        default=None, description="the server's address; default: port 8000 of this machine for openai:, else the provider's own"
+    )
+    judge_base_url: str | None = Field(
+        default=None, description="the address of the judge's server; default: base_url if the judge is of the same kind"
+    )
     timeout: Annotated[float, Field(gt=0, le=3000)] = Field(default=180.0, description="seconds for one answer, from the first byte to the last")
     max_tokens: Annotated[int, Field(ge=64)] | None = Field(default=None, description="cap on any answer; default: 2048, and 512 for the judge")
     mode: Literal["two-call", "fused"] = Field(default="two-call", description="critic, then judge; or both in one structured answer")
     votes: Annotated[int, Field(ge=1, le=9)] = Field(default=1, description="how often the critic is asked about an image, with permuted IDs; odd")
     max_usd: Annotated[float, Field(ge=0)] | None = Field(default=None, description="stop before the next request could pass this many US dollars")
-    prices: str | None = Field(default=None, description="a file of prices like lvlm/ledger/prices.toml, which come before the packaged ones")
+    prices: str | None = Field(default=None, description="a file like lvlm/ledger/prices.toml, whose prices override the packaged ones")
     examples: str | None = Field(default=None, description="a file of critique -> verdict pairs for the judge; default: the packaged one")
 
     @field_validator("votes")
     @classmethod
     def _odd(cls, votes: int) -> int:
         if votes % 2 == 0:
-            raise ValueError("the number of votes is odd, so that they settle something")
+            raise ValueError("the number of votes has to be odd, so that there is a majority")
         return votes
 
 
@@ -161,7 +167,7 @@ class AlignConfig(_Table):
     lambda_: Annotated[float, Field(gt=0)] | Auto = Field(default="auto", alias="lambda")
     gamma: float = Field(default=0.0, ge=0)
     mask: Literal["effect", "segment"] = "effect"
-    spread: bool = Field(default=True, description="tell the shortcut in images that nobody inspected too, by a probe on the model's features")
+    spread: bool = Field(default=True, description="also find the shortcut in images that nobody inspected, by a probe on the model's features")
     layers: Literal["all", "last-blocks", "head"] = "all"
     epochs: int = Field(default=5, ge=1)
     learning_rate: float = Field(default=5e-4, gt=0)
@@ -171,13 +177,13 @@ class AlignConfig(_Table):
         default=0.15,
         ge=0,
         le=1,
-        description="of held-out accuracy where the shortcut tells nothing; of plain accuracy, unless half of its fall is gained there",
+        description="how far held-out accuracy with the shortcut made useless may fall; plain accuracy too, unless half of its fall is gained there",
     )
 
     @field_validator("term", mode="before")
     @classmethod
     def _read_old_term(cls, value: object) -> object:
-        """Run folders from before the default had a name say "auto"."""
+        """Reads the "auto" of older run folders, in which the default had no name yet."""
         return "swap+penalty" if value == "auto" else value
 
 
@@ -201,13 +207,13 @@ class Config(_Table):
     run: RunConfig = RunConfig()
 
     def descriptions(self, classes: tuple[str, ...]) -> tuple[ClassDescription, ...]:
-        """One description per class, in the data's order. Raises ConfigError where names do not match."""
+        """One description per class, in the data's order. Raises ConfigError if the names do not match."""
         return match_descriptions(
             {name: ClassDescription(name, words.description, words.irrelevant) for name, words in self.classes.items()}, classes
         )
 
     def to_toml(self) -> str:
-        """The configuration as TOML, in a fixed order; read back it is equal."""
+        """The configuration as TOML, in a fixed order; reading it back gives an equal configuration."""
         return _to_toml(self.model_dump(by_alias=True, exclude_none=True))
 
 
@@ -237,7 +243,7 @@ def read_config(path: Path, defaults: dict[str, Any] | None = None) -> Config:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """A TOML file as a dict. Raises ConfigError where there is none, or it is not TOML."""
+    """A TOML file as a dict. Raises ConfigError if there is no such file, or it is not TOML."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -289,7 +295,7 @@ def read_assignments(assignments: Sequence[str]) -> dict[str, Any]:
 
 
 def describe_difference(old: Config, new: Config, *, changeable: tuple[str, ...] = ()) -> str | None:
-    """The first key on which two configurations differ, in words; None where they are equal but for keys that start as one of ``changeable``."""
+    """The first key on which two configurations differ, in words; None if they differ only in keys that start with one of ``changeable``."""
     before, after = (_flatten(config.model_dump(by_alias=True)) for config in (old, new))
     for key in sorted(before.keys() | after.keys()):
         if before.get(key) != after.get(key) and not key.startswith(changeable):
@@ -298,7 +304,7 @@ def describe_difference(old: Config, new: Config, *, changeable: tuple[str, ...]
 
 
 def _explain(problem: Any) -> str:  # noqa: ANN401 -- pydantic's ErrorDetails
-    # Branches of a union ("int", "literal['auto']") are pydantic's, not keys of the file; the name of a class is the file's, whatever it is.
+    # The branches of a union ("int", "literal['auto']") come from pydantic and are not keys of the file; the name of a class is, whatever it is.
     branches = ("literal[", "constrained-", "function-")
     parts = [str(part) for part in problem["loc"]]
     keys = [part for i, part in enumerate(parts) if parts[:i] == ["classes"] or not (part in ("int", "float", "str") or part.startswith(branches))]

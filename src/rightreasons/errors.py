@@ -9,18 +9,18 @@ RightReasonsError
 │   └── UnsupportedLayer   a part of a model that the attribution cannot explain
 ├── MissingExtra           an optional package; names the extra that brings it
 └── LVLMError              the vision-language model
-    ├── LVLMUnavailable    no server, no leave, no key: nothing was answered; the run can be resumed
-    ├── LVLMBusy           for now: an error inside the server, no connection
+    ├── LVLMUnavailable    no server, no permission, no key: nothing was answered; the run can be resumed
+    ├── LVLMBusy           a failure that may pass: an error inside the server, no connection
     │   ├── LVLMRateLimited  too many requests
-    │   ├── LVLMUnsupported  a parameter that the server does not take, and that is left out from then on
-    │   └── LVLMTimeout    no answer in time, or half of one: it may have been paid for
-    ├── LVLMRefused        the provider's filter took the request for something that it will not answer
+    │   ├── LVLMUnsupported  the server does not take a parameter; it is left out from then on
+    │   └── LVLMTimeout    no answer in time, or only half of one: the request may have been paid for
+    ├── LVLMRefused        the provider's content filter refused the request
     ├── LVLMRejected       the server will not take this request as it is: a bad key, model or parameter
-    │   ├── LVLMUnclear    a refusal that nobody can place: it concerns one request until several in a row are refused so
-    │   └── LVLMTooBig     too large pictures, or more text and pictures than the context takes
+    │   ├── LVLMUnclear    a rejection without a clear reason: it concerns one request, unless several in a row are rejected so
+    │   └── LVLMTooBig     pictures that are too large, or more text and pictures than the context takes
     │       └── LVLMTooMany  too many pictures in one request
-    ├── LVLMOverBudget     the next request might cost more than is left; the run can be resumed
-    └── LVLMProtocolError  what answered does not speak the protocol
+    ├── LVLMOverBudget     the next request could cost more than is left; the run can be resumed
+    └── LVLMProtocolError  the server does not speak the protocol
 ```
 """
 
@@ -50,7 +50,7 @@ class ModelError(RightReasonsError):
 
 
 class UnsupportedLayer(ModelError):
-    """Something on the way from image to logits that the attribution cannot explain: the rescale rule does not cover it, or a heatmap misses it."""
+    """A part of the network that the attribution cannot explain: the rescale rule does not cover it, or a heatmap misses its effect."""
 
 
 class MissingExtra(RightReasonsError):
@@ -63,7 +63,7 @@ class MissingExtra(RightReasonsError):
 class LVLMError(RightReasonsError):
     """Base of what can go wrong with a vision-language model.
 
-    ``outcome`` is the word for it in the ledger, ``may_be_paid`` whether the provider may charge for the attempt all the same.
+    ``outcome`` is the ledger's word for the failure; ``may_be_paid`` says whether the provider may still charge for the attempt.
     """
 
     outcome: ClassVar[str] = "stop"
@@ -71,13 +71,16 @@ class LVLMError(RightReasonsError):
 
 
 class LVLMUnavailable(LVLMError):
-    """No server, no leave or no key. Nothing was answered; the run can be resumed."""
+    """No server, no permission or no key. Nothing was answered; the run can be resumed."""
 
     may_be_paid = False
 
 
 class LVLMBusy(LVLMError):
-    """For now: too many requests, an error inside the server, no connection. ``wait`` is what the server asked for, in seconds."""
+    """A failure that may pass: too many requests, an error inside the server, no connection.
+
+    ``wait`` is how long the server asked to wait, in seconds.
+    """
 
     outcome = "transient"
     may_be_paid = False
@@ -100,14 +103,14 @@ class LVLMUnsupported(LVLMBusy):
 
 
 class LVLMTimeout(LVLMBusy):
-    """No answer in time, or half of one. The request may have been answered, and paid for, all the same."""
+    """No answer in time, or only half of one. The request may still have been answered, and paid for."""
 
     outcome = "ambiguous"
     may_be_paid = True
 
 
 class LVLMRefused(LVLMError):
-    """The provider's filter took the request, or what was about to be answered, for something that it will not say. A person decides."""
+    """The provider's content filter refused the request or withheld the answer. A person decides."""
 
     outcome = "refused"
 
@@ -119,29 +122,29 @@ class LVLMRejected(LVLMError):
 
 
 class LVLMUnclear(LVLMRejected):
-    """The server will not take the request, and neither its status nor its words tell why. Another request may pass."""
+    """The server will not take the request, and neither its status nor its message says why. Another request may pass."""
 
     outcome = "unclear"
 
 
 class LVLMTooBig(LVLMRejected):
-    """Too large pictures, or more than the context takes: one smaller picture of them all may do."""
+    """Pictures that are too large, or more than the context takes: one smaller picture that combines them may work."""
 
     outcome = "too big"
 
 
 class LVLMTooMany(LVLMTooBig):
-    """More pictures than the model takes in one request: one composite picture may do."""
+    """More pictures than the model takes in one request: one composite picture may work."""
 
 
 class LVLMOverBudget(LVLMError):
-    """The next request might cost more than is left of the budget. The run can be resumed."""
+    """The next request could cost more than is left of the budget. The run can be resumed."""
 
     outcome = "budget"
     may_be_paid = False
 
 
 class LVLMProtocolError(LVLMError):
-    """What answered does not speak the protocol."""
+    """The server does not speak the protocol."""
 
     outcome = "malformed"

@@ -28,12 +28,12 @@ class ClassDescription:
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """What nobody has in practice: who carries the shortcut and where. For evaluate, the simulated critic and declared baselines alone.
+    """Which images carry the shortcut and where, which nobody knows in practice. Only scoring, the simulated critic and declared baselines see it.
 
-    ``groups`` names the group of each image, by dataset index; ``mask`` gives the shortcut's pixels of one image,
-    or None where it has no mask, and ``masked`` which images may have one, where that is known without a look at the masks. ``spurious`` tells
-    who carries it; ``other_groups`` are further groupings, by the name of the attribute.
-    ``clusters`` names what each image shows, where several show the same: an interval has to draw those together.
+    ``groups`` names the group of each image, by dataset index. ``mask`` gives the shortcut's pixels of one image, or None if it has no mask;
+    ``masked`` lists the images that may have one, if that is known without opening the masks. ``spurious`` says which images carry the shortcut.
+    ``other_groups`` are further groupings, by the name of the attribute. ``clusters`` names the object that each image shows, if several images
+    show the same one: a confidence interval has to draw those together.
     """
 
     groups: Sequence[str]
@@ -87,9 +87,9 @@ class Segmentation:
 
 @dataclass(frozen=True)
 class Subject:
-    """What a picture shows, as tensors: for a simulated critic alone. Never part of a request's body or key.
+    """What a picture shows, as tensors. Only a simulated critic reads it; it is never part of a request's body or key.
 
-    ``order`` has the segment that is shown as S1, S2, ... where a vote permutes them; empty where S1 is segment 0. Of a control,
+    ``order`` lists the segments shown as S1, S2, ... if a vote permutes them, and is empty if S1 is segment 0. For a control,
     ``known`` says whether its segment is spurious.
     """
 
@@ -112,7 +112,7 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Critique:
-    """The critic's reasoning on one image. ``text`` is empty where the critic gave no usable answer, and ``problem`` says why."""
+    """The critic's reasoning on one image. ``text`` is empty if the critic gave no usable answer, and ``problem`` says why."""
 
     index: int
     text: str
@@ -122,10 +122,11 @@ class Critique:
 
 @dataclass(frozen=True)
 class Verdict:
-    """One segment judged. ``segment`` counts from 0; people and prompts see ``S1`` for 0.
+    """The verdict on one segment. ``segment`` counts from 0; people and prompts see ``S1`` for 0.
 
-    ``p`` is how likely it is spurious by the votes (None where nobody voted: a person's verdict), ``problem`` why there is no vote at all, and
-    ``doubt`` why a person should look at a verdict that there is. Of a person's verdict, ``by`` is who gave it and ``at`` when (ISO 8601).
+    ``p`` is the probability, by the votes, that the segment is spurious (None for a person's verdict, which has no votes). ``problem`` says why
+    there is no vote at all, ``doubt`` why a person should check the verdict. For a person's verdict, ``by`` says who gave it and ``at`` when
+    (ISO 8601).
     """
 
     index: int
@@ -141,7 +142,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Control:
-    """A question whose answer is known, asked along with the others. ``passed`` is None where there was no answer."""
+    """A question whose answer is known, asked along with the others. ``passed`` is None if there was no answer."""
 
     name: str
     passed: bool | None
@@ -152,7 +153,7 @@ class Control:
 class Criticism:
     """Who judged a run, by which versions of the prompts and at what cost, and the hash of the ``weights`` that were explained.
 
-    ``answered_by`` has the models that gave the answers by the servers' word, by who was asked; nothing where no server said so.
+    ``answered_by`` lists, for each model that was asked, the models that the servers say gave the answers; it is empty if no server said so.
     """
 
     lvlm: str
@@ -175,9 +176,9 @@ class GroupScore:
 
 @dataclass(frozen=True)
 class Scores:
-    """Every metric of docs/method.md, section 7; None where a label that it needs is missing.
+    """Every metric of docs/method.md, section 7; None if a label that it needs is missing.
 
-    ``intervals`` has 95 % intervals of the accuracies, by their names, where the images come in clusters.
+    ``intervals`` has 95 % intervals of the accuracies, by their names, if the images come in clusters.
     """
 
     accuracy: float
@@ -195,7 +196,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Accuracy on held-out images as they are and with the shortcut made useless (None without anything spurious), and the share of each answer."""
+    """Accuracy on held-out images as they are, and with the shortcut made useless (None if nothing is spurious); and the share of each answer."""
 
     accuracy: float
     neutral: float | None
@@ -215,12 +216,12 @@ def truly_spurious(
 
 
 def settle_verdicts(verdicts: Iterable[Verdict]) -> dict[tuple[int, int], Verdict]:
-    """The verdict that counts on each segment, by image and segment: the last one, and a person's before any model's."""
+    """The verdict that counts for each segment, by image and segment: the last one, and a person's before any model's."""
     ordered = sorted(verdicts, key=lambda verdict: verdict.source == "human")
     return {(verdict.index, verdict.segment): verdict for verdict in ordered}
 
 
-# What a person's verdict has as its source.
+# The ``source`` of a person's verdict.
 HUMAN = "human"
 
 

@@ -1,4 +1,4 @@
-"""A run in memory: what it works on, what was found and judged, and what fine-tuning came to."""
+"""A run in memory: what it works on, what was found and judged, and how fine-tuning ended."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from rightreasons.repair.masks import build_masks
 from rightreasons.repair.swap import count_flips, flip_rate
 from rightreasons.runs.folder import RunFolder
 
-# Held-out images into which judged-spurious segments are pasted, to see what that does to the answers.
+# At most this many held-out images get a judged-spurious segment pasted in, to measure how often that changes the answer.
 SWAP_HOSTS = 1000
 
 
 @dataclass
 class Run:
-    """A run in memory: what it works on, what was found, and what was said of it."""
+    """A run in memory: what it works on, what was found, and the verdicts on it."""
 
     project: Project
     folder: RunFolder
@@ -71,47 +71,47 @@ class Run:
 
     @property
     def models(self) -> tuple[nn.Module, nn.Module | None, nn.Module | None]:
-        """The model as it was, the repaired one, and a repair that was rejected."""
+        """The original model, the repaired one, and a repair that was rejected."""
         return self.model, self.aligned, self.rejected
 
     @property
     def masks(self) -> Tensor:
-        """The corrective masks, (image, height, width), with a person's verdicts first."""
+        """The corrective masks, (image, height, width); a person's verdict overrules a model's."""
         return build_masks(self.segmentation, self.selection, self.verdicts, kind=self.config.align.mask)
 
     @property
     def queue(self) -> list[Waiting]:
-        """The segments that wait for a person, most worth a look first."""
+        """The segments that wait for a person, the most important first."""
         return queue_verdicts(self.verdicts, self.selection, self.segmentation)
 
     @property
     def found(self) -> bool:
-        """Whether any segment was judged spurious; ``outcome`` tells whether that has an effect too."""
+        """Whether any segment was judged spurious; ``outcome`` also says whether that has an effect."""
         return bool(self.masks.any())
 
     @property
     def coverage(self) -> Coverage:
-        """How much of what was inspected was judged."""
+        """How much of the inspected images was judged."""
         return count_coverage(self.segmentation, self.verdicts)
 
     @property
     def outcome(self) -> RunOutcome:
-        """What the run came to."""
+        """The outcome of the run, in one of four phrases."""
         return decide_outcome(self.coverage, self.flip_rate(self.model), self.chance)
 
     @property
     def explanation(self) -> str:
-        """Why, in a few sentences."""
+        """The reason for the outcome, in a few sentences."""
         return explain_outcome(self.coverage, self.flip_rate(self.model), self.chance)
 
     @property
     def chance(self) -> str | None:
-        """In words, that the classifier is no better than guessing on the training images; None where it is, and of a run that did not count."""
+        """A sentence if the classifier is no better than guessing on the training images; None if it is better, or if an older run did not count."""
         counts, _ = self.folder.load_answers()
         return check_chance(Answers(counts["train"])) if "train" in counts else None
 
     def flip_rate(self, model: nn.Module) -> float | None:
-        """How often pasting what was judged spurious changes an answer of ``model``; worked out once for the same weights and verdicts."""
+        """How often pasting what was judged spurious changes an answer of ``model``; computed once for the same weights and verdicts."""
         masks = self.masks
         marked = masks.flatten(1).any(1)
         if not marked.any():
@@ -132,7 +132,8 @@ class Run:
 class Alignment:
     """What ``fix_shortcuts`` did: "aligned", "nothing to change", "original kept", or "accepted" by a person although it was rejected.
 
-    With accuracy on the validation split before and after, as it is and with the shortcut made useless, and the ``reason`` for a rejection.
+    It holds the accuracy on the validation images before and after, as they are and with the shortcut made useless (``neutral``), and the
+    ``reason`` for a rejection.
     """
 
     outcome: str
@@ -144,7 +145,7 @@ class Alignment:
 
 
 def load_run(folder: RunFolder, *, file: Path | None = None, changes: Mapping[str, Any] | None = None) -> Run:
-    """A run that ``find`` has finished. Raises ConfigError if it has not finished."""
+    """A run that ``find`` has finished. Raises ConfigError if it is not finished."""
     project = project_of_run(folder, file=file, changes=changes)
     selection, attribution, segmentation = folder.load_selection(), folder.load_attribution(), folder.load_segmentation()
     critiques, verdicts = folder.load_critiques(), folder.load_verdicts()
@@ -160,7 +161,7 @@ def load_run(folder: RunFolder, *, file: Path | None = None, changes: Mapping[st
 
 
 def _read_weights(model: nn.Module, path: Path) -> nn.Module | None:
-    """A copy of the model with the weights of a file, where it is there."""
+    """A copy of the model with the weights of a file, or None if there is no such file."""
     if not path.exists():
         return None
     other = copy_model(model)
@@ -169,7 +170,7 @@ def _read_weights(model: nn.Module, path: Path) -> nn.Module | None:
 
 
 def _read_old_criticism(folder: RunFolder) -> Criticism:
-    """Who judged in a run from before criticism.json: what metrics.json says, or the configuration where there is none."""
+    """Who judged in a run made before there was a criticism.json: as metrics.json says, or else the configuration."""
     spec = folder.config().critic.lvlm
     critic: dict[str, Any] = (folder.load_metrics() or {}).get("critic") or {"simulated": spec.startswith("simulated:")}
     name = f"{critic['backend']}:{critic['model']}" if "backend" in critic else spec

@@ -34,7 +34,7 @@ def test_outcomes(values, flip_rate, outcome):
     assert decide_outcome(coverage(values), flip_rate) == outcome
 
 
-CHANCE = "the classifier is at chance: mean accuracy over the classes is 33.3% on the training images, where guessing has 33.3%"
+CHANCE = "the classifier is at chance: mean accuracy over the classes is 33.3% on the training images, and guessing has 33.3%"
 
 
 @pytest.mark.parametrize(
@@ -76,6 +76,6 @@ def test_the_sentence_says_how_much_was_judged_and_what_it_does():
         "Pasting them into held-out images of another class changes 97.1% of the answers."
     )
     assert explain_outcome(some, 0.0).endswith(
-        "changes none of the answers. That is no effect: the classifier sees them, and does not decide by them."
+        "changes none of the answers. That is no effect: the classifier sees them but does not decide by them."
     )
-    assert "could not be tried" in explain_outcome(some, None)
+    assert "could not be measured" in explain_outcome(some, None)

@@ -77,7 +77,7 @@ def test_answers_below_chance_name_the_order_however_small_validation_is(validat
     words = check_order(answers([[0, 16], [16, 0]]), answers(validation), NAMES[:2])
     assert words == (
         "the outputs seem to stand for the classes in another order: of 32 training images 0.0% are classified right with the outputs bolt, nut, "
-        "and mean accuracy over the classes would be 100.0% in place of 0.0% if they were nut, bolt"
+        "and mean accuracy over the classes would be 100.0% instead of 0.0% if they were nut, bolt"
     )
 
 
@@ -92,7 +92,7 @@ def test_chance():
     assert "below chance" in check_chance(answers([[5, 95], [95, 5]]))
     assert check_chance(answers([[70, 30], [30, 70]])) is None
     few = check_chance(answers([[7, 3], [3, 7]]))
-    assert few.endswith("is 70.0% on the training images, where guessing has 50.0%, from which 20 images do not tell it") and "at chance" in few
+    assert few.endswith("is 70.0% on the training images, and guessing has 50.0%, too close for 20 images to tell apart") and "at chance" in few
     assert check_chance(answers([[0, 0], [0, 0]])) is None, "nothing was counted"
 
 
@@ -126,7 +126,7 @@ def test_another_normalisation_is_named():
     # Pixels of 0.3 and 0.7 are -0.81 and 0.95 normalised as for ImageNet, both below 10; as bytes they are 76.5 and 178.5.
     network = Classifier(Brightness(100.0), Preset(None, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     words = find_better_input(network, grey())
-    assert words is not None and words.startswith("100.0% in place of 50.0% of 64 training images are classified right with ")
+    assert words is not None and words.startswith("100.0% instead of 50.0% of 64 training images are classified right with ")
     assert words.endswith("[model] mean = [0, 0, 0] and std = [0.003922, 0.003922, 0.003922]")
 
 
@@ -147,7 +147,7 @@ def test_inputs_that_fit_as_well_are_all_named_the_surest_first():
     """Pixels of 0.3 and 0.7 lie on two sides of 0 under three of the usual normalisations; the smallest deviation sets them furthest apart."""
     words = find_better_input(Classifier(Brightness(0.0)), grey())
     places = [words.index(f"std = [{deviation}, ") for deviation in ("0.229", "0.269", "0.5")]
-    assert places == sorted(places) and words.count(", or with [model] mean") == 2 and "do not tell which of these it is" in words
+    assert places == sorted(places) and words.count(", or with [model] mean") == 2 and "do not tell which of these is right" in words
     assert "channels" not in words, "grey pixels have no order of colours"
 
 
@@ -161,7 +161,7 @@ def test_another_order_of_colours_is_named():
     images = torch.full_like(batch.images, 0.5)
     images[:, 2] = batch.images[:, 2]  # blue, the last of red, green and blue, tells the class
     words = find_better_input(Classifier(Blueness()), Batch(batch.indices, images, batch.labels))
-    assert words == '100.0% in place of 0.0% of 64 training images are classified right with [model] channels = "bgr"'
+    assert words == '100.0% instead of 0.0% of 64 training images are classified right with [model] channels = "bgr"'
     assert find_better_input(Classifier(Blueness(), Preset(channels=(2, 1, 0))), Batch(batch.indices, images, batch.labels)) is None
     said = find_better_input(Classifier(Blueness(), Preset(channels=(2, 1, 0))), Batch(batch.indices, images.flip(1), batch.labels))
     assert said is not None and said.endswith('[model] channels = "rgb"')
@@ -182,7 +182,7 @@ def test_a_stated_order_is_followed_with_a_note():
 
 def test_chance_stops_only_where_another_input_is_right():
     constant, batch = answers([[30, 0], [30, 0]]), grey()
-    with pytest.raises(ModelError, match=r"at chance: .*; 100.0% in place of 50.0% .* \[data\] size = 64"):
+    with pytest.raises(ModelError, match=r"at chance: .*; 100.0% instead of 50.0% .* \[data\] size = 64"):
         judge_answers(Classifier(Brightness(0.5, size=64)), constant, constant, NAMES[:2], batch, order_is_stated=False)
     (note,) = judge_answers(Classifier(Brightness(9.0)), constant, constant, NAMES[:2], batch, order_is_stated=False)
     assert "at chance" in note and "Check the checkpoint" in note

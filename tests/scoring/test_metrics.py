@@ -13,7 +13,7 @@ from rightreasons.errors import DataError, ModelError
 from rightreasons.networks.predictions import Predictions, predict_labels
 from rightreasons.records import GroundTruth, GroupScore, Scores, truly_spurious
 from rightreasons.repair.swap import swap_flip_rate
-from rightreasons.scoring import metrics as evaluate
+from rightreasons.scoring import metrics
 from rightreasons.scoring.scores import read_scores, score
 
 
@@ -54,7 +54,7 @@ def test_group_metrics_equal_sklearn(labels_and_groups):
     order = torch.randperm(200, generator=torch.Generator().manual_seed(0))  # indices need not be in order
     predictions = Predictions(order, labels[order], predicted[order], torch.rand(200))
     train_counts = {name: 10 * (position + 1) for position, name in enumerate(sorted(set(groups)))}
-    scores = evaluate.score_predictions(predictions, GroundTruth(groups, lambda index: None), train_counts)
+    scores = metrics.score_predictions(predictions, GroundTruth(groups, lambda index: None), train_counts)
     # Within the images of one group, a group's accuracy is the recall of (predicted = label) over groups.
     right = [group if correct else "wrong" for group, correct in zip(groups, (labels == predicted).tolist(), strict=True)]
     names = sorted(set(groups))
@@ -71,14 +71,14 @@ def test_group_metrics_equal_sklearn(labels_and_groups):
 
 def test_weighted_by_their_own_counts_the_average_is_the_accuracy(labels_and_groups):
     labels, predicted, names = labels_and_groups
-    groups = evaluate.group_scores(labels == predicted, names)
-    averages = evaluate.average_groups(groups, {name: group.count for name, group in groups.items()})
+    groups = metrics.group_scores(labels == predicted, names)
+    averages = metrics.average_groups(groups, {name: group.count for name, group in groups.items()})
     assert averages.weighted == pytest.approx((labels == predicted).double().mean().item())
 
 
 def test_without_truth_there_are_no_group_metrics(labels_and_groups):
     labels, predicted, _ = labels_and_groups
-    scores = evaluate.score_predictions(Predictions(torch.arange(200), labels, predicted, torch.zeros(200)), None)
+    scores = metrics.score_predictions(Predictions(torch.arange(200), labels, predicted, torch.zeros(200)), None)
     assert scores.worst_group_accuracy is scores.average_group_accuracy is scores.weighted_group_accuracy is scores.mu_align is None
     assert scores.groups == {}
 
@@ -86,16 +86,16 @@ def test_without_truth_there_are_no_group_metrics(labels_and_groups):
 def test_an_empty_group_is_left_out_with_a_warning():
     groups = {"a": GroupScore(0.5, 10), "b": GroupScore(0.9, 20)}
     with pytest.warns(UserWarning, match="'c'"):
-        averages = evaluate.average_groups(groups, {"a": 30, "b": 10, "c": 60})
+        averages = metrics.average_groups(groups, {"a": 30, "b": 10, "c": 60})
     assert (averages.worst, averages.average, averages.weighted) == (0.5, pytest.approx(0.7), pytest.approx((30 * 0.5 + 10 * 0.9) / 40))
 
 
 def test_groups_unknown_to_training_have_no_weight():
     groups = {"a": GroupScore(0.5, 10), "b": GroupScore(0.9, 20)}
-    assert evaluate.average_groups(groups, {"a": 3}).weighted == pytest.approx(0.5)
+    assert metrics.average_groups(groups, {"a": 3}).weighted == pytest.approx(0.5)
     with pytest.warns(UserWarning, match="'z'"):
-        assert evaluate.average_groups(groups, {"z": 3}).weighted is None
-    assert evaluate.average_groups(groups, {"a": 0, "b": 0, "empty in both": 0}).weighted is None
+        assert metrics.average_groups(groups, {"z": 3}).weighted is None
+    assert metrics.average_groups(groups, {"a": 0, "b": 0, "empty in both": 0}).weighted is None
 
 
 def test_mu_align_by_hand(generator):
@@ -111,17 +111,17 @@ def test_mu_align_by_hand(generator):
                 inside += abs(heatmaps[n, y, x].item()) * int(masks[n, y, x])
         if total > 0 and masks[n].any():
             shares.append(inside / total)
-    value, left_out = evaluate.mu_align(heatmaps, masks)
+    value, left_out = metrics.mu_align(heatmaps, masks)
     assert (value, left_out) == (pytest.approx(1 - sum(shares) / len(shares)), 2)
 
 
 def test_mu_align_at_its_ends():
     masks = torch.zeros(1, 4, 4, dtype=torch.bool)
     masks[:, 0] = True
-    assert evaluate.mu_align(masks.float(), masks) == (0.0, 0)
-    assert evaluate.mu_align((~masks).float(), masks) == (1.0, 0)
-    assert evaluate.mu_align(torch.zeros(1, 4, 4), masks) == (None, 1)
-    assert evaluate.mu_align(torch.full((1, 4, 4), torch.nan), masks) == (None, 1)
+    assert metrics.mu_align(masks.float(), masks) == (0.0, 0)
+    assert metrics.mu_align((~masks).float(), masks) == (1.0, 0)
+    assert metrics.mu_align(torch.zeros(1, 4, 4), masks) == (None, 1)
+    assert metrics.mu_align(torch.full((1, 4, 4), torch.nan), masks) == (None, 1)
 
 
 def test_spurious_share_by_hand(generator):
@@ -135,8 +135,8 @@ def test_spurious_share_by_hand(generator):
         if total > 0:
             shares.append(inside / total)
     assert len(shares) == 4
-    assert evaluate.spurious_share(heatmaps, masks) == pytest.approx(sum(shares) / 4)
-    assert evaluate.spurious_share(-torch.ones(2, 3, 4), masks[:2]) is None
+    assert metrics.spurious_share(heatmaps, masks) == pytest.approx(sum(shares) / 4)
+    assert metrics.spurious_share(-torch.ones(2, 3, 4), masks[:2]) is None
 
 
 class Corner(nn.Module):
@@ -222,7 +222,7 @@ def test_verdict_agreement_equals_sklearn(generator):
     values = [["spurious", "relevant", "unsure"][i] for i in torch.randint(3, (100,), generator=generator).tolist()]
     pairs = [(truth, value == "spurious") for truth, value in zip(truths, values, strict=True) if value != "unsure"]
     truth, says = zip(*pairs, strict=True)
-    agreement = evaluate.verdict_agreement(values, truths)
+    agreement = metrics.verdict_agreement(values, truths)
     assert agreement.accuracy == pytest.approx(accuracy_score(truth, says))
     assert agreement.spurious_recall == pytest.approx(recall_score(truth, says))
     assert agreement.core_recall == pytest.approx(recall_score(truth, says, pos_label=False))
@@ -230,18 +230,18 @@ def test_verdict_agreement_equals_sklearn(generator):
 
 
 def test_verdict_agreement_where_a_rate_has_nothing_to_count():
-    assert evaluate.verdict_agreement([], []) == evaluate.VerdictAgreement(None, None, None, 0)
-    assert evaluate.verdict_agreement(["unsure"], [True]) == evaluate.VerdictAgreement(None, None, None, 1)
-    only = evaluate.verdict_agreement(["relevant"], [False])
+    assert metrics.verdict_agreement([], []) == metrics.VerdictAgreement(None, None, None, 0)
+    assert metrics.verdict_agreement(["unsure"], [True]) == metrics.VerdictAgreement(None, None, None, 1)
+    only = metrics.verdict_agreement(["relevant"], [False])
     assert (only.accuracy, only.spurious_recall, only.core_recall, only.unsure) == (1.0, None, 1.0, 0)
-    assert only.spurious_recall_interval is None and only.core_recall_interval == only.accuracy_interval == evaluate.wilson_interval(1, 1)
+    assert only.spurious_recall_interval is None and only.core_recall_interval == only.accuracy_interval == metrics.wilson_interval(1, 1)
 
 
 @pytest.mark.parametrize(("successes", "trials"), [(0, 1), (1, 1), (0, 10), (3, 10), (10, 10), (87, 100), (1, 1000)])
 def test_wilson_interval_solves_its_equation(successes, trials):
     """Its ends are the rates p at which the observed one lies z standard errors away: (rate - p)^2 = z^2 p (1 - p) / n."""
     rate, z = successes / trials, 1.959963984540054
-    low, high = evaluate.wilson_interval(successes, trials)
+    low, high = metrics.wilson_interval(successes, trials)
     assert 0 <= low <= rate <= high <= 1
     for end in (low, high):
         if 0 < end < 1:
@@ -254,7 +254,7 @@ def test_cluster_intervals_resample_whole_objects():
     clusters = [f"object {index % 7}" for index in range(40)]
     groups = [("a", "b", "c")[index % 3] for index in range(40)]
     correct = torch.rand(40, generator=generator) < 0.7
-    intervals = evaluate.cluster_intervals(correct, groups, clusters, torch.Generator().manual_seed(1), draws=200)
+    intervals = metrics.cluster_intervals(correct, groups, clusters, torch.Generator().manual_seed(1), draws=200)
 
     drawn = torch.randint(7, (200, 7), generator=torch.Generator().manual_seed(1)).tolist()
     values = {"accuracy": [], "worst_group_accuracy": [], "average_group_accuracy": []}
@@ -278,7 +278,7 @@ def test_images_of_one_object_are_not_so_many_trials():
     correct = torch.arange(20).repeat_interleave(10) % 2 == 0
     by_object = [str(index // 10) for index in range(200)]
     wide, narrow = (
-        evaluate.cluster_intervals(correct, ["all"] * 200, clusters, torch.Generator().manual_seed(0))["accuracy"]
+        metrics.cluster_intervals(correct, ["all"] * 200, clusters, torch.Generator().manual_seed(0))["accuracy"]
         for clusters in (by_object, [str(index) for index in range(200)])
     )
     assert wide[1] - wide[0] == pytest.approx(2 * 1.96 * 0.5 / 20**0.5, rel=0.1)
@@ -286,15 +286,15 @@ def test_images_of_one_object_are_not_so_many_trials():
 
 
 def test_a_group_that_a_sample_does_not_have_is_left_out_of_it():
-    intervals = evaluate.cluster_intervals(torch.tensor([True, False]), ["a", "b"], ["x", "y"], torch.Generator().manual_seed(0))
+    intervals = metrics.cluster_intervals(torch.tensor([True, False]), ["a", "b"], ["x", "y"], torch.Generator().manual_seed(0))
     assert intervals["average_group_accuracy"] == (0, 1) and intervals["worst_group_accuracy"] == (0, 1)
 
 
 def test_scores_have_intervals_where_images_come_in_clusters():
     predictions = Predictions(torch.tensor([3, 1]), torch.tensor([0, 1]), torch.tensor([0, 0]), torch.zeros(2))
     truth = GroundTruth(["?", "b", "?", "a"], lambda index: None, clusters=["?", "y", "?", "x"])
-    assert evaluate.score_predictions(predictions, truth).intervals["accuracy"] == (0, 1)
-    assert not evaluate.score_predictions(predictions, GroundTruth(truth.groups, truth.mask)).intervals
+    assert metrics.score_predictions(predictions, truth).intervals["accuracy"] == (0, 1)
+    assert not metrics.score_predictions(predictions, GroundTruth(truth.groups, truth.mask)).intervals
 
 
 def test_intervals_are_read_from_metrics_json_as_they_were():

@@ -183,7 +183,7 @@ def test_a_rejected_repair_is_kept_scored_and_can_be_accepted(project, monkeypat
     result = invoke("fix", project / "run", "--json")
     metrics = json.loads(result.stdout)
     assert metrics["alignment"]["outcome"] == "original kept" and metrics["alignment"]["reason"] == "it was made up for this test"
-    assert "--accept` takes it" in " ".join(result.stderr.split())
+    assert "--accept` uses it anyway" in " ".join(result.stderr.split())
     assert metrics["after"] == metrics["before"] and metrics["rejected"] != metrics["before"]
     rejected = safetensors.torch.load_file(project / "run" / "rejected.safetensors")
     assert read_checkpoint(project / "run" / "rejected.safetensors").names == ("bolt", "nut")

@@ -1,4 +1,4 @@
-"""What a run came to, in one of four words, and the sentence that stands beside it: how much was judged, and what it does to the answers."""
+"""The outcome of a run, in one of four phrases, and its reason: how much was judged, and how much the shortcut changes the answers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SMALLEST_EFFECT = 0.01
 
 @dataclass(frozen=True)
 class Coverage:
-    """How much of what was inspected was judged, and how: counts of images and of segments."""
+    """How much of the inspected images was judged, and how: counts of images and of segments."""
 
     images: int
     examined: int
@@ -29,12 +29,12 @@ class Coverage:
 
     @property
     def mostly_judged(self) -> bool:
-        """Whether at least half of the segments are judged, of which there are some."""
+        """Whether there are segments and at least half of them are judged."""
         return 0 < self.segments <= 2 * self.judged
 
 
 def count_coverage(segmentation: Segmentation, verdicts: Iterable[Verdict]) -> Coverage:
-    """Coverage of a run. A segment that nobody could decide counts as not judged."""
+    """The coverage of a run. A segment whose verdict is unsure counts as not judged."""
     settled = settle_verdicts(verdicts)
     spurious = [place for place, verdict in settled.items() if verdict.value == "spurious"]
     failures = Counter(outcome for outcome in segmentation.outcomes if outcome != "segmented")
@@ -50,10 +50,10 @@ def count_coverage(segmentation: Segmentation, verdicts: Iterable[Verdict]) -> C
 
 
 def decide_outcome(coverage: Coverage, flip_rate: float | None, chance: str | None = None) -> RunOutcome:
-    """Found where something was judged spurious and pasting it changes answers; that nothing was found is said once half of the segments are judged.
+    """A shortcut is found if something was judged spurious and pasting it changes answers. "No shortcut found" needs half of the segments judged.
 
-    ``flip_rate`` is None where pasting could not be tried, and the verdicts alone decide then. ``chance`` says in words that the classifier is no
-    better than guessing: then verdicts alone decide nothing, and that nothing was found is no finding; a measured effect is one all the same.
+    ``flip_rate`` is None if pasting could not be tried; then the verdicts alone decide. ``chance`` is a sentence if the classifier is no better
+    than guessing: then the verdicts alone decide nothing, and "no shortcut found" is never said; a measured effect still counts.
     """
     if coverage.segments == 0:
         return "could not be examined"
@@ -65,13 +65,13 @@ def decide_outcome(coverage: Coverage, flip_rate: float | None, chance: str | No
 
 
 def explain_outcome(coverage: Coverage, flip_rate: float | None, chance: str | None = None) -> str:
-    """The outcome's reason in a few sentences."""
+    """The reason for the outcome, in a few sentences."""
     told = _explain_verdicts(coverage, flip_rate, trusted=chance is None)
     if chance is None or coverage.segments == 0:
         return told
     if decide_outcome(coverage, flip_rate, chance) == "shortcut found":
         return f"{told} But {chance}: find out why before this is repaired."
-    return f"{chance[0].upper()}{chance[1:]}. What such a classifier leans on tells nothing of the classes. {told}"
+    return f"{chance[0].upper()}{chance[1:]}. What such a classifier relies on says nothing about the classes. {told}"
 
 
 def _explain_verdicts(coverage: Coverage, flip_rate: float | None, *, trusted: bool) -> str:
@@ -85,7 +85,7 @@ def _explain_verdicts(coverage: Coverage, flip_rate: float | None, *, trusted: b
     images = f"{some.spurious_images} image{'s' if some.spurious_images > 1 else ''}"
     spurious = f"{judged}; {some.spurious}, on {images}, {'are' if some.spurious > 1 else 'is'} spurious"
     if flip_rate is None:
-        return f"{spurious}. What they do to the answers could not be tried: no held-out image is of another class than theirs."
+        return f"{spurious}. Their effect on the answers could not be measured: no held-out image is of another class than theirs."
     rate = f"{flip_rate:.1%}" if flip_rate else "none"
-    told = "" if flip_rate >= SMALLEST_EFFECT or not trusted else " That is no effect: the classifier sees them, and does not decide by them."
+    told = "" if flip_rate >= SMALLEST_EFFECT or not trusted else " That is no effect: the classifier sees them but does not decide by them."
     return f"{spurious}. Pasting them into held-out images of another class changes {rate} of the answers.{told}"

@@ -1,4 +1,4 @@
-"""Whether the classifier's answers fit the data at all: accuracy per class, and whether another order of the classes or another input fits better.
+"""Checks whether the classifier's answers fit the data: accuracy per class, and whether another class order or another input would fit better.
 
 A checkpoint with exchanged outputs, a wrong normalisation or a wrong input size still gives logits, heatmaps and verdicts, and all of them
 mislead. The counts come from the sampling pass, which runs every training image through the model anyway, and from one pass over validation.
@@ -25,23 +25,23 @@ from rightreasons.networks.classifier import Classifier, as_classifier, check_fi
 from rightreasons.networks.presets import CHANNELS, Preset
 from rightreasons.records import GroupScore
 
-# Another input is told of from this gain in balanced accuracy on, where chance does not explain it.
+# Another input is reported if it gains at least this much balanced accuracy, and chance does not explain the gain.
 SMALLEST_GAIN = 0.1
-# An order is told of from this gain on: it stops a run.
+# Another class order is reported, and stops the run, if it gains at least this much balanced accuracy.
 CLEAR_GAIN = 0.25
-# Standard errors that chance is taken to explain.
+# Differences of up to this many standard errors count as chance.
 CHANCE = 3.0
-# Of the way from chance to perfection, what a classifier has to be above chance at least.
+# A classifier is better than guessing if its balanced accuracy covers more than this share of the way from chance to 1.
 LEAST_ABOVE_CHANCE = 0.05
-# Inputs whose shares of right answers are no further apart fit as well as one another; so many of them are named.
+# Inputs fit equally well if their shares of right answers differ by at most TIE. At most MOST_TOLD of them are named.
 TIE = 0.01
 MOST_TOLD = 3
-# Below this balanced accuracy on the training images other inputs are tried.
+# Other inputs are tried if balanced accuracy on the training images is below this.
 GOOD_ACCURACY = 0.9
-# How many training images they are tried on.
+# The number of training images on which other inputs are tried.
 TRIED_IMAGES = 128
 SIZES = (28, 32, 64, 96, 112, 128, 160, 192, 224, 256, 288, 299, 320, 384, 448, 512)
-# Mean and deviation of each channel, in the scale of pixels between 0 and 1.
+# Common normalisations: mean and deviation of each channel, for pixels in 0 to 1.
 NORMALISATIONS = (
     ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
     ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -60,7 +60,7 @@ class Answers:
 
     @classmethod
     def none(cls, classes: int) -> Answers:
-        """Of no image yet."""
+        """Counts of zero, before any image is added."""
         return cls(torch.zeros(classes, classes, dtype=torch.int64))
 
     def add(self, labels: Int[Tensor, " image"], answers: Int[Tensor, " image"]) -> None:
@@ -74,12 +74,12 @@ class Answers:
 
     @property
     def accuracy(self) -> float:
-        """The share of the images that got their own class; NaN of no image."""
+        """The share of the images that got their own class; NaN if there are no images."""
         return int(self.counts.diagonal().sum()) / self.total if self.total else math.nan
 
     @property
     def recall(self) -> Float[Tensor, "class_ answer"]:
-        """Each row as shares; zeros for a class without images."""
+        """The counts of each class as shares; zeros for a class without images."""
         return self.counts.double() / self.counts.sum(1, keepdim=True).clamp_min(1)
 
     def balanced(self, order: Sequence[int]) -> float:
@@ -94,7 +94,7 @@ class Answers:
 
 
 def count_answers(model: nn.Module, dataset: Dataset, classes: int, advance: Advance) -> Answers:
-    """One pass over a split. Raises DataError for a label that is none of the ``classes``, ModelError for logits that are not finite."""
+    """The answers on a split, in one pass. Raises DataError for a label that no class has, ModelError for logits that are not finite."""
     answers, count, done = Answers.none(classes), count_images(dataset), 0
     model.eval()
     for batch in read_batches(dataset):
@@ -117,7 +117,7 @@ def describe_answers(split: str, answers: Answers, names: Sequence[str], worst: 
 
 
 def describe_input(model: nn.Module, images: Float[Tensor, "image channel height width"]) -> str:
-    """What the network is fed, in words."""
+    """The network's input, in words."""
     preset, (channels, height, width) = as_classifier(model).preset, images.shape[1:]
     order = ", taken in the order " + ", ".join(("red", "green", "blue")[channel] for channel in preset.channels) if preset.channels else ""
     scaled = f"normalised by mean {_numbers(preset.mean)} and deviation {_numbers(preset.std)}" if preset.mean else "in 0 to 1, not normalised"
@@ -125,10 +125,10 @@ def describe_input(model: nn.Module, images: Float[Tensor, "image channel height
 
 
 def check_order(train: Answers, validation: Answers, names: Sequence[str]) -> str | None:
-    """In words, another order of the outputs that fits clearly better; None where there is none.
+    """A sentence on an order of the outputs that fits clearly better; None if there is no such order.
 
-    The order is chosen on ``train`` and has to hold on ``validation``: a best order always fits its own images well. Where the answers on
-    ``train`` are below chance, which no order that is right makes them, it is enough that ``validation``, however small, does not contradict.
+    The order is chosen on ``train`` and has to hold on ``validation``, since the best order always fits the images it was chosen on. If the
+    answers on ``train`` are below chance, which a right order would not cause, it is enough that ``validation`` does not contradict.
     """
     order = _best_order(train.recall)
     own = tuple(range(len(order)))
@@ -149,13 +149,13 @@ def check_order(train: Answers, validation: Answers, names: Sequence[str]) -> st
     outputs = [names[order.index(column)] for column in own]
     return (
         f"the outputs seem to stand for the classes in another order: of {told.total} {split} images {told.accuracy:.1%} are "
-        f"classified right with the outputs {_list(names)}, and mean accuracy over the classes would be {told.balanced(order):.1%} in place of "
+        f"classified right with the outputs {_list(names)}, and mean accuracy over the classes would be {told.balanced(order):.1%} instead of "
         f"{told.balanced(own):.1%} if they were {_list(outputs)}"
     )
 
 
 def compare_with_chance(answers: Answers) -> Literal["at chance", "below chance"] | None:
-    """Whether the answers are no better than guessing, by three standard errors of a guesser's balanced accuracy; None where they are better."""
+    """Whether the answers are no better than guessing, by three standard errors of a guesser's balanced accuracy; None if they are better."""
     balanced, chance, error = _against_chance(answers)
     if balanced - chance > max(CHANCE * error, LEAST_ABOVE_CHANCE * (1 - chance)):
         return None
@@ -163,21 +163,21 @@ def compare_with_chance(answers: Answers) -> Literal["at chance", "below chance"
 
 
 def check_chance(answers: Answers) -> str | None:
-    """In words, that the answers are no better than guessing; None where they are, or where there are none."""
+    """A sentence if the answers are no better than guessing; None if they are better, or if there are no answers."""
     kind = compare_with_chance(answers) if answers.total else None
     if kind is None:
         return None
     balanced, chance, _ = _against_chance(answers)
-    few = f", from which {answers.total} images do not tell it" if balanced - chance > LEAST_ABOVE_CHANCE * (1 - chance) else ""
-    return f"the classifier is {kind}: mean accuracy over the classes is {balanced:.1%} on the training images, where guessing has {chance:.1%}{few}"
+    few = f", too close for {answers.total} images to tell apart" if balanced - chance > LEAST_ABOVE_CHANCE * (1 - chance) else ""
+    return f"the classifier is {kind}: mean accuracy over the classes is {balanced:.1%} on the training images, and guessing has {chance:.1%}{few}"
 
 
 def find_better_input(model: nn.Module, batch: Batch) -> str | None:
-    """In words, the channel order, normalisation or size under which the model is right on clearly more of these images; None where there is none.
+    """A sentence on the channel order, normalisation or size under which the model is right on clearly more of these images, or None.
 
-    An input under which the answers are at chance still is no better one, and one that changes two settings has to be clearly better than those
-    that change one. Those that fit as well as the best are named with it, the one of the lowest cross-entropy first: that alone does not choose,
-    since it falls with the scale of the input too.
+    An input under which the answers stay at chance does not count as better, and one that changes two settings has to be clearly better than
+    those that change one. Inputs that fit as well as the best one are named with it, in order of their cross-entropy. Cross-entropy alone does
+    not choose, since it also falls with the scale of the input.
     """
     classifier = as_classifier(model)
     own = _try_input(classifier, batch.images, batch.labels)
@@ -197,30 +197,29 @@ def find_better_input(model: nn.Module, batch: Batch) -> str | None:
     fits = sorted(((fit, other) for fit, other in fits if fit.share >= best - TIE), key=lambda pair: pair[0].loss)
     said = ", or ".join(other.said for _, other in fits[:MOST_TOLD])
     more = f", or {len(fits) - MOST_TOLD} others" if len(fits) > MOST_TOLD else ""
-    which = "; the images do not tell which of these it is, and the program that trained the network does" if len(fits) > 1 else ""
-    return f"{best:.1%} in place of {own.share:.1%} of {len(batch)} training images are classified right {said}{more}{which}"
+    which = "; the images do not tell which of these is right: look it up in the program that trained the network" if len(fits) > 1 else ""
+    return f"{best:.1%} instead of {own.share:.1%} of {len(batch)} training images are classified right {said}{more}{which}"
 
 
 def judge_answers(model: nn.Module, train: Answers, validation: Answers, names: Sequence[str], sample: Batch, *, order_is_stated: bool) -> list[str]:
-    """What is wrong with the answers, in words for a person; nothing where they fit.
+    """What is wrong with the answers, in sentences for a person; an empty list if they fit.
 
-    Raises ModelError for outputs in another order than the classes', unless the order was stated, and for a classifier at chance
-    that is not under another channel order, normalisation or size: every verdict on it would be about a mistake in the configuration.
+    Raises ModelError if the outputs are in another order than the classes, unless the order was stated, and for a classifier at chance that
+    is better than chance under another channel order, normalisation or size: every verdict on it would be about a mistake in the configuration.
     """
     words = []
     order = check_order(train, validation, names)
     better = find_better_input(model, sample) if train.balanced(range(len(names))) < GOOD_ACCURACY else None
     if order is not None and not order_is_stated:
-        instead = f". Or the order is right, and the input is another than in training: {better}" if better else ""
+        instead = f". Or the order is right, but the input differs from the one in training: {better}" if better else ""
         raise ModelError(
-            f"{order}. State the order of the network's outputs in [model] classes = [...]; it is taken as it stands, with a note, where it is "
-            f"stated{instead}"
+            f"{order}. State the order of the network's outputs in [model] classes = [...]; a stated order is followed, with a note{instead}"
         )
     chance = check_chance(train)
     if chance is not None and better is not None:
         raise ModelError(f"{chance}; {better}. Set that in the configuration, or use the checkpoint that was trained on this input")
     if order is not None:
-        words.append(f"{order}; [model] classes or the checkpoint's own names say otherwise, and are followed")
+        words.append(f"{order}; but [model] classes or the checkpoint's own names are followed, which say otherwise")
     if chance is not None:
         words.append(
             f"{chance}. Check the checkpoint, the order of the classes, the input size, the order of the colours and the normalisation before you "
@@ -233,7 +232,7 @@ def judge_answers(model: nn.Module, train: Answers, validation: Answers, names: 
 
 @dataclass(frozen=True)
 class _Other:
-    """Another input: the preset and the images, how many settings it changes, and in words which."""
+    """Another input: its preset and images, the number of settings that it changes, and which ones in words."""
 
     preset: Preset
     images: Tensor
@@ -243,7 +242,7 @@ class _Other:
 
 @dataclass(frozen=True)
 class _Fit:
-    """What a classifier makes of one input: which images it gets right, all of its answers, and their mean cross-entropy."""
+    """How a classifier does on one input: which images it gets right, all of its answers, and their mean cross-entropy."""
 
     right: Bool[Tensor, " image"]
     answers: Answers
@@ -256,7 +255,7 @@ class _Fit:
 
 
 def _is_better(fit: _Fit, own: _Fit) -> bool:
-    """Clearly more right than with the input as it is, and clearly more than guessing."""
+    """Whether the fit is clearly better than with the input as it is, and clearly better than guessing."""
     classes = range(len(own.answers.counts))
     gain = fit.answers.balanced(classes) - own.answers.balanced(classes)
     likely = _beyond_chance(int((fit.right & ~own.right).sum()), int((own.right & ~fit.right).sum()))
@@ -285,7 +284,7 @@ def _other_inputs(classifier: Classifier, images: Tensor) -> Iterator[_Other]:
 
 
 def _try_input(classifier: Classifier, images: Tensor, labels: Tensor) -> _Fit | None:
-    """How well the network answers; None where it does not take this input, or gives no finite logits."""
+    """How well the network answers; None if it does not take this input, or gives logits that are not finite."""
     classifier.eval()
     size = how_many(images[0].nbytes, BATCH_BYTES, 32)
     try:
@@ -301,7 +300,7 @@ def _try_input(classifier: Classifier, images: Tensor, labels: Tensor) -> _Fit |
 
 
 def _against_chance(answers: Answers) -> tuple[float, float, float]:
-    """Balanced accuracy, that of a guesser, and the standard error of the latter on as many images of each class."""
+    """Balanced accuracy, a guesser's, and the standard error of a guesser's on as many images of each class."""
     counts = answers.counts.sum(1).double()
     present, chance = counts > 0, 1 / len(counts)
     error = (chance * (1 - chance) / counts[present]).sum().sqrt().item() / int(present.sum())
@@ -309,12 +308,12 @@ def _against_chance(answers: Answers) -> tuple[float, float, float]:
 
 
 def _beyond_chance(better: int, worse: int) -> bool:
-    """McNemar's test: of the images on which two answers differ in being right, more are right under the one than chance explains."""
+    """McNemar's test: whether, of the images that only one of two inputs gets right, chance does not explain how many ``better`` has."""
     return better - worse > CHANCE * math.sqrt(better + worse)
 
 
 def _best_order(recall: Float[Tensor, "class_ answer"]) -> tuple[int, ...]:
-    """The answer of each class, each used once, the clearest first; its own wherever another one is not clearer."""
+    """An answer for each class, each used once, chosen from the clearest on; a class keeps its own answer unless another is clearer."""
     left = recall + 1e-9 * torch.eye(len(recall), dtype=recall.dtype)
     order = [0] * len(left)
     for _ in order:

@@ -23,10 +23,10 @@ from rightreasons.errors import ModelError
 
 Note = Callable[[str], None]
 
-# Where training programs keep the weights. The averaged ones come first, as in timm's own loading: they are what was evaluated.
+# The keys under which training programs keep the weights. Averaged weights come first, as in timm's own loading: they are the ones that were scored.
 AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
 CONTAINERS = (*AVERAGED, "state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights")
-# How deep such keys lie within one another at most.
+# Such keys are followed at most this many levels deep.
 DEPTH = 3
 # Names that torch.compile, DataParallel, FSDP and activation checkpointing put between the names of modules.
 WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
@@ -36,7 +36,7 @@ AUXILIARY = ("AuxLogits", "aux1", "aux2")
 PLAIN = (argparse.Namespace, pathlib.PosixPath, pathlib.PurePosixPath)
 # A part of a tensor's name that takes no part in the logits, though it may stand beside a network in one module.
 BESIDE = re.compile(r"(\w+_)?(loss|criterion|metrics?|accuracy)(_\w+)?|n_averaged|total_ops|total_params")
-# Keys under which programs keep the names of the classes, without what separates words; lists of names are in the order of the outputs.
+# The keys under which programs keep class names, without word separators; lists of names are in the order of the outputs.
 NAMES = re.compile(
     r"(class|label)(2|to)(id|idx|index)|(id|idx|index)(2|to)(class|label|name)s?|class(es|names?|list|map)|names|vocab|labels|labelnames"
 )
@@ -44,7 +44,7 @@ NAMES = re.compile(
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The tensors of a file, without wrappers' names in theirs; ``taken`` is the key that they lay under.
+    """The tensors of a file, with wrappers' parts removed from their names; ``taken`` is the key under which they were.
 
     ``listed`` has each list of class names, with its key; ``others`` are the keys of further state dicts, which are not taken.
     ``parallel`` says that DataParallel's name was among the wrappers.
@@ -59,7 +59,7 @@ class Checkpoint:
 
     @property
     def names(self) -> tuple[str, ...] | None:
-        """The classes in the order of the outputs; None where the file has no names. Raises ModelError where it has them in several orders."""
+        """The classes in the order of the outputs; None if the file has no names. Raises ModelError if it has them in several orders."""
         if len(self.listed) > 1:
             orders = "; ".join(f"{key}: {', '.join(names[:6])}" for names, key in self.listed.items())
             raise ModelError(f"the checkpoint {self.path} names its classes in several ways ({orders}): state their order in [model] classes")
@@ -69,7 +69,7 @@ class Checkpoint:
 def read_checkpoint(path: Path) -> Checkpoint:
     """A safetensors file, a state dict saved by torch, or a training program's checkpoint, whatever its suffix. Nothing in the file is run.
 
-    Raises ModelError where the file cannot be read, or where it is not clear which tensors are the network's.
+    Raises ModelError if the file cannot be read, or if it is not clear which tensors are the network's.
     """
     stored: object
     if _is_safetensors(path):
@@ -104,7 +104,7 @@ def _find_states(stored: Mapping[Any, Any], key: str = "", depth: int = 0) -> It
 
 
 def _is_safetensors(path: Path) -> bool:
-    """By content: eight bytes with the length of a JSON header, and its first brace. Raises ModelError for a file that cannot be read."""
+    """Recognised by content: eight bytes with the length of a JSON header, then its first brace. Raises ModelError for a file that cannot be read."""
     try:
         with path.open("rb") as file:
             start = file.read(9)
@@ -116,7 +116,7 @@ def _is_safetensors(path: Path) -> bool:
 
 
 def _take(checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint with its tensors' names as they were before wrappers; as they are where two would become one."""
+    """The checkpoint with wrappers' parts removed from its tensors' names; unchanged if two names would become one."""
     names = {name: _clean(name) for name in checkpoint.tensors}
     if len(set(names.values())) < len(names):
         return checkpoint
@@ -127,8 +127,8 @@ def _take(checkpoint: Checkpoint) -> Checkpoint:
 def load_weights(network: nn.Module, checkpoint: Checkpoint, *, note: Note, heads: Collection[str] = (), start: bool = False) -> None:
     """The network's weights from a checkpoint, whatever prefix their names have there.
 
-    ``heads`` may be missing or of another shape, and stay as they are. Weights to ``start`` from may come with layers that the network has
-    not. Auxiliary heads that the file lacks are taken off the network. Raises ModelError where the rest does not fit.
+    ``heads`` may be missing or of another shape, and then keep the network's weights. Weights to ``start`` from may have layers that the network
+    lacks. Auxiliary heads that the file lacks are taken off the network. Raises ModelError if the rest does not fit.
     """
     own = {name: value for name, value in network.state_dict().items() if isinstance(value, Tensor)}
     tied = _tied(own)

@@ -1,4 +1,4 @@
-"""Which output of a network stands for which class of the data: told by names, never by place alone where there are names."""
+"""Which output of a network stands for which class of the data: decided by names if there are any, never by position alone."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from rightreasons.errors import ConfigError, ModelError
 from rightreasons.networks.checkpoints import Note, as_names
 from rightreasons.networks.classifier import Classifier
 
-# What programs call an output that nobody named.
+# Names that programs give to an output that nobody named.
 PLACEHOLDER = re.compile(r"(label|class|target|output)?[\s_-]*\d+", re.IGNORECASE)
 
 
 def match_classes(outputs: Sequence[str], classes: Sequence[str], synonyms: Mapping[str, str] | None = None) -> tuple[int, ...] | None:
-    """The output of each class, by name; None where the names are not those of the classes, one for one.
+    """The output of each class, by name; None unless the names match the classes one to one.
 
-    Letters' case and separators may differ where that leaves the classes distinct. ``synonyms`` are the classes that labels stand for.
-    One name of two classes is that of the single output's positive class.
+    Case and separators may differ if the classes stay distinct without them. ``synonyms`` are the classes that labels stand for.
+    A single name for two classes names the positive class of a single output.
     """
     synonyms = synonyms or {}
     for read in (str, _plain):
@@ -36,9 +36,9 @@ def match_classes(outputs: Sequence[str], classes: Sequence[str], synonyms: Mapp
 def read_order(
     outputs: Sequence[str] | None, classes: Sequence[str], *, source: str, note: Note, synonyms: Mapping[str, str] | None = None
 ) -> tuple[int, ...] | None:
-    """The output of each class by the names that ``source`` gives its outputs; None where it gives none. Another order is told in ``note``.
+    """The output of each class by the names that ``source`` gives its outputs; None if it gives none. ``note`` reports another order.
 
-    Raises ModelError where the names are not those of the data's classes.
+    Raises ModelError if the names are not those of the data's classes.
     """
     if not outputs:
         return None
@@ -57,17 +57,17 @@ def read_order(
 
 
 def stated_order(outputs: Sequence[str], classes: Sequence[str], synonyms: Mapping[str, str] | None = None) -> tuple[int, ...]:
-    """The output of each class as [model] classes states it. Raises ConfigError unless each class is there once."""
+    """The output of each class as [model] classes states it. Raises ConfigError unless each class is named exactly once."""
     order = match_classes(outputs, classes, synonyms) if len(outputs) == len(classes) else None
     if order is None:
-        raise ConfigError(f"[model] classes = {list(outputs)}: each class of the data once was expected, and they are {_list(classes)}")
+        raise ConfigError(f"[model] classes = {list(outputs)}: expected each class of the data exactly once; the classes are {_list(classes)}")
     return order
 
 
 def order_outputs(model: Classifier, classes: Sequence[str], stated: Sequence[str] | None) -> Classifier:
     """A caller's own model, with its outputs in the order that is ``stated``.
 
-    Raises ModelError where nothing is stated and a Hugging Face model's id2label has the classes in another order.
+    Raises ModelError if no order is stated and a Hugging Face model's id2label has the classes in another order.
     """
     if stated is not None:
         return Classifier(model.network, model.preset, stated_order(stated, classes))

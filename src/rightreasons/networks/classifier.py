@@ -21,17 +21,17 @@ from rightreasons.networks.checkpoints import Note, load_weights, read_checkpoin
 from rightreasons.networks.graph import find_frozen_part, last_function, look_like_probabilities
 from rightreasons.networks.presets import Preset
 
-# Logits of one image, alone and in a batch, differ by rounding alone: by less than this share of the largest.
+# The logits of an image alone and in a batch may differ only by rounding: by less than this share of the largest logit.
 ALONE_ERROR = 1e-2
 
 
 class Classifier(nn.Module):
     """A network with its input and output made uniform; ``network`` is the user's own, and checkpoints hold its weights alone.
 
-    Images are put into the preset's channel order and normalised as it says, and grey ones are repeated where it has three channels. Logits are
-    taken out of an output record, a dict under "logits" or the first place of a tuple, and a single logit z of a binary classifier becomes
-    (-z/2, z/2), which has the same probabilities. A network that was compiled as a whole is taken as it was before, so that its weights keep
-    their names. ``order`` has the network's output for each class, where that is known; it is no part of the weights.
+    Images are put into the preset's channel order and normalised as it says; grey images are repeated if it has three channels. Logits are taken
+    from an output record, from "logits" in a dict or from the first place of a tuple. A single logit z of a binary classifier becomes
+    (-z/2, z/2), which has the same probabilities. A network that was compiled as a whole is used uncompiled, so that its weights keep
+    their names. ``order`` has the network's output for each class, if that is known; it is not saved with the weights.
     """
 
     mean: Tensor
@@ -55,7 +55,7 @@ class Classifier(nn.Module):
         return outputs
 
     def outputs(self, images: Tensor) -> Tensor:
-        """What the network itself gives, as (image, output); a single logit is one column. Raises ModelError where it gives no tensor."""
+        """The network's own output as (image, output); a single logit is one column. Raises ModelError if it gives no tensor."""
         channels = len(self.preset.mean) or len(self.preset.channels)
         if images.shape[1] == 1 and channels > 1:
             images = images.expand(-1, channels, -1, -1)
@@ -84,12 +84,12 @@ class Classifier(nn.Module):
 
 
 def as_classifier(model: nn.Module) -> Classifier:
-    """The model itself where it is one, else wrapped into one with no normalisation."""
+    """The model itself if it is a Classifier, else a Classifier around it without normalisation."""
     return model if isinstance(model, Classifier) else Classifier(model)
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """What ``as_classifier`` was given; a classifier with a normalisation of its own stays whole."""
+    """Undoes ``as_classifier``: gives back the wrapped network, unless the classifier has a normalisation or order of its own."""
     return model.network if isinstance(model, Classifier) and model.preset == Preset() and not model.moves_outputs else model
 
 
@@ -99,9 +99,9 @@ def small_mlp(classes: int = 10) -> nn.Module:
 
 
 def load_checkpoint(model: nn.Module, path: Path, *, note: Note = lambda _: None) -> None:
-    """Weights from a safetensors file, a state dict saved by torch or a training checkpoint; ``note`` is told what of it was taken.
+    """Loads weights from a safetensors file, a state dict saved by torch or a training checkpoint; ``note`` reports which part was taken.
 
-    Nothing in the file is run. Raises ModelError where the file cannot be read, or does not fit the network.
+    Nothing in the file is run. Raises ModelError if the file cannot be read, or does not fit the network.
     """
     load_weights(as_classifier(model).network, read_checkpoint(path), note=note)
 
@@ -131,8 +131,8 @@ def check_model(
 ) -> Float[Tensor, "image class_"]:
     """The logits of some images, from a model in eval mode that was tried on all of them at once and on one alone.
 
-    Raises ModelError unless it gives one finite logit per class and image, which depends on that image and on no other, and is no probability.
-    ``indices`` are the images' numbers for messages. What an untrained model gives may happen to lie within 0 and 1.
+    Raises ModelError unless it gives one finite logit per class and image that depends on that image alone and is not a probability.
+    ``indices`` are the images' numbers for messages. The logits of an untrained model may lie within 0 and 1 by accident.
     """
     classifier = as_classifier(model)
     _set_eval(model)
@@ -176,7 +176,7 @@ def _set_eval(model: nn.Module) -> None:
 
 
 def _try_model(model: nn.Module, images: Tensor, classes: int) -> Tensor:
-    """Logits on the CPU. Without inference mode: what a network makes in its first call and keeps must take part in gradients later."""
+    """Logits on the CPU. Inference mode is not used: tensors that a network makes in its first call and keeps must take part in gradients later."""
     try:
         with torch.no_grad():
             logits = model(images.to(model_device(model)))
@@ -195,7 +195,7 @@ def _show(row: Tensor) -> str:
 
 
 def check_finite(values: Tensor, images: Float[Tensor, "image channel height width"], indices: Int[Tensor, " image"], what: str) -> None:
-    """Raises ModelError, with the first image of which not all ``values`` (image, ...) are finite, and what its pixels are like."""
+    """Raises ModelError if any of ``values`` (image, ...) is not finite; it names the first such image and describes its pixels."""
     bad = (~values.reshape(len(values), -1).isfinite()).any(1).nonzero()[:, 0].tolist()
     if not bad:
         return
@@ -211,7 +211,7 @@ def check_finite(values: Tensor, images: Float[Tensor, "image channel height wid
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Eval mode, frozen parameters, so that what requires a gradient is what depends on the image, and nothing compiled; all is put back."""
+    """Eval mode, frozen parameters (so that only what depends on the image requires a gradient) and no compilation; all is restored at the end."""
     training = [module for module in model.modules() if module.training]
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.eval()
@@ -230,7 +230,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 
 def copy_model(model: nn.Module) -> nn.Module:
-    """A deep copy. A tensor that the last forward pass left behind in an attribute is copied without its graph, which has no copy."""
+    """A deep copy. Tensors that the last forward pass left in attributes are copied without their graph, which cannot be copied."""
     left = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor) and not value.is_leaf]
     copied = copy.deepcopy(model, {id(value): value.detach().clone() for value in left})
     for parameter in copied.parameters():
@@ -240,20 +240,20 @@ def copy_model(model: nn.Module) -> nn.Module:
 
 
 def model_device(model: nn.Module) -> torch.device:
-    """Where the model's weights are."""
+    """The device of the model's weights."""
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
 def output_entropy(logits: Float[Tensor, "image class_"]) -> Float[Tensor, " image"]:
-    """H(f(x)) in nats, in float32 whatever the logits came in."""
+    """The entropy H(f(x)) in nats, computed in float32 whatever the type of the logits."""
     log_p = logits.float().log_softmax(1)
     return -(log_p.exp() * log_p).sum(1)
 
 
 def place_model(model: nn.Module, images: Tensor) -> nn.Module:
-    """The model on the best device; where it has 2-d convolutions and can take it, with channels last, which is about twice as fast.
+    """Moves the model to the best device, with channels last if it has 2-d convolutions and can take it, which is about twice as fast.
 
-    ``images`` are a few to try with. A network that calls ``view`` on feature maps needs channels first, and keeps them.
+    A few ``images`` are tried. A network that calls ``view`` on feature maps needs channels first, and keeps them.
     """
     _set_eval(model)
     model = model.to(best_device())
@@ -268,7 +268,7 @@ def place_model(model: nn.Module, images: Tensor) -> nn.Module:
 
 
 def hash_weights(model: nn.Module) -> str:
-    """SHA-256 over names and values of a model's weights and buffers, and over the order of its outputs where that is not the classes'."""
+    """SHA-256 over names and values of a model's weights and buffers, and over the order of its outputs if that is not the classes'."""
     digest = hashlib.sha256(repr(model.order).encode() if isinstance(model, Classifier) and model.moves_outputs else b"")
     for name, value in model.state_dict().items():
         digest.update(name.encode())

@@ -1,4 +1,4 @@
-"""What autograd's graph tells of a network: which function its outputs come from, and what in it the rescale rule cannot see."""
+"""Reads autograd's graph of a network: which function its outputs come from, and which parts the rescale rule cannot see."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-# A layer with weights: whatever it gives may be a logit, whatever its range.
+# Functions of layers with weights: their outputs may be logits, whatever their range.
 _WEIGHTED = re.compile(r"(Addmm|Mm|Bmm|Baddbmm|Addmv|Mv|Linear|.*Convolution.*)Backward\d*")
 _SQUASHING = re.compile(r"(Sigmoid|Softmax|SafeSoftmax|Hardsigmoid|Tanh|Exp|Hardtanh|Clamp\w*)Backward\d*")
-# Sums of rows of probabilities are off by rounding alone.
+# Rows of probabilities may miss a sum of one by this much, which is rounding.
 _SUM_ERROR = 1e-3
 
 
@@ -22,7 +22,7 @@ def _parents(node: Any) -> list[Any]:  # noqa: ANN401 -- autograd's nodes have n
 
 
 def walk_graph(outputs: Tensor) -> Iterator[Any]:
-    """Every node between the outputs and what they depend on, the nearest to the outputs first."""
+    """Every node between the outputs and the tensors they depend on, the nearest to the outputs first."""
     waiting, seen = [outputs.grad_fn], set()
     for node in waiting:
         if node is not None and node not in seen:
@@ -32,9 +32,9 @@ def walk_graph(outputs: Tensor) -> Iterator[Any]:
 
 
 def last_function(outputs: Tensor) -> str:
-    """What makes the outputs: "weights", the name of a function that squashes ("Sigmoid"), or "" where neither is certain.
+    """What computes the outputs: "weights", the name of a squashing function ("Sigmoid"), or "" if neither is certain.
 
-    Followed back through functions of one image-dependent tensor. Parameters must be frozen.
+    The graph is followed back through functions of one image-dependent tensor. Parameters must be frozen.
     """
     node = outputs.grad_fn
     while node is not None:
@@ -49,9 +49,9 @@ def last_function(outputs: Tensor) -> str:
 
 
 def look_like_probabilities(outputs: Float[Tensor, "image output"], function: str, *, trained: bool) -> bool:
-    """Whether outputs are probabilities: rows that sum to one, or values in 0 to 1 of which ``last_function`` says so as well.
+    """Whether outputs are probabilities: rows that sum to one, or values in 0 to 1 that come from a squashing function.
 
-    Where it does not know, a trained model's single column within 0 to 1 is taken for one: as logits these would all be of one class.
+    If the last function is not known, a trained model's single column within 0 to 1 counts as probabilities: as logits they would all mean one class.
     """
     if outputs.shape[1] > 1 and outputs.min() >= 0 and (outputs.sum(1) - 1).abs().max() < _SUM_ERROR:
         return True
@@ -60,7 +60,7 @@ def look_like_probabilities(outputs: Float[Tensor, "image output"], function: st
 
 
 def find_hidden_part(outputs: Tensor) -> str:
-    """What of a network the rescale rule cannot see, by name, and what to do about it; else what it may be."""
+    """The parts of a network that the rescale rule cannot see, by name, and what to do about them; if none is found, what it may be."""
     custom: dict[str, None] = {}  # in the order of the graph
     for node in walk_graph(outputs):
         if isinstance(node, torch.autograd.function.BackwardCFunction):

@@ -1,4 +1,4 @@
-"""Folders that ``save_pretrained`` wrote: the network, the names of its outputs, and the input as the folder's own processor makes it."""
+"""Folders that ``save_pretrained`` wrote: the network, the names of its outputs, and the input that the folder's own processor makes."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from rightreasons.networks.checkpoints import as_names
 from rightreasons.networks.presets import Preset
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
-# Sides in pixels of the pictures that tell whether a processor's output has a size of its own.
+# Pictures of these sides, in pixels, show whether a processor resizes to a size of its own.
 PROBE_SIDES = (384, 512)
-# Colours that an affine map of each channel is fitted to, and colours that it is checked on.
+# The colours to which an affine map of each channel is fitted, and the colours on which it is checked.
 FITTED = ((0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255))
 CHECKED = ((255, 255, 255), (51, 102, 204), (128, 128, 128))
 
-# Up to this share of the range from black to white the edge of a picture counts as seen: it was averaged with its neighbours.
+# The edge of a picture counts as seen if it is off by at most this share of the range from black to white, as averaging with neighbours makes it.
 WHOLE = 0.02
 
 
 @dataclass(frozen=True)
 class ProcessorInput:
-    """What a folder's processor makes of a picture, as a preset; ``remark`` says in words where the product does otherwise."""
+    """How a folder's processor prepares a picture, as a preset; ``remark`` is a sentence if this package does otherwise."""
 
     preset: Preset
     remark: str | None = None
@@ -70,7 +70,7 @@ def read_settings(name: str, root: Path) -> Any:  # noqa: ANN401 -- transformers
 
 
 def read_names(name: str, root: Path) -> tuple[str, ...] | None:
-    """What the folder calls the outputs of its network, in their order."""
+    """The folder's names for the outputs of its network, in their order."""
     return as_names(read_settings(name, root).id2label)
 
 
@@ -98,7 +98,7 @@ def read_input(name: str, root: Path) -> ProcessorInput:
 
 
 def find_folder(name: str, root: Path) -> Path:
-    """Raises ModelError where the folder has no config.json."""
+    """Raises ModelError if the folder has no config.json."""
     folder = root / name
     if not (folder / "config.json").is_file():
         raise ModelError(f"[model] source = 'hf:{name}': {folder} has no config.json; a folder that save_pretrained wrote is needed")

@@ -1,4 +1,4 @@
-"""What a model says of the images of a dataset."""
+"""A model's predictions on the images of a dataset."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rightreasons.networks.classifier import check_finite, model_device, output_
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a model says of the readable images of a dataset, whose ``indices`` tell which those are."""
+    """A model's predictions on the readable images of a dataset, which are those of ``indices``."""
 
     indices: Int[Tensor, " image"]
     labels: Int[Tensor, " image"]
@@ -29,7 +29,7 @@ class Predictions:
 
 
 def predict_labels(model: nn.Module, batches: Iterable[Batch]) -> Predictions:
-    """One pass over batches. Raises ModelError for logits that are not finite, DataError for a label that no logit stands for."""
+    """The predictions, in one pass over batches. Raises ModelError for logits that are not finite, DataError for a label that no logit stands for."""
     model.eval()
     device = model_device(model)
     columns: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []

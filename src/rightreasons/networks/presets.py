@@ -1,4 +1,4 @@
-"""What a network is fed: the size, channel order and normalisation that it was trained with."""
+"""The input that a network was trained with: size, channel order and normalisation."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from dataclasses import dataclass
 
 from rightreasons.errors import ModelError
 
-# The place of each of the network's channels among red, green and blue, by what a configuration calls the order. OpenCV reads files as "bgr".
+# For each channel order that a configuration can name: the position of each network channel in red, green, blue. OpenCV reads files as "bgr".
 CHANNELS = {"rgb": (), "bgr": (2, 1, 0)}
 
 
 @dataclass(frozen=True)
 class Preset:
-    """What a network was made for: the side of its images in pixels, and the mean and deviation that its input is normalised with.
+    """The input of a network: the side of its images in pixels, and the mean and deviation by which they are normalised.
 
-    ``channels`` are the image's channels in the network's order where that is not red, green, blue; mean and deviation are in the network's.
+    ``channels`` are the image's channels in the network's order, if that is not red, green, blue; mean and deviation are in the network's order.
     """
 
     size: int | None = None

@@ -35,8 +35,8 @@ def open_model(
 ) -> Classifier:
     """The network that ``config`` names, with its checkpoint's weights, and with its outputs in the order of ``classes``.
 
-    ``note`` is told what was taken of a checkpoint and by which names outputs were moved; ``synonyms`` are the classes that the data's
-    labels stand for. Raises ModelError or ConfigError where the network's own class names are others.
+    ``note`` reports which part of a checkpoint was taken and by which names outputs were moved; ``synonyms`` are the classes that the data's
+    labels stand for. Raises ModelError or ConfigError if the network's own class names are not those of the data.
     """
     stored = _stored(config, root)
     model = _build(config, len(classes), root, generator_seed, stored, note)
@@ -45,17 +45,17 @@ def open_model(
 
 
 def build_model(config: ModelConfig, *, classes: int, root: Path, generator_seed: int, note: Note = lambda _: None) -> Classifier:
-    """The network that ``config`` names, with ``classes`` outputs: the weights that it names, the rest drawn from ``generator_seed``.
+    """The network that ``config`` names, with ``classes`` outputs, and the weights that it names; the rest is drawn from ``generator_seed``.
 
-    Raises ModelError where the source is unknown or cannot be built, or where the weights do not fit.
+    Raises ModelError if the source is unknown or cannot be built, or if the weights do not fit.
     """
     return _build(config, classes, root, generator_seed, _stored(config, root), note)
 
 
 def find_checkpoint(config: ModelConfig, *, classes: int, root: Path) -> str | None:
-    """The checkpoint that ``config`` names; or a Hugging Face folder's own weights where its head has as many classes, for then it is trained.
+    """The checkpoint that ``config`` names, or a Hugging Face folder's own weights if its head has as many classes, since then it is trained.
 
-    With [model] pretrained they are weights to start from.
+    With [model] pretrained, the folder's weights are only weights to start from.
     """
     kind, name = _split_source(config.source)
     if config.checkpoint or kind != "hf" or config.pretrained:
@@ -137,7 +137,7 @@ def _is_own(config: ModelConfig, root: Path) -> bool:
 def _find_order(
     config: ModelConfig, classes: tuple[str, ...], root: Path, stored: Checkpoint | None, note: Note, synonyms: Mapping[str, str] | None
 ) -> tuple[int, ...] | None:
-    """The output of each class as it is stated, or as the checkpoint or its folder names them; None where neither does."""
+    """The output of each class as it is stated, or as the checkpoint or its folder names them; None if neither does."""
     kind, name = _split_source(config.source)
     if stored and config.classes is not None and len(stored.listed) > 1:
         return stated_order(config.classes, classes, synonyms)
@@ -152,7 +152,7 @@ def _find_order(
         return read_order(names, classes, source=source, note=note, synonyms=synonyms)
     order = stated_order(config.classes, classes, synonyms)
     if names is not None and match_classes(names, classes, synonyms) not in (None, order):
-        note(f"{source} names its outputs {', '.join(names[:12])}; [model] classes says otherwise, and is followed")
+        note(f"{source} names its outputs {', '.join(names[:12])}; [model] classes is followed, which says otherwise")
     return order
 
 
@@ -183,7 +183,8 @@ def _load_trained(network: nn.Module, stored: Checkpoint, classes: int, build: C
 def _load_start(network: nn.Module, stored: Checkpoint, other: Callable[[], nn.Module], note: Note) -> None:
     """Pretrained weights into a network with another number of classes.
 
-    What differs in shape from the ``other`` network, which has one class more, are its heads: they may differ, and stay as they are then.
+    The tensors whose shapes differ from the ``other`` network, which has one class more, are its heads: the file's may not fit them, and they
+    then stay as they are.
     """
     shapes = {name: value.shape for name, value in other().state_dict().items()}
     heads = [name for name, value in network.state_dict().items() if value.shape != shapes.get(name)]
@@ -222,7 +223,7 @@ def _build_timm(name: str, classes: int, root: Path, *, pretrained: bool) -> nn.
 
 
 def _build_packaged(name: str, classes: int, root: Path, *, pretrained: bool) -> nn.Module:
-    """The small network of the digits, or EfficientNet-Lite0 with the ImageNet weights that a package carries."""
+    """The small network of the DecoyMNIST studies, or EfficientNet-Lite0 with the ImageNet weights that a package carries."""
     if name == "small-mlp":
         return small_mlp(classes)
     timm = _import_timm()
@@ -254,7 +255,7 @@ def _build_python(name: str, classes: int, root: Path, *, pretrained: bool) -> n
 
 
 def _import_from(root: Path, name: str) -> ModuleType:
-    """The file beside the configuration where there is one, even if another project's module of that name was imported before."""
+    """The module: the file beside the configuration if there is one, even if another project's module of that name was imported before."""
     path = root.joinpath(*name.split(".")).with_suffix(".py")
     loaded = sys.modules.get(name)
     if path.is_file() and loaded is not None and Path(getattr(loaded, "__file__", None) or "").resolve() != path.resolve():
@@ -264,7 +265,7 @@ def _import_from(root: Path, name: str) -> ModuleType:
 
 
 def _call_with_classes(function: Callable[..., object], classes: int) -> object:
-    """By name where the function has a parameter of that name, else as its only required one, else not at all."""
+    """Calls the function with ``classes`` by name if it has that parameter, else as its only required parameter, else without it."""
     parameters = inspect.signature(function).parameters
     for name in ("classes", "num_classes"):
         if name in parameters:

@@ -22,17 +22,17 @@ from rightreasons.data.loading import Batch, count_images, read_batches
 from rightreasons.errors import ModelError
 from rightreasons.networks.classifier import check_finite, model_device
 
-# A step's gradient is never longer than this: one bad batch must not undo pretrained weights.
+# A step's gradient is clipped to this length, so that one bad batch cannot undo pretrained weights.
 LONGEST_GRADIENT = 10.0
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How long, how fast, and what. Adam; the learning rate falls to zero along a half cosine; ``gamma`` weighs the L2 norm of the weights.
+    """Settings of training with Adam. The learning rate falls to zero along a half cosine; ``gamma`` weighs the squared L2 norm of the weights.
 
     Over the first ``warm_up`` steps the learning rate rises from zero: Adam's first steps are as long as its rate, whatever the gradient.
-    ``layers`` train and the rest stays as it is: "all", the "last-blocks" (the later half of the layers that have weights, in the order in which
-    the model calls them), or the "head", which is the last of them. Of these, weights that the user froze stay frozen, unless all of them are.
+    Only ``layers`` are trained: "all", the "last-blocks" (the later half of the layers that have weights, in the order in which the model calls
+    them), or the "head", which is the last of them. Weights among these that the user froze stay frozen, unless all of them are frozen.
     """
 
     epochs: int
@@ -58,13 +58,12 @@ def train_model(
 ) -> None:
     """Trains ``model`` in place. ``batches`` gives one epoch from a generator, ``loss`` a scalar for one batch.
 
-    Each epoch draws from generators of its own, and ``checkpoint`` is written after each: stopped at any moment and called
-    again, training ends at the same weights as in one go. ``freeze_statistics`` keeps BatchNorm as it is, so that images of one
-    batch do not leak into one another. With ``judge_epoch`` the model ends as it was after its best epoch: the latest that is no more than
-    ``slack`` below the highest.
-    Where the device is CUDA, the forward pass runs in half precision.
+    Each epoch draws from generators of its own, and ``checkpoint`` is written after each: if training is stopped at any moment and called
+    again, it ends at the same weights as in one go. ``freeze_statistics`` keeps BatchNorm's statistics fixed, so that images of one
+    batch do not influence one another. With ``judge_epoch`` the model ends with the weights of its best epoch: the latest whose merit is no more
+    than ``slack`` below the highest. On CUDA, the forward pass runs in half precision.
 
-    Raises ModelError where the model has no weights to train, and where training diverges: the weights are as they were before that step.
+    Raises ModelError if the model has no weights to train, and if training diverges: the weights are then those before that step.
     """
     chosen = _weights_to_train(model, recipe.layers, lambda: next(batches(seeded(seed, "layers"))))
     # gamma ||theta||^2 has the gradient 2 gamma theta.
@@ -115,7 +114,7 @@ def train_plainly(
     checkpoint: Path | None = None,
     progress: Advance | None = None,
 ) -> None:
-    """Cross-entropy on shuffled batches: ERM. A last batch of one image, on which batch norm cannot train, joins the one before."""
+    """Trains by cross-entropy on shuffled batches (ERM). A last batch of one image, on which BatchNorm cannot train, joins the one before."""
     count = count_images(dataset)
     device = model_device(model)
 
@@ -139,7 +138,7 @@ def train_plainly(
 
 
 def _join_single(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """The batches, each of a single image joined to its neighbour."""
+    """The batches, with each batch of a single image joined to its neighbour."""
     held: Batch | None = None
     for batch in batches:
         if held is not None and 1 in (len(held), len(batch)):
@@ -153,7 +152,7 @@ def _join_single(batches: Iterator[Batch]) -> Iterator[Batch]:
 
 
 def flip_together(flips: Flips, generator: torch.Generator, *tensors: Tensor) -> tuple[Tensor, ...]:
-    """Half of the rows mirrored left to right, with "both" also half of them upside down; the same rows of every tensor (row, ..., height, width)."""
+    """Mirrors half of the rows left to right and, with "both", half of them upside down; the same rows of every tensor (row, ..., height, width)."""
     for axis in _FLIPPED_AXES[flips]:
         chosen = torch.rand(len(tensors[0]), generator=generator) < 0.5
         tensors = tuple(torch.where(chosen.view(-1, *[1] * (part.ndim - 1)), part.flip(axis), part) for part in tensors)
@@ -164,7 +163,7 @@ _FLIPPED_AXES: dict[Flips, tuple[int, ...]] = {"off": (), "horizontal": (-1,), "
 
 
 class _Precision:
-    """Mixed precision on CUDA: bfloat16 where the device has it, else float16 with a scaled loss. Plain float32 everywhere else."""
+    """Mixed precision on CUDA: bfloat16 if the device has it, else float16 with a scaled loss. Plain float32 on every other device."""
 
     def __init__(self, device: torch.device) -> None:
         self.enabled = device.type == "cuda"
@@ -175,7 +174,7 @@ class _Precision:
         return torch.autocast("cuda", dtype=self.kind) if self.enabled else contextlib.nullcontext()
 
     def step(self, value: Tensor, optimizer: torch.optim.Optimizer, parameters: list[Tensor]) -> bool:
-        """One step; False, and no step, where loss or gradient are not finite. A scaled gradient may overflow: the scaler leaves that step out."""
+        """Takes one step, or none and returns False if loss or gradient are not finite. The scaler skips a step whose scaled gradient overflows."""
         self.scaler.scale(value).backward()
         self.scaler.unscale_(optimizer)
         length = nn.utils.clip_grad_norm_(parameters, LONGEST_GRADIENT)
@@ -187,7 +186,7 @@ class _Precision:
 
 
 def _divergence(model: nn.Module, chosen: list[Tensor], batch: Batch, epoch: int, loss: float) -> ModelError:
-    """The error for a step whose loss or gradient is not finite: it names the image, where one alone is enough for that."""
+    """The error for a step whose loss or gradient is not finite. It names the image, if a single image causes it."""
     model.eval()
     where, device = f"training diverged in epoch {epoch + 1} (loss {loss:.3g})", model_device(model)
     for row in range(len(batch)):
@@ -203,7 +202,7 @@ def _divergence(model: nn.Module, chosen: list[Tensor], batch: Batch, epoch: int
 
 
 def _weights_to_train(model: nn.Module, which: str, read: Callable[[], Batch]) -> list[Tensor]:
-    """What ``which`` names; a batch is read where that takes a look at the order of execution."""
+    """The weights that ``which`` names. A batch is read if the order in which layers are called is needed."""
     layers = [module for module in model.modules() if next(module.parameters(recurse=False), None) is not None]
     if which != "all" and layers:
         order = _order_of_calls(model, read().images[:2])
@@ -218,7 +217,7 @@ def _weights_to_train(model: nn.Module, which: str, read: Callable[[], Batch]) -
 
 
 def _order_of_calls(model: nn.Module, images: Tensor) -> dict[nn.Module, int]:
-    """When each module is last called. One that is never called itself, as its weights are used by the module that holds it, stands with that one."""
+    """When each module is last called. A module that is never called itself, since its parent uses its weights, counts as called with its parent."""
     times, clock = {}, itertools.count(1)
     hooks = [module.register_forward_pre_hook(lambda *_, name=name: times.update({name: next(clock)})) for name, module in model.named_modules()]
     model.eval()
@@ -238,7 +237,7 @@ def _order_of_calls(model: nn.Module, images: Tensor) -> dict[nn.Module, int]:
 
 @contextlib.contextmanager
 def _only_trainable(model: nn.Module, chosen: list[Tensor]) -> Iterator[None]:
-    """Gradients are computed for what trains, and for nothing else."""
+    """Within this context, gradients are computed only for the weights that are trained."""
     kept = {id(parameter) for parameter in chosen}
     changed = [parameter for parameter in model.parameters() if parameter.requires_grad != (id(parameter) in kept)]
     for parameter in changed:
@@ -259,7 +258,7 @@ def _freeze_statistics(model: nn.Module) -> None:
 def _resume(
     model: nn.Module, optimizer: torch.optim.Optimizer, precision: _Precision, checkpoint: Path | None
 ) -> tuple[int, tuple[float, dict[str, Tensor]] | None]:
-    """The epoch to go on with, and the best so far."""
+    """The epoch with which training continues, and the best epoch so far."""
     if checkpoint is None or not checkpoint.exists():
         return 0, None
     state = torch.load(checkpoint, map_location=model_device(model), weights_only=True)

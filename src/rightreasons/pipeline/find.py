@@ -54,10 +54,10 @@ def find(
     max_usd: float | None = None,
     carried: tuple[LVLM, LVLM] | None = None,
 ) -> Run:
-    """Finds what the project's model leans on and has every piece of it judged, training the model first if it has no weights yet.
+    """Finds what the project's model leans on and has every segment judged, training the model first if it has no weights yet.
 
-    ``max_usd`` comes before the configuration's. ``carried`` has the critic and the judge of a run that will ask nothing, since every answer is
-    there: such a run needs neither prices nor a server.
+    ``max_usd`` overrides the configuration's. ``carried`` has the critic and the judge of a run that will send no requests, since every answer
+    is already in the ledger: such a run needs neither prices nor a server.
     """
     critic, judge = carried or open_lvlms(project, allow_remote)
     prices = {} if carried else _ready(project, critic, judge, reporter)
@@ -65,7 +65,7 @@ def find(
     examples = read_examples(example_file(project), seeded(project.config.run.seed, "few-shot"))
     panel = Panel.of(project.config, critic, judge, examples)
     with folder.locked():
-        folder.load_verdicts()  # what a person wrote there is read before anything is paid for
+        folder.load_verdicts()  # a mistake in lines that a person wrote is reported before anything is paid for
         evidence = gather_evidence(project.config, folder, model, project.train, project.validation, project.task.classes, reporter)
         cases = Cases(evidence, project.descriptions, folder)
         if critic.address is not None:
@@ -79,21 +79,21 @@ def find(
         folder.save_criticism(criticism)
         folder.save_verdicts(verdicts)
         verdicts = folder.load_verdicts() or []
-        # Mapped anew: what was read of the file does not stay resident.
+        # The file is mapped again, so that the pages read so far do not stay in memory.
         attribution, segmentation, selection = folder.load_attribution() or evidence.attribution, evidence.segmentation, evidence.selection
         del evidence, cases
         release_memory()
     run = Run(project, folder, model, selection, attribution, segmentation, critiques, verdicts, controls, criticism)
     if run.queue:
         reporter.note(
-            f"{len(run.queue)} of {segmentation.shares.gt(0).sum()} segments wait for a person: report.html lists them, most worth a look first"
+            f"{len(run.queue)} of {segmentation.shares.gt(0).sum()} segments wait for a person: report.html lists them, the most important first"
         )
     reporter.note(f"{run.outcome}: {run.explanation}")
     return run
 
 
 def prepare(project: Project, folder: RunFolder, reporter: Reporter) -> nn.Module:
-    """Checks what can be checked before long work, starts the run folder, and gives the trained model."""
+    """Checks all that can be checked before long work, starts the run folder, and returns the trained model."""
     read_examples(example_file(project), seeded(project.config.run.seed, "few-shot"))
     for note in (*check_descriptions(project.descriptions), *project.task.problems, *project.notes):
         reporter.note(note)
@@ -105,7 +105,7 @@ def prepare(project: Project, folder: RunFolder, reporter: Reporter) -> nn.Modul
 
 
 def record_manifest(folder: RunFolder, splits: Mapping[str, Dataset], classes: Sequence[str], reporter: Reporter) -> None:
-    """Writes manifest.jsonl, every image by its hash, unless it is there; and notes if one image is in two splits or under two labels.
+    """Writes manifest.jsonl, which lists every image by its hash, unless it exists; notes images in two splits or under two labels.
 
     Raises DataError for a label that no class has.
     """
@@ -126,7 +126,7 @@ def record_manifest(folder: RunFolder, splits: Mapping[str, Dataset], classes: S
 
 
 def trained_model(project: Project, folder: RunFolder, reporter: Reporter) -> nn.Module:
-    """The project's model if it has its weights, or one trained on the training split and kept as model.safetensors in the run folder."""
+    """The project's model if it is trained, else one trained on the training split and saved as model.safetensors in the run folder."""
     model, settings, kept = fresh_model(project), project.config.model, folder.trained_model
     if project.is_trained:
         return model
@@ -152,11 +152,11 @@ def trained_model(project: Project, folder: RunFolder, reporter: Reporter) -> nn
 
 
 def _ready(project: Project, critic: LVLM, judge: LVLM, reporter: Reporter) -> dict[str, Price]:
-    """Checks that critic and judge can be asked, before long work, and gives the prices that are known."""
+    """Checks before long work that critic and judge can be asked, and returns the known prices."""
     prices = {model.name: required_price(model, price_file(project)) for model in (critic, judge)}
     for model in [critic] if judge is critic else [critic, judge]:
         if (server := str((model.address or {}).get("base_url"))).lower().startswith("http://") and not is_loopback(read_host(server)):
-            reporter.note(f"the way to {server} is not encrypted: whoever is on it can read the images, and the key")
+            reporter.note(f"the connection to {server} is not encrypted: anyone on the network between can read the images and the key")
         model.check()
     return prices
 
@@ -164,7 +164,7 @@ def _ready(project: Project, critic: LVLM, judge: LVLM, reporter: Reporter) -> d
 def _judge(
     cases: Cases, panel: Panel, ledger: Ledger, weights: str, reporter: Reporter
 ) -> tuple[list[Control], list[Critique], list[Verdict], Criticism]:
-    """The controls and every case before critic and judge; and who judged, by which prompts, at what cost."""
+    """Asks critic and judge about the controls and every case; returns their answers, and who judged, by which prompts, at what cost."""
 
     def consult(case: Case) -> tuple[list[Critique], list[Verdict]]:
         return consult_case(case, panel, ledger.ask)
@@ -176,7 +176,7 @@ def _judge(
         controls = read_controls(verdict for _, part in tried for verdict in part)
         for control in controls:
             if control.passed is False:
-                reporter.note(f"{panel.critic.name} fails the control {control.name!r}: it says {control.said}. Do not trust its verdicts unseen")
+                reporter.note(f"{panel.critic.name} fails the control {control.name!r}: it says {control.said}. Do not trust its verdicts unchecked")
         with reporter.stage("judge") as advance:
             results = map_in_order(lambda row: consult(cases[row]), cases.rows, workers=workers, advance=advance, stop=ledger.stop)
         criticism = Criticism(

@@ -25,16 +25,16 @@ from rightreasons.repair.propagate import spread_verdicts
 from rightreasons.run import Alignment, Run
 from rightreasons.runs.folder import RunFolder
 
-# Held-out images that tell the best epoch of fine-tuning.
+# At most this many held-out images choose the best epoch of fine-tuning.
 EPOCH_HOSTS = 1000
 
 
 def fix(run: Run, *, reporter: Reporter, out: Path | None = None, accept: bool = False) -> Alignment:
     """Fine-tunes into ``run.aligned``, and saves it as aligned.safetensors with the outcome in alignment.json.
 
-    A repair that does harm is kept as rejected.safetensors, and the original is the result; ``accept`` takes it all the same.
-    The same verdicts and settings are not worked on twice, and another ``max_accuracy_drop`` only judges again; others start afresh.
-    Raises ConfigError where the model's weights are not the ones that ``find`` explained.
+    A repair that does harm is saved as rejected.safetensors, and the original model is kept; with ``accept`` the repair is used anyway.
+    The same verdicts and settings are not trained on twice, and another ``max_accuracy_drop`` only judges again; any other change starts afresh.
+    Raises ConfigError if the model's weights are not the ones that ``find`` explained.
     """
     _check_weights(run)
     folder = RunFolder(out or run.folder.path)
@@ -55,7 +55,7 @@ def fix(run: Run, *, reporter: Reporter, out: Path | None = None, accept: bool =
             result = _judge_again(Alignment(**finished), held_out, config.max_accuracy_drop)
         rejected = folder.path / "rejected.safetensors"
         run.rejected = None
-        # Under another bound than before, the repair is in the other of the two files.
+        # Another bound than before may move the repair to the other of the two files.
         if result.outcome == "original kept" and not rejected.exists():
             load_checkpoint(aligned, folder.path / "aligned.safetensors")
             _save_weights(run, folder, "rejected", aligned)
@@ -77,17 +77,17 @@ def fix(run: Run, *, reporter: Reporter, out: Path | None = None, accept: bool =
     if result.outcome == "original kept":
         reporter.note(
             f"the original model is kept: {result.reason}, beyond [align] max_accuracy_drop = {config.max_accuracy_drop}. Look at the verdicts in "
-            f"report.html. What was rejected is in rejected.safetensors, and its scores in the column rejected; "
-            f"`rightreasons fix {folder.path} --accept` takes it"
+            f"report.html. The rejected repair is in rejected.safetensors, and its scores are in the column rejected; "
+            f"`rightreasons fix {folder.path} --accept` uses it anyway"
         )
     return result
 
 
 def alignment_job(run: Run) -> str:
-    """What fine-tuning depends on, as a hash: settings but the guard's bound, seed, weights, and what was judged spurious and relevant."""
+    """A hash of all that fine-tuning depends on: settings except the guard's bound, seed, weights, and what was judged spurious and relevant."""
     settings = run.config.align.model_dump(exclude={"max_accuracy_drop"})
     if settings["term"] == "swap+penalty":
-        settings["term"] = "auto"  # so it was spelled when the first repairs were saved, and they are not to be done again
+        settings["term"] = "auto"  # the spelling of the first saved repairs, which must not be done again
     described = f"{settings} {run.config.data.flips} {run.config.run.seed} {hash_weights(run.model)} {count_images(run.train)}".encode()
     digest = hashlib.sha256(described)
     digest.update(run.masks.numpy().data)
@@ -96,7 +96,7 @@ def alignment_job(run: Run) -> str:
 
 
 def _judge_again(result: Alignment, held_out: tuple[HeldOut, HeldOut] | None, max_drop: float) -> Alignment:
-    """A finished repair under the bound of now; what a person accepted stays accepted."""
+    """Judges a finished repair by the present bound; a repair that a person accepted stays accepted."""
     if held_out is None or result.outcome not in ("aligned", "original kept"):
         return result
     harm = find_harm(*held_out, max_drop)
@@ -104,7 +104,7 @@ def _judge_again(result: Alignment, held_out: tuple[HeldOut, HeldOut] | None, ma
 
 
 def _repair(run: Run, model: nn.Module, checkpoint: Path, reporter: Reporter) -> tuple[Alignment, tuple[HeldOut, HeldOut] | None]:
-    """Fine-tunes ``model`` in place where a shortcut was found, and holds it against the original; with what the guard measured."""
+    """Fine-tunes ``model`` in place if a shortcut was found, and compares it with the original; returns the guard's measurements too."""
     plain = _predict(run.model, run.validation)
     accuracy = plain.correct.double().mean().item()
     if run.outcome != "shortcut found":
@@ -124,17 +124,17 @@ def _save_weights(run: Run, folder: RunFolder, name: str, model: nn.Module) -> N
 
 
 def _check_weights(run: Run) -> None:
-    """Raises ConfigError where the model is not the one that was explained."""
+    """Raises ConfigError if the model is not the one that was explained."""
     explained = run.criticism.weights
     if explained not in (None, hash_weights(run.model)):
         raise ConfigError(
-            f"the model's weights are not those that {run.folder.path} explains: its verdicts say nothing of them. Put the old weights back, or "
+            f"the model's weights are not those that {run.folder.path} explains: its verdicts do not apply to them. Put the old weights back, or "
             "run find with another --out"
         )
 
 
 def align(model: nn.Module, run: Run, alignment: AlignmentSet, *, checkpoint: Path | None = None, reporter: Reporter) -> None:
-    """Fine-tunes ``model`` in place with the run's settings, and chooses the epoch by held-out images with segments pasted in."""
+    """Fine-tunes ``model`` in place with the run's settings; the epoch is chosen on held-out images with spurious segments pasted in."""
     seed = run.config.run.seed
     hosts = some_images(run.validation, EPOCH_HOSTS, seeded(seed, "epoch hosts"))
     with reporter.stage("align") as advance:
@@ -153,7 +153,7 @@ def align(model: nn.Module, run: Run, alignment: AlignmentSet, *, checkpoint: Pa
 
 
 def judged_alignment(run: Run, reporter: Reporter) -> AlignmentSet:
-    """The inspected images with what was judged spurious and relevant in them, spread to the other training images where that can be done."""
+    """The inspected images with what was judged spurious and relevant in them, and the verdicts spread to other training images if possible."""
     return build_alignment(run, run.masks, _relevant(run), reporter)
 
 
@@ -173,8 +173,8 @@ def build_alignment(
             spread = spread_verdicts(run.model, run.train, inspected, masks, protected, progress=advance)
         if spread is None:
             reporter.note(
-                "the repair rests on the inspected images alone, since the model's feature maps do not tell the shortcut in others. That is usual "
-                "for networks without fine feature maps and no fault; where the repair falls short, inspect more images ([sample] size)"
+                "the repair rests on the inspected images alone, since the model's feature maps do not show the shortcut in others. That is usual "
+                "for networks without fine feature maps, and not an error; if the repair falls short, inspect more images ([sample] size)"
             )
         else:
             marked = int((spread.scores > 0).flatten(1).any(1).sum())

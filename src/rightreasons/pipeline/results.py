@@ -1,4 +1,4 @@
-"""What a run came to: the scores before and after, metrics.json and report.html."""
+"""The results of a run: the scores before and after, metrics.json and report.html."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def write_results(
 ) -> dict[str, Any]:
     """Scores the models of a run and writes metrics.json, which is returned, and report.html into ``folder`` (default: the run's).
 
-    What was scored before is taken over, unless ``again``.
+    Scores that are stored already are reused, unless ``again``.
     """
     folder = folder or run.folder
     folder.path.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -42,7 +42,7 @@ def write_results(
     if alignment is None and run.aligned is not None and (stored := folder.load_alignment()) is not None:
         alignment = Alignment(**stored)
         if folder.load_alignment(alignment_job(run)) is None:
-            reporter.note("aligned.safetensors was made with other verdicts or settings than those of now: run `rightreasons fix` again")
+            reporter.note("aligned.safetensors was made with other verdicts or settings than the present ones: run `rightreasons fix` again")
     if reference is None:
         reference = {name: read_scores(scores) for name, scores in (folder.load_scores(reference_key) or {}).items()}
     else:
@@ -61,7 +61,7 @@ def write_results(
 
 
 def _recall_unreadable(run: Run, folder: RunFolder) -> None:
-    """Tries again what an earlier command could not decode, so that it is named again: a stage that is loaded opens no file."""
+    """Decodes again the files that an earlier command could not, so that this command names them too: a loaded stage opens no image."""
     earlier, now = folder.load_unreadable() or run.folder.load_unreadable(), {}
     for split, images in run.project.task.splits.items():
         if isinstance(images, ImageFiles):

@@ -36,7 +36,7 @@ def find_shortcuts(
     retry_unknown: bool = False,
     reporter: Reporter | None = None,
 ) -> Run:
-    """Finds what ``model`` leans on in ``train_set`` and has every piece of it judged; writes metrics.json and report.html.
+    """Finds what ``model`` leans on in ``train_set`` and has every segment judged; writes metrics.json and report.html.
 
     Args:
         model: maps (batch, channel, height, width) to (batch, class) logits; a copy of it is explained, on the best device.
@@ -49,8 +49,8 @@ def find_shortcuts(
         test_set: images to score on; by default the validation images, which is said in a note.
         preset: the mean and deviation that ``model`` wants its images normalised with, unless it does that itself; images are given in 0 to 1.
         settings: tables of the configuration, such as ``{"sample": {"size": 50}, "critic": {"max_usd": 5}}``; paths start from the current folder.
-        retry_unknown: ask again what a crash left unanswered; it may have been paid for.
-        reporter: told of progress; by default notes are warnings of the logger "rightreasons".
+        retry_unknown: send requests again that a crash left unanswered; they may have been paid for.
+        reporter: receives progress and notes; by default notes are warnings of the logger "rightreasons".
 
     Raises RightReasonsError before any long work if an input cannot be used.
 

@@ -1,4 +1,4 @@
-"""From a configuration file to what a run works on: task, model and LVLM. Everything cheap is checked here, before long work."""
+"""From a configuration to a project: task, model and LVLM. All that is cheap to check is checked here, before long work."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ Role = Literal["critic", "judge"]
 class Project:
     """A checked configuration with its data and its model, which ``is_trained`` unless the run is to train it.
 
-    ``notes`` tell what was taken of a checkpoint, and by which names its outputs were put into the data's order. ``backends`` has the critic and
-    the judge if they were given open, as in Python; else the configuration names them.
+    ``notes`` report which part of a checkpoint was taken, and by which names its outputs were put into the data's order. ``backends`` has the
+    critic and the judge if the caller opened them, as in Python; else the configuration names them.
     """
 
     config: Config
@@ -61,15 +61,15 @@ class Project:
 
     @property
     def manifest(self) -> str:
-        """What identifies data and checkpoint."""
+        """The hash that identifies data and checkpoint."""
         checkpoint = f", model {hash_weights(self.model)}" if self.config.model.checkpoint else ""
         return f"{self.task.manifest}{checkpoint}"
 
 
 def open_project(tables: dict[str, Any], *, source: str, root: Path) -> Project:
-    """Reads and checks everything that a configuration names but the LVLM. Paths start from ``root``.
+    """Reads and checks everything that a configuration names except the LVLM. Relative paths start from ``root``.
 
-    Raises RightReasonsError for whatever cannot be used.
+    Raises RightReasonsError for anything that cannot be used.
     """
     path = tables.get("data", {}).get("path") if isinstance(tables.get("data"), dict) else None
     defaults = task_defaults(path) if isinstance(path, str) else {}
@@ -97,10 +97,10 @@ def project_in_memory(
     preset: Preset | None,
     settings: Mapping[str, object],
 ) -> Project:
-    """The project of a trained model and of datasets ("train", and "validation" and "test" or None), checked as those of a configuration are.
+    """The project of a trained model and of datasets ("train", and "validation" and "test" or None), checked like those of a configuration.
 
     Without a validation split a tenth of the training split is held out, and without a test split the validation images are scored.
-    Raises RightReasonsError for whatever cannot be used.
+    Raises RightReasonsError for anything that cannot be used.
     """
     train, validation, test = splits["train"], splits.get("validation"), splits.get("test")
     assert train is not None  # it is not optional
@@ -112,7 +112,7 @@ def project_in_memory(
     }
     config = parse_config(merge_tables(tables, dict(settings)), source="settings")
     if config.critic.lvlm != lvlm.name:
-        raise ConfigError(f"settings: critic.lvlm = {config.critic.lvlm!r}, and lvlm is {lvlm.name!r}: give the one that is to be asked as lvlm")
+        raise ConfigError(f"settings: critic.lvlm = {config.critic.lvlm!r}, but lvlm is {lvlm.name!r}: pass the one to be asked as lvlm")
     judge = judge or _named_judge(config, lvlm)
     if validation is None:
         train, validation = _hold_out(train, config.run.seed)
@@ -142,7 +142,7 @@ def _named_judge(config: Config, lvlm: LVLM) -> LVLM:
 
 
 def _hold_out(dataset: Dataset, seed: int) -> tuple[Dataset, Dataset]:
-    """Nine tenths of the images, and the others."""
+    """Two random parts of a dataset: nine tenths for training, one tenth for validation."""
     order = torch.randperm(count_images(dataset), generator=seeded(seed, "hold out")).tolist()
     cut = max(1, len(order) // 10)
     return Subset(dataset, sorted(order[cut:])), Subset(dataset, sorted(order[:cut]))
@@ -170,7 +170,7 @@ def open_role(project: Project, role: Role, allow_remote: tuple[str, ...]) -> LV
 
 
 def find_server(critic: CriticConfig, role: Role) -> tuple[str, str | None]:
-    """The model of a role and the address of its server. The judge does not get another provider's address, or its key would be sent there."""
+    """The model of a role and the address of its server. The judge never gets another provider's address, since its key would be sent there."""
     if role == "critic" or critic.judge is None:
         return critic.lvlm, critic.base_url
     kind = kind_of(critic.lvlm)
@@ -193,7 +193,7 @@ def example_file(project: Project) -> Path | None:
 def project_of_run(folder: RunFolder, *, file: Path | None = None, changes: Mapping[str, Any] | None = None) -> Project:
     """The project of a run, with the settings of its folder, or of a configuration ``file``, and ``changes`` laid over them.
 
-    Raises ConfigError where data, weights or settings are not those that the run was made with.
+    Raises ConfigError if data, weights or settings are not those with which the run was made.
     """
     stored = folder.config()
     if file is None:
@@ -211,7 +211,7 @@ def project_of_run(folder: RunFolder, *, file: Path | None = None, changes: Mapp
 
 
 def go_on(project: Project, folder: RunFolder) -> None:
-    """Makes the run folder, or goes on in it where it is of this project."""
+    """Makes the run folder, or continues in it if it belongs to this project."""
     folder.start(project.config, manifest=project.manifest, root=project.root, splits=project.task.splits)
 
 

@@ -20,15 +20,15 @@ from rightreasons.networks.classifier import check_finite, check_model, copy_mod
 from rightreasons.networks.training import Recipe, train_plainly
 from rightreasons.repair.align import AlignmentSet, align_model
 
-# How many images of each split are read, twice: of random mirroring so many would show nothing once in 2**15 times. Odd, as a last batch may be.
+# How many images of each split are read twice. Random mirroring would leave all of them unchanged once in 2**15 times. Odd, as a last batch may be.
 READ = 15
-# How many of them are explained, and trained on in one step.
+# How many of these images are explained, and used in one training step.
 TRAINED = 3
 
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """What was tried, and what was found of it, in words."""
+    """The results of a rehearsal: for each thing that was tried, what was found, in words."""
 
     found: Mapping[str, str]
 
@@ -38,7 +38,7 @@ def rehearse(model: nn.Module, splits: Mapping[str, Dataset], classes: tuple[str
 
     ``splits`` has "train" at least; with ``train_first`` the network is untrained, and plain training is rehearsed too.
     Raises DataError for data that change from one reading to the next or have a label that no class has, ModelError for a network that does not
-    give finite logits of each image alone or cannot be trained, UnsupportedLayer where the attribution cannot explain it.
+    give finite logits for each image alone or cannot be trained, UnsupportedLayer if the attribution cannot explain it.
     """
     read = {split: _read_twice(dataset, split, len(classes), config.run.seed) for split, dataset in splits.items()}
     few, shape = read["train"], read["train"].images.shape[1:]
@@ -75,7 +75,7 @@ def _describe_answers(logits: Tensor, labels: Tensor, classes: tuple[str, ...]) 
 
 
 class _Few(Dataset):
-    """Images that were read, as a dataset; they keep the numbers that they have in their own."""
+    """Images in memory as a dataset; they keep their numbers from the dataset that they come from."""
 
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
@@ -104,13 +104,13 @@ def _read_twice(dataset: Dataset, split: str, classes: int, seed: int) -> Batch:
                 inner = inner.dataset  # pyright: ignore[reportAttributeAccessIssue]
             raise DataError(
                 f"{type(inner).__name__} ({split}) gives another picture or label of image {index} when it is read again: it augments at random, and "
-                "a verdict on one reading is not true of the next. Pass it without random transforms; [data] flips mirrors images in training"
+                "a verdict on one reading need not hold for the next. Pass it without random transforms; [data] flips mirrors images in training"
             )
     return first
 
 
 def _try_step(stage: str, model: nn.Module, part: _Few, train: Callable[[nn.Module, _Few, Config], None], config: Config) -> str:
-    """One step on a copy, in words. Raises ModelError where it fails, changes no weight, or leaves any value that is not finite."""
+    """Takes one step on a copy and reports it in words. Raises ModelError if it fails, changes no weight, or leaves a value that is not finite."""
     trial, few = copy_model(model), part.batch
     try:
         train(trial, part, config)
@@ -133,12 +133,12 @@ def _try_step(stage: str, model: nn.Module, part: _Few, train: Callable[[nn.Modu
 
 
 def _train(model: nn.Module, part: _Few, config: Config) -> None:
-    """Training as ``find`` does it where there is no checkpoint: a batch of two, which the third image joins."""
+    """Training as ``find`` does it without a checkpoint: a batch of two, which the third image joins."""
     train_plainly(model, part, recipe=Recipe(1, config.model.learning_rate), batch_size=2, seed=config.run.seed, flips=config.data.flips)
 
 
 def _align(model: nn.Module, part: _Few, config: Config) -> None:
-    """Fine-tuning as ``fix`` does it, with a quarter of each image in place of what is judged spurious."""
+    """Fine-tuning as ``fix`` does it, with a quarter of each image taken as judged spurious."""
     masks = torch.zeros(len(part), *part.batch.images.shape[2:], dtype=torch.bool)
     masks[:, : (masks.shape[1] + 1) // 2, : (masks.shape[2] + 1) // 2] = True
     settings = config.align.model_copy(update={"epochs": 1, "batch_size": TRAINED + 1, "ratio": 1 / (TRAINED + 1)})

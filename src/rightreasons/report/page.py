@@ -1,4 +1,4 @@
-"""report.html: one self-contained page. For each inspected image the picture, heatmaps, segments, critique and verdicts; scores on top."""
+"""report.html, one self-contained page: the scores, then for each inspected image the picture, heatmaps, segments, critique and verdicts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from rightreasons.records import Critique, settle_verdicts
 from rightreasons.run import Run
 from rightreasons.runs.folder import RunFolder
 
-# Above this the page would be too heavy to open; the run folder has the rest.
+# The page shows at most this many images, or it would be too heavy to open; the run folder has the rest.
 MOST_CARDS = 200
 MOST_WAITING = 200
 _COLUMNS = (
@@ -40,7 +40,7 @@ _COLUMNS = (
 )
 
 
-# Of a picture on the page: its longer side in pixels, and how long a PNG may be before it is made a JPEG of that size.
+# The longer side in pixels of a picture on the page, and the most bytes that a PNG may have before it becomes a JPEG of that size.
 PAGE_SIDE = 600
 MOST_BYTES = 100_000
 
@@ -72,9 +72,9 @@ class _Card:
 
 
 def write_report(run: Run, metrics: dict[str, Any], after: Float[Tensor, "image height width"] | None, folder: RunFolder) -> None:
-    """Writes report.html. ``after`` are the inspected images' heatmaps under the aligned model, once there is one.
+    """Writes report.html. ``after`` has the inspected images' heatmaps under the aligned model, once there is one.
 
-    Heatmaps are shown smoothed as they were for the segments: a person sees no more in single pixels than the segmentation does.
+    Heatmaps are shown smoothed as for the segmentation, so that a person sees what was cut into segments.
     """
     smooth = smooth_width(run.model, run.config.segment)
 
@@ -98,7 +98,7 @@ def write_report(run: Run, metrics: dict[str, Any], after: Float[Tensor, "image 
         meanings=MEANINGS,
         outcomes={outcome: run.segmentation.outcomes.count(outcome) for outcome in sorted(set(run.segmentation.outcomes))},
     )
-    # Written as it is made, one card at a time: pictures of large images fill gigabytes.
+    # The page is written one card at a time, since the pictures of large images fill gigabytes.
     write_atomically(folder.path / "report.html", lambda part: page.dump(str(part), encoding="utf-8"))
 
 
@@ -111,7 +111,7 @@ def _scores(metrics: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _most_telling(run: Run) -> list[int]:
-    """Rows with segments, those with the most spurious effect first."""
+    """The rows of images that have segments, those with the most spurious effect first."""
     share = torch.zeros(len(run.selection))
     for row, (heatmap, mask) in enumerate(zip(run.attribution.heatmaps, run.masks, strict=True)):
         positive = heatmap.clamp_min(0)
@@ -155,12 +155,12 @@ def _card(run: Run, row: int, before: Float[Tensor, "height width"], after: Floa
 
 
 def _finalize(value: object) -> object:
-    """Whatever a model wrote stands on the page as something to be read, and no more; it is escaped after this."""
+    """Cleans whatever a model wrote before the template escapes it, so that on the page it can only be read."""
     return clean_text(value) if type(value) is str else value
 
 
 def _heatmap_url(heatmap: Float[Tensor, "height width"]) -> str:
-    """Red where the effect is positive, blue where it is negative, white where there is none; 1 is the scale's end."""
+    """Colours of a heatmap: red where the effect is positive, blue where it is negative, white where it is zero; 1 is the end of the scale."""
     strength = heatmap.clamp(-1, 1).numpy()
     fade = 1 - np.abs(strength)
     pixels = np.stack([np.where(strength > 0, 1, fade), fade, np.where(strength < 0, 1, fade)], -1)
@@ -168,7 +168,7 @@ def _heatmap_url(heatmap: Float[Tensor, "height width"]) -> str:
 
 
 def _image_url(image: Image.Image) -> str:
-    """As PNG, no larger than the page needs."""
+    """A picture as PNG, no larger than the page needs."""
     image.thumbnail((PAGE_SIDE, PAGE_SIDE))
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
@@ -176,7 +176,7 @@ def _image_url(image: Image.Image) -> str:
 
 
 def _picture_url(png: bytes) -> str:
-    """A picture of the critic's for the page; a photograph as a smaller JPEG, so that a page of many can be sent around."""
+    """A picture of the critic's for the page; a photograph becomes a smaller JPEG, so that a page of many images can be sent by mail."""
     if len(png) <= MOST_BYTES:
         return _data_url(png)
     picture = Image.open(io.BytesIO(png))

@@ -1,4 +1,4 @@
-"""Whether a repair took: by how much it lowered the share of the answers that the shortcut changes."""
+"""Judges whether a repair worked, by how much it lowered the share of answers that the shortcut changes."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from rightreasons.config import AlignConfig
 from rightreasons.critic.outcome import SMALLEST_EFFECT
 from rightreasons.records import Scores
 
-# A repair after which pasting the shortcut still changes more than this share of the answers that it changed before has not taken.
+# A repair did not take if pasting the shortcut still changes more than this share of the answers that it changed before.
 MOST_LEFT = 0.5
 
 
 @dataclass(frozen=True)
 class Effect:
-    """Whether fine-tuning "took" or "did not take", and what to try in words; both None where that was not tried or had nothing to lower."""
+    """Whether fine-tuning "took" or "did not take", and advice on what to try; both None if nothing was tuned or there was no effect to lower."""
 
     effect: Literal["took", "did not take"] | None = None
     advice: str | None = None
 
 
 def judge_effect(outcome: str, before: Scores, after: Scores | None, config: AlignConfig) -> Effect:
-    """What the swap flip rates before and after say of a repair with the ``outcome`` of fine-tuning."""
+    """Judges a repair by the swap flip rates before and after; ``outcome`` is that of fine-tuning."""
     old, new = before.swap_flip_rate, after.swap_flip_rate if after else None
     if outcome not in ("aligned", "accepted") or old is None or new is None or old < SMALLEST_EFFECT:
         return Effect()

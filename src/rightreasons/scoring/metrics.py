@@ -18,7 +18,7 @@ from rightreasons.records import GroundTruth, GroupScore, Scores, Value
 
 @dataclass(frozen=True)
 class Averages:
-    """Worst group, unweighted mean over groups, and mean weighted by how often each group is met in training."""
+    """Accuracy of the worst group, the unweighted mean over groups, and the mean weighted by how frequent each group is in training."""
 
     worst: float
     average: float
@@ -30,7 +30,7 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True)
 class VerdictAgreement:
-    """Of the segments that were judged: the share judged right, and of the truly spurious and the others how many were; None where there are none.
+    """The share of judged segments with the right verdict: of all, of the truly spurious, and of the others; None if there are none of a kind.
 
     ``spurious_recall`` is the critic's sensitivity, ``core_recall`` its specificity; each comes with a 95 % interval.
     """
@@ -45,7 +45,7 @@ class VerdictAgreement:
 
 
 def score_predictions(predictions: Predictions, truth: GroundTruth | None, train_counts: Mapping[str, int] | None = None) -> Scores:
-    """Accuracy and entropy, and with ``truth`` every group metric."""
+    """Accuracy and entropy; with ``truth``, also every group metric."""
     accuracy, entropy = predictions.correct.double().mean().item(), predictions.entropy.double().mean().item()
     if truth is None:
         return Scores(accuracy, entropy)
@@ -95,9 +95,9 @@ def cluster_intervals(
 ) -> dict[str, Interval]:
     """95 % intervals of accuracy, worst group and group average: percentiles over ``draws`` samples of whole clusters, with replacement.
 
-    Several images of one object are not so many independent trials, so that an interval over images would be too narrow. A group that a sample
-    happens not to contain is left out of it. The lowest of several noisy groups is lower than the group that is truly worst, so that the interval
-    of the worst group is a careful one.
+    Several images of one object are not independent trials, so that an interval over images would be too narrow. A group that a sample
+    happens not to contain is left out of it. The lowest of several noisy groups tends to lie below the group that is truly worst, so that the
+    interval of the worst group is conservative.
     """
     names, kinds = sorted(set(clusters)), sorted(set(groups))
     row, column = ({name: place for place, name in enumerate(names)} for names in (names, kinds))
@@ -108,7 +108,7 @@ def cluster_intervals(
     drawn = torch.randint(len(names), (draws, len(names)), generator=generator)
     times = torch.zeros(draws, len(names), dtype=torch.float64).scatter_add_(1, drawn, torch.ones(drawn.shape, dtype=torch.float64))
     hits, images = times @ right, times @ total
-    rates = hits / images  # NaN where a sample has nothing of a group
+    rates = hits / images  # NaN if a sample has no images of a group
     told = {
         "accuracy": hits.sum(1) / images.sum(1),
         "worst_group_accuracy": rates.nan_to_num(nan=torch.inf).amin(1),
@@ -119,14 +119,14 @@ def cluster_intervals(
 
 
 def mu_align(heatmaps: Float[Tensor, "image height width"], masks: Bool[Tensor, "image height width"]) -> tuple[float | None, int]:
-    """Mean share of the attribution that lies outside the shortcut (eq. 9), and how many images are left out for want of mask or attribution."""
+    """Mean share of the attribution that lies outside the shortcut (eq. 9), and how many images are left out for lack of mask or attribution."""
     inside = _shares_inside(heatmaps, masks, torch.abs)
     inside = inside[inside.isfinite() & masks.flatten(1).any(1)]
     return (1 - inside.mean().item() if len(inside) else None), len(heatmaps) - len(inside)
 
 
 def spurious_share(heatmaps: Float[Tensor, "image height width"], masks: Bool[Tensor, "image height width"]) -> float | None:
-    """The share of all inspected images' positive effect that lies in judged-spurious segments: no label needed but the verdicts."""
+    """The mean share of the inspected images' positive effect that lies in judged-spurious segments; it needs no labels but the verdicts."""
     shares = _shares_inside(heatmaps, masks, torch.relu)
     shares = shares[shares.isfinite()]
     return shares.mean().item() if len(shares) else None
@@ -135,7 +135,7 @@ def spurious_share(heatmaps: Float[Tensor, "image height width"], masks: Bool[Te
 def _shares_inside(
     heatmaps: Float[Tensor, "image height width"], masks: Bool[Tensor, "image height width"], strength: Callable[[Tensor], Tensor]
 ) -> Float[Tensor, " image"]:
-    """The share of each heatmap's strength that lies in its mask, NaN if it has none; image by image, so that one is held in double precision."""
+    """The share of each heatmap's strength that lies in its mask, NaN if it has no strength. Only one image at a time is in double precision."""
     shares = torch.full((len(heatmaps),), math.nan, dtype=torch.float64)
     for row, (heatmap, mask) in enumerate(zip(heatmaps, masks, strict=True)):
         effect = strength(heatmap.double())
@@ -146,7 +146,7 @@ def _shares_inside(
 
 
 def verdict_agreement(values: Sequence[Value], truths: Sequence[bool]) -> VerdictAgreement:
-    """Verdicts against the truth; unsure ones are counted apart and enter no rate."""
+    """Compares verdicts with the truth; unsure verdicts are counted separately and enter no rate."""
     judged = [(value == "spurious", truth) for value, truth in zip(values, truths, strict=True) if value != "unsure"]
     parts = judged, [pair for pair in judged if pair[1]], [pair for pair in judged if not pair[1]]
     right = [sum(says == is_so for says, is_so in part) for part in parts]
@@ -157,9 +157,9 @@ def verdict_agreement(values: Sequence[Value], truths: Sequence[bool]) -> Verdic
 
 
 def wilson_interval(successes: int, trials: int, z: float = 1.959963984540054) -> Interval:
-    """Where a rate lies with 95 % confidence (Wilson 1927); it stays within 0 and 1, and is wide where there are few trials, 1 at least."""
+    """The 95 % interval of a rate (Wilson 1927), for at least one trial; it stays within 0 and 1, and is wide if there are few trials."""
     rate, n = successes / trials, trials
     centre = (rate + z * z / (2 * n)) / (1 + z * z / n)
     reach = z / (1 + z * z / n) * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
-    # At a rate of 0 or 1 the bound is the rate itself, which rounding would miss.
+    # At a rate of 0 or 1 one end is exactly the rate, which rounding would miss.
     return centre - reach if successes else 0.0, centre + reach if successes < trials else 1.0

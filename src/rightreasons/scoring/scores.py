@@ -1,6 +1,6 @@
-"""Measure a model and a run: the scores before and after, the critic's, and ``metrics.json``.
+"""Scores of a model and of a run: before and after the repair, the critic's agreement with the truth, and ``metrics.json``.
 
-The one module above the studies that may see groups and ground-truth masks; whatever needs a label that is missing is None.
+This room may see groups and ground-truth masks; a metric is None if a label that it needs is missing.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from rightreasons.networks.predictions import predict_labels
 from rightreasons.records import GroundTruth, GroupScore, Scores, settle_verdicts, truly_spurious
 from rightreasons.run import Alignment, Run
 from rightreasons.runs.folder import RunFolder
-from rightreasons.scoring import metrics as evaluate
+from rightreasons.scoring import metrics
 from rightreasons.scoring.effect import judge_effect
 
-# mu_align is measured on that many test images, or on fewer that have so many pixels together; a segment is pasted onto so many held-out images.
+# mu_align is measured on at most MU_ALIGN_IMAGES test images, and on at most MU_ALIGN_PIXELS pixels in all of them together.
 MU_ALIGN_IMAGES = 1000
 MU_ALIGN_PIXELS = 2**21
-# A score is a mean over many heatmaps, so that each needs fewer baselines than the ones that are cut into segments.
+# A score is a mean over many heatmaps, so that each needs fewer baselines than a heatmap that is cut into segments.
 SCORED_BASELINES = 4
 
 
@@ -48,8 +48,8 @@ def score(
 ) -> Scores:
     """Accuracy and entropy of ``model`` on ``test_set``; group metrics with ``truth``; the label-free proofs, and mu_align, with a ``run``.
 
-    A network of one's own gets the normalisation and the order of classes of the ``run``.
-    ``train_truth`` gives the group sizes for the weighted average. What is not given makes its metrics None.
+    A model that is not a ``Classifier`` gets the normalisation and the class order of the ``run``.
+    ``train_truth`` gives the group sizes for the weighted average. A metric is None if the argument that it needs is not given.
     """
     if run is not None and not isinstance(model, Classifier):
         own = as_classifier(run.model)
@@ -57,7 +57,7 @@ def score(
     model = as_classifier(model)
     predictions = predict_labels(model, read_batches(test_set))
     counts = dict(Counter(train_truth.groups)) if train_truth is not None else None
-    scores = evaluate.score_predictions(predictions, truth, counts)
+    scores = metrics.score_predictions(predictions, truth, counts)
     if run is None:
         return scores
     proofs = _label_free_proofs(model, run)
@@ -74,7 +74,7 @@ def score_run(model: nn.Module, run: Run) -> Scores:
 
 
 def score_once(model: nn.Module, run: Run, folder: RunFolder, *, again: bool = False) -> Scores:
-    """``score_run``, or what it gave before for the same weights, data and verdicts, unless ``again``."""
+    """``score_run``, or its stored scores for the same weights, data and verdicts, unless ``again``."""
     key = score_key(run, hash_weights(model))
     stored = None if again else folder.load_scores(key)
     if stored is not None:
@@ -85,10 +85,10 @@ def score_once(model: nn.Module, run: Run, folder: RunFolder, *, again: bool = F
 
 
 def score_key(run: Run, what: str) -> str:
-    """What scores depend on, as a hash: ``what`` is scored, the data, and the verdicts."""
+    """A hash of all that scores depend on: ``what`` is scored, the data, and the verdicts."""
     digest = hashlib.sha256(f"{what} {run.project.task.manifest}".encode())
     digest.update(run.masks.numpy().data)
-    if not run.found and not run.coverage.mostly_judged:  # no verdict and none that is spurious give the same masks, and other scores
+    if not run.found and not run.coverage.mostly_judged:  # too few verdicts, or none that is spurious: the same masks, but other scores
         digest.update(b"not judged")
     return digest.hexdigest()
 
@@ -105,15 +105,15 @@ def read_scores(stored: dict[str, Any]) -> Scores:
 
 
 def critic_scores(run: Run) -> dict[str, Any]:
-    """Who judged, what it cost, and how often it was right where ground-truth masks tell."""
+    """Who judged, at what cost, and how often the verdicts were right, if there are ground-truth masks."""
     agreement, truth = None, run.project.task.truth.get("train")
-    # What a person overruled was said by the critic all the same.
+    # A verdict that a person overruled still counts as the critic's.
     critics = [verdict for verdict in run.verdicts if verdict.source != "human"]
     if truth is not None:
         spurious = _truly_spurious(run, truth)
         row_of = {index: row for row, index in enumerate(run.selection.indices.tolist())}
         truths = [bool(spurious[row_of[verdict.index]][verdict.segment]) for verdict in critics]
-        agreement = evaluate.verdict_agreement([verdict.value for verdict in critics], truths)
+        agreement = metrics.verdict_agreement([verdict.value for verdict in critics], truths)
     backend, _, model = run.criticism.lvlm.partition(":")
     rates = ("accuracy", "spurious_recall", "core_recall")
     told = {f"{part}{what}": getattr(agreement, f"{part}{what}", None) for what in ("", "_interval") for part in rates}
@@ -142,8 +142,9 @@ def critic_scores(run: Run) -> dict[str, Any]:
 def segment_scores(run: Run) -> dict[str, float | None]:
     """How well the segments cut the shortcut out, whoever judges them.
 
-    Over the inspected images that have a ground-truth mask: ``found``, the share in which a segment is mostly shortcut; ``recall``, the share of
-    the mask that such segments cover; and ``precision``, the share of such segments' pixels that lies in the mask, where there are any.
+    It is measured over the inspected images that have a ground-truth mask. ``found`` is the share of images in which a segment is mostly
+    shortcut, ``recall`` the share of the mask that such segments cover, and ``precision`` the share of such segments' pixels that lies in the
+    mask, if there are any.
     """
     truth = run.project.task.truth.get("train")
     shares: dict[str, list[float]] = {"found": [], "recall": [], "precision": []}
@@ -163,7 +164,7 @@ def segment_scores(run: Run) -> dict[str, float | None]:
 
 
 def spurious_fraction(run: Run) -> float | None:
-    """The share of the inspected images that carry the shortcut, where the task knows."""
+    """The share of the inspected images that carry the shortcut, if the task knows which do."""
     truth = run.project.task.truth.get("train")
     if truth is None:
         return None
@@ -174,7 +175,7 @@ def spurious_fraction(run: Run) -> float | None:
 
 
 def classifier_facts(run: Run) -> dict[str, Any]:
-    """What the network is fed, how often it is right by split and class, and what is wrong with its answers; no splits of an older run."""
+    """The network's input, its accuracy by split and class, and what is wrong with its answers; an older run has no splits here."""
     preset, names = as_classifier(run.model).preset, [item.name for item in run.descriptions]
     counts, problems = run.folder.load_answers()
     splits = {}
@@ -188,7 +189,7 @@ def classifier_facts(run: Run) -> dict[str, Any]:
 
 
 def data_facts(run: Run) -> dict[str, Any]:
-    """What the data were read as, how many images each split has, and how many of them are in two splits by their hash."""
+    """The format as which the data were read, the number of images in each split, and how many images are in two splits by their hash."""
     listed, task = run.folder.load_manifest(), run.project.task
     return {
         "read_as": task.told,
@@ -211,7 +212,7 @@ def build_metrics(
     """``metrics.json``: the contract for scripts."""
     task = run.project.task
     return {
-        # Of a folder its name alone: the page is forwarded, and the way to it names people and machines.
+        # Only the folder's own name: the report is forwarded, and the rest of the path names people and machines.
         "task": Path(task.name).resolve().name if "/" in task.name else task.name,
         "seed": run.config.run.seed,
         "outcome": decide_outcome(run.coverage, before.swap_flip_rate, run.chance),
@@ -238,17 +239,17 @@ def build_metrics(
 
 
 def _number(value: Tensor) -> float | None:
-    """A number for metrics.json, which has none that is not finite."""
+    """A number for metrics.json; one that is not finite becomes null."""
     return value.item() if value.isfinite() else None
 
 
 def stored_scores(scores: Scores) -> dict[str, Any]:
-    """Scores for metrics.json; intervals where there are any."""
+    """Scores as metrics.json has them, with intervals if there are any."""
     return {key: value for key, value in asdict(scores).items() if key != "intervals" or value}
 
 
 def _truly_spurious(run: Run, truth: GroundTruth) -> list[Tensor]:
-    """The truth of every verdict, a boolean per segment, for each inspected image."""
+    """For each inspected image, whether each of its segments is truly spurious."""
     smooth = smooth_width(run.model, run.config.segment)
     return [
         truly_spurious(run.segmentation.segments[row], shown_effect(run.attribution, run.segmentation, smooth, row), truth.mask(index))
@@ -259,7 +260,7 @@ def _truly_spurious(run: Run, truth: GroundTruth) -> list[Tensor]:
 def _label_free_proofs(model: nn.Module, run: Run) -> dict[str, float | None]:
     if not run.found:
         return {"spurious_share": 0.0 if run.coverage.mostly_judged else None, "swap_flip_rate": None}
-    # The other inspected images have no spurious segment, so that their share is 0 whatever the heatmap.
+    # The other inspected images have no spurious segment, so that their share is 0 for any heatmap.
     masks = run.masks
     marked = masks.flatten(1).any(1)
     images, masks = StoredImages(run.train, run.selection.indices[marked]), masks[marked]
@@ -268,7 +269,7 @@ def _label_free_proofs(model: nn.Module, run: Run) -> dict[str, float | None]:
     for part in explain_parts(model, images, read_baselines(model, run.train, run.config, SCORED_BASELINES), run.config):
         for heatmap in part.heatmaps:
             row = len(known)
-            known.append(evaluate.spurious_share(smooth_heatmaps(heatmap[None], smooth), masks[row : row + 1]))
+            known.append(metrics.spurious_share(smooth_heatmaps(heatmap[None], smooth), masks[row : row + 1]))
     shares = [share for share in known if share is not None]
     share = sum(shares) / len(shares) * len(masks) / len(run.selection) if shares else None
     return {"spurious_share": share, "swap_flip_rate": run.flip_rate(model)}
@@ -283,4 +284,4 @@ def _mu_align(model: nn.Module, test_set: Dataset, truth: GroundTruth, run: Run,
         return None
     baselines = read_baselines(model, run.train, run.config, SCORED_BASELINES)
     found = explain_parts(model, StoredImages(test_set, list(masks)), baselines, run.config)
-    return evaluate.mu_align(torch.cat([part.heatmaps for part in found]), torch.stack(list(masks.values())))[0]
+    return metrics.mu_align(torch.cat([part.heatmaps for part in found]), torch.stack(list(masks.values())))[0]
