@@ -18,9 +18,9 @@ from torch import Tensor
 from rightreasons.data.window import NO_NUMBERS
 from rightreasons.errors import UnreadableImage
 
-# Label numbers go up to this, and an image has at most as many of them.
+# The highest label number, and the most label numbers that an image may have.
 MOST_LABELS = 32
-# Marks pixels that are neither object nor background, beside label numbers.
+# This value, beside label numbers, marks pixels that are neither object nor background.
 VOID = 255
 # Black in a compressed file, as a share of its brightest: what lies between this and its opposite is an edge, or not black and white at all.
 DARK = 0.25

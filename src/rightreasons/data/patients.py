@@ -1,7 +1,7 @@
-"""Whose images belong together where no column says it: by the folders and names of the files.
+"""Finds images that belong together by the folders and names of the files, if no column says which do.
 
-If one patient has images in training and test, the model knows the test. Whatever looks like a patient is kept together when splits are made: if it
-is none, nothing is lost but a little of the draw.
+If one patient has images in training and test, the test is not independent. Images that look like one patient's are kept together when splits are
+made; if they are not one patient's, the splits are only a little less random.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _PARTS = re.compile(r"[_\-. ]+")
 _MOST_PARTS = 8
 # Folders that part files for other reasons than whose they are.
 _NO_PERSON = re.compile(r"(images?|imgs?|part|batch|fold|set|data|folder|dir|chunk|shard|masks?|raw|png|jpe?g)[ _-]*\d*$", re.IGNORECASE)
-# Fewer folders or beginnings in a class than this are something else than patients, and too few to draw splits from.
+# With fewer folders or beginnings in a class than this, they are probably not patients, and too few to draw splits from.
 _FEWEST = 4
-# A beginning of names that so great a share of a class has is a camera's or a year's.
+# A beginning of names that more than this share of a class has comes from a camera or a year, not from a patient.
 _GREATEST_SHARE = 0.5
 
 

@@ -7,7 +7,7 @@ from io import BytesIO
 
 from rightreasons.data.listing import Source
 
-# As much of a file as is looked at.
+# How many bytes of a file are read to recognise it.
 HEAD = 512
 _DICOM_SUFFIXES = (".dcm", ".dicom")
 _IMAGES = (

@@ -11,7 +11,7 @@ import torch
 from rightreasons.common.seeds import seeded
 from rightreasons.errors import DataError
 
-# What the splits are called, by people and by the published sets.
+# The names that people and published data sets give to the splits.
 SPLITS: Mapping[str, tuple[str, ...]] = {
     "train": ("train", "training", "tr", "0"),
     "validation": ("validation", "val", "valid", "va", "dev", "1"),

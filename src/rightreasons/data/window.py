@@ -15,7 +15,7 @@ from jaxtyping import Float32
 from rightreasons.errors import UnreadableImage
 
 Window = tuple[float, float]
-# What kinds of files need a window that they do not have themselves.
+# The kinds of files that need a window from elsewhere.
 Kind = Literal["whole numbers", "floating point", "DICOM"]
 KINDS: tuple[Kind, ...] = ("whole numbers", "floating point", "DICOM")
 Windows = Mapping[Kind, Window]
@@ -25,7 +25,7 @@ NO_NUMBERS = "it has pixels that are not numbers"
 BITS = (8, 10, 12, 14, 16)
 # Resampling overshoots, and sensors do by an offset: by so much the data may pass white.
 OVERSHOOT = 1.05
-# Of the pixels that are looked at in one file.
+# At most this many pixels of one file are read for the guess.
 MOST_PIXELS = 2**16
 # One grey that stands apart is a tag or a broken pixel, if at most this share of an image has it.
 LONE_SHARE = 0.02

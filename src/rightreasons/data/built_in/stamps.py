@@ -48,10 +48,10 @@ FEWEST_COLOURS = 200
 SMALLEST = 80
 # Found by these rules in version 2022.06.04-1 of the package.
 COUNTS = {"animal": 123, "thing": 141}
-# Of each class: how many objects a split has, and how many pictures of each.
+# For each class, the number of objects in each split, and the number of pictures of each object.
 OBJECTS = {"train": 70, "validation": 14, "test": 36}
 PICTURES = {"train": 4, "validation": 6, "test": 6}
-# Of each class, the share of pictures with a plaster.
+# The share of each class's pictures with a plaster.
 CORRELATED: dict[str, float] = {"animal": 0.05, "thing": 0.95}
 BALANCED: dict[str, float] = dict.fromkeys(CLASSES, 0.5)
 # All lengths are shares of the picture's side. The longer side of an object; a plaster's length and width; how far the two keep apart.

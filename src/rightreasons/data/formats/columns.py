@@ -31,11 +31,11 @@ _COORDINATES = frozenset({"x", "x0", "x1", "x2", "xmin", "xmax", "x_min", "x_max
 _MOST_ATTRIBUTES = 32
 # A column of one of these names may hold another kind of set than the splits.
 _VAGUE_SPLITS = frozenset({"set", "subset"})
-# What a cell has that is written as a file: a folder, or a suffix.
+# A cell that names a file has a folder or a suffix.
 _FILE = re.compile(r"[/\\]|\.[A-Za-z]\w{1,4}$")
 YES_OR_NO = frozenset({"0", "1", "yes", "no", "true", "false", "y", "n"})
 
-# The values of the column of a name.
+# Gives the values of a column by its name.
 Values = Callable[[str], Sequence[object]]
 
 

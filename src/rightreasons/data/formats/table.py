@@ -14,7 +14,7 @@ from rightreasons.errors import DataError
 
 JSON_LINES = ".jsonl"
 TABLE_SUFFIXES = {".csv", ".tsv", JSON_LINES}
-# What people keep labels in and is not read: its sheets, formulas and dates would have to be guessed at.
+# Spreadsheets hold labels but are not read: their sheets, formulas and dates would have to be guessed.
 SPREADSHEET_SUFFIXES = {".xlsx", ".xls", ".ods"}
 
 

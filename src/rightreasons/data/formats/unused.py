@@ -8,7 +8,7 @@ from rightreasons.data.cells import no_classes, read_cell
 from rightreasons.data.formats.columns import YES_OR_NO, Values, named_as_label
 from rightreasons.data.splits import find_splits, is_split, split_words
 
-# What a person, or one visit of a person, is called; alone, or before one of the words for a name or number.
+# Words for a person, or for one visit of a person; alone, or before one of the words for a name or number.
 _PERSONS = frozenset("patient pat pt subject participant person donor case animal mrn pid study exam visit accession specimen".split())
 _NUMBERS = frozenset("id ids no nr num number name key code uid uuid instance".split())
 # Fewer different values than this are groups of a study, or sites.
