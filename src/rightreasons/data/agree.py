@@ -29,7 +29,7 @@ def agree_on_windows(
 ) -> tuple[Window | Windows, dict[str, Window]]:
     """What is black and white in images of more than 8 bits that do not say so: as configured, or by kind; and the same by name, to be told.
 
-    The sample does not depend on the run's seed, nor on splits: a folder has one window. Raises DataError where values have no known scale.
+    The sample does not depend on the run's seed, nor on splits: a folder has one window. Raises DataError if values have no known scale.
     """
     if config.window is not None:
         return config.window, {"[data] window": config.window}

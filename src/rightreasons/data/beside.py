@@ -1,6 +1,6 @@
 """Files beside the images that are not part of the data: masks and thumbnails; and images whose suffix does not say that they are images.
 
-A mask is told by its place and name together: ``images`` beside ``masks``, ``CLASS/masks`` below its images, ``NAME_mask.png`` beside ``NAME.png``. A
+A mask is recognised by its place and name: ``images`` beside ``masks``, ``CLASS/masks`` below its images, ``NAME_mask.png`` beside ``NAME.png``. A
 folder called ``masks`` beside class folders is looked into, since there are classes of that name (people with and without a face mask).
 """
 
@@ -96,7 +96,7 @@ def looks_like_mask(path: Path) -> bool:
             if image.width * image.height > MAX_PIXELS:
                 return False
             pixels = np.asarray(image if image.mode in ("1", "L", "P", "I", "I;16") else image.convert("RGB"))
-    except Exception:  # decoders raise anything; a picture that cannot be read is told of when it is decoded
+    except Exception:  # decoders raise anything; a picture that cannot be read is reported when it is decoded
         return False
     flat = pixels.reshape(-1, pixels.shape[2] if pixels.ndim == 3 else 1)
     flat = flat[:: max(1, len(flat) // _SAMPLED_PIXELS)].astype(np.int64)

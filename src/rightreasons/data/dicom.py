@@ -203,7 +203,7 @@ def _apply_own_window(values: np.ndarray, center: float, width: float, function:
 
 
 def _decode(dataset: Any) -> np.ndarray:  # noqa: ANN401 -- pydicom is an extra
-    """The stored values. Raises UnreadableImage where nothing here can decompress them."""
+    """The stored values. Raises UnreadableImage if nothing here can decompress them."""
     from pydicom.pixels.utils import pixel_array
     from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 

@@ -32,7 +32,7 @@ def tell_forms(headers: Mapping[str, Header], labels: Mapping[str, str]) -> list
         return []
     more = ", ..." if len(told) > MOST_TOLD else ""
     return [
-        f"the form of the files tells the class: {', '.join(told[:MOST_TOLD])}{more}. The network can go by traces of it in place of what is shown, "
+        f"the form of the files tells the class: {', '.join(told[:MOST_TOLD])}{more}. The network can go by traces of it instead of what is shown, "
         "and no segment need show that: see whether the classes come from different sources, and bring all images into one form"
     ]
 

@@ -31,7 +31,7 @@ _RULE = "a mask is black where nothing is marked and one brightness elsewhere, o
 
 
 def read_mask(image: Image.Image, *, lossy: bool) -> Bool[np.ndarray, "height width"]:
-    """What an opened file marks. ``lossy`` says that its format changes values. Raises UnreadableImage where that cannot be told."""
+    """What an opened file marks. ``lossy`` says that its format changes values. Raises UnreadableImage if that cannot be told."""
     if image.has_transparency_data and (marked := _read_alpha(image)) is not None:
         return marked
     if image.mode in ("P", "PA"):
@@ -153,7 +153,7 @@ def _read_colours(pixels: np.ndarray, *, lossy: bool) -> Bool[np.ndarray, "heigh
 
 
 def _cut_in_two(shares: np.ndarray) -> Bool[np.ndarray, "height width"]:
-    """Where shares of the brightest are above half. Raises UnreadableImage where much lies between dark and bright that is no edge."""
+    """Where shares of the brightest are above half. Raises UnreadableImage if much lies between dark and bright that is no edge."""
     between = torch.from_numpy((shares > DARK) & (shares < 1 - DARK))
     solid = int(_open(between, [5, 5]).sum())
     if solid > 0.005 * int((shares > DARK).sum()) or not (shares < DARK).any():

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 _PERSON = re.compile(r"(patient|pat|subject|subj|sub|person|participant|donor|case|pt)s?[ _-]*\d+(?![a-z0-9])", re.IGNORECASE)
 # One of two eyes, knees or breasts: 10_left.jpeg, 9000001R.png.
 _SIDE = re.compile(r"(?P<who>.*\d.*?)[ _-]*(left|right|(?<=[\d _-])(l|r|od|os|lcc|rcc|lmlo|rmlo))$", re.IGNORECASE)
-# A number before a mark, and more behind it: P123_2, 00000013_005, TCGA-05-4244 is none.
+# A number before a mark, and more behind it: P123_2, 00000013_005, but not TCGA-05-4244.
 _NUMBERED = re.compile(r"(?P<who>[a-z]{0,4}\d+)[_-].+$", re.IGNORECASE)
 # What stands between the parts of a name, and how many parts are looked at.
 _PARTS = re.compile(r"[_\-. ]+")
@@ -58,7 +58,7 @@ def guess_patients(names: Sequence[str], labels: Sequence[str], inner: Sequence[
 
 
 def shared_part(names: Sequence[str], labels: Sequence[str]) -> tuple[str, str, str] | None:
-    """A part of names that several images of a class share, as persons' would be, with two such names; None where there is none.
+    """A part of names that several images of a class share, as persons' would be, with two such names; None if there is none.
 
     Of several parts it is the one with the most values. It may be a person, a slice or a day: too little to draw splits by, and enough to be told.
     """

@@ -54,7 +54,7 @@ def is_dicom(source: Source) -> bool:
 
 
 def name_content(source: Source) -> str | None:
-    """What a file is that is no image, in words; None where its first bytes do not tell."""
+    """What a file is that is no image, in words; None if its first bytes do not tell."""
     head = read_head(source)
     if not head:
         return "an empty file"

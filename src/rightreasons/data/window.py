@@ -71,7 +71,7 @@ def guess_window(kind: Kind, images: Sequence[np.ndarray]) -> Window:
     """The window for images of one kind, of which ``images`` holds values as ``thin_out`` gives them.
 
     Whole numbers: from 0 to the most that the fewest of 8, 10, 12, 14 or 16 bits hold. Floating point: 0 to 1, or as whole numbers. DICOM: from the
-    darkest to the brightest. Raises UnreadableImage where values fit none of these.
+    darkest to the brightest. Raises UnreadableImage if values fit none of these.
     """
     low, high = _find_range(np.concatenate(list(images)))
     if kind == "DICOM":

@@ -65,7 +65,7 @@ def defaults(variant: tuple[str, ...]) -> dict[str, Any]:
 
 
 def open_task(variant: tuple[str, ...], *, size: int | None, seed: int) -> Task:
-    """The task at ``size`` pixels a side. Raises MissingExtra where the photographs are not installed."""
+    """The task at ``size`` pixels a side. Raises MissingExtra if the photographs are not installed."""
     unknown = [word for word in variant if word not in VARIANTS]
     if unknown:
         raise DataError(f"solar has no variant {unknown[0]!r}; it has {', '.join(VARIANTS)}")

@@ -92,7 +92,7 @@ def defaults(variant: tuple[str, ...]) -> dict[str, Any]:
 
 
 def open_task(variant: tuple[str, ...], *, size: int | None, seed: int) -> Task:
-    """The task at ``size`` pixels a side. Raises DataError where the stamps cannot be had, or are too few. Never silently fewer."""
+    """The task at ``size`` pixels a side. Raises DataError if the stamps cannot be had, or are too few. Never silently fewer."""
     if variant:
         raise DataError(f"stamps has no variant {variant[0]!r}; it has none")
     side = size or SIZE

@@ -67,7 +67,7 @@ def choose_columns(
 
     ``named`` is [data] names: what it has is a class, whatever it looks like. ``names_files`` says whether a column names files of a role that are
     there.
-    A column that is passed over for its values is told in ``problems``. Raises DataError if the column of the labels has values that cannot be
+    A column that is passed over for its values is reported in ``problems``. Raises DataError if the column of the labels has values that cannot be
     one class per image and no other column fits.
     """
     columns = tuple(columns)

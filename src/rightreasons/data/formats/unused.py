@@ -35,7 +35,7 @@ def tell_unused(
         elif "split" not in found and not has_split and (why := _why_split(name, values)):
             told.append(f"{name!r} {why}")
         elif chosen.get("label") is None and name in named_as_label(columns) and _is_other_label(values(name), values(found["label"]), named):
-            told.append(f"{name!r} fits as the label as well ([data.columns] label = {name!r} takes it in place of {found['label']!r})")
+            told.append(f"{name!r} fits as the label as well ([data.columns] label = {name!r} takes it instead of {found['label']!r})")
     return [f"not used: {'; '.join(told)}"] if told else []
 
 
