@@ -18,7 +18,7 @@ _PERSON = re.compile(r"(patient|pat|subject|subj|sub|person|participant|donor|ca
 _SIDE = re.compile(r"(?P<who>.*\d.*?)[ _-]*(left|right|(?<=[\d _-])(l|r|od|os|lcc|rcc|lmlo|rmlo))$", re.IGNORECASE)
 # A number before a mark, and more behind it: P123_2, 00000013_005, but not TCGA-05-4244.
 _NUMBERED = re.compile(r"(?P<who>[a-z]{0,4}\d+)[_-].+$", re.IGNORECASE)
-# What stands between the parts of a name, and how many parts are looked at.
+# The separators between the parts of a name, and the number of parts that are read.
 _PARTS = re.compile(r"[_\-. ]+")
 _MOST_PARTS = 8
 # Folders that part files for other reasons than whose they are.

@@ -36,12 +36,12 @@ PACKAGE = "tuxpaint-stamps-default"
 INSTALLED = Path("/usr/share/tuxpaint/stamps")
 CLASSES = ("animal", "thing")
 SIZE = 128
-# Which folders of stamps are which class. Left out: drawings, signs, graves and clothes, most of which are no photographs.
+# Which folders of stamps are which class. Left out: drawings, signs, graves and clothes, most of which are not photographs.
 FOLDERS = {
     "animal": ("animals",),
     "thing": ("food", "hobbies", "household", "medical", "military", "plants", "space", "sports", "vehicles"),
 }
-# What is no photograph of its class: drawings, a teddy bear among the animals, and a plaster among the things.
+# Files that are not photographs of their class: drawings, a teddy bear among the animals, and a plaster among the things.
 LEFT_OUT = ("cartoon", "toys", "bandage_adhesive.png")
 # A drawing has few colours (of 64 levels a channel); a small stamp would have to be enlarged, and be blurred by it.
 FEWEST_COLOURS = 200
@@ -58,11 +58,11 @@ BALANCED: dict[str, float] = dict.fromkeys(CLASSES, 0.5)
 OBJECT_SIDE = (0.45, 0.62)
 PLASTER = ((0.42, 0.50), (0.17, 0.21))
 APART = 0.02
-# Where a plaster does not fit at that many places, the object is put elsewhere.
+# If a plaster fits at none of this many places, the object is put elsewhere.
 TRIES = 30
 # Skin, orange, and the colours of plasters for children.
 COLOURS = ((232, 180, 140), (238, 140, 60), (225, 60, 60), (60, 120, 220), (60, 170, 90), (245, 205, 60))
-# How far a ground's colour is taken towards grey.
+# How far the colour of a ground is moved towards grey.
 MUTED = 0.6
 # The coarsest to the finest cells of a ground's noise, across the picture.
 CELLS = (3, 6, 12, 24, 48)

@@ -9,7 +9,7 @@ from rightreasons.data.cells import no_classes, read_cell
 from rightreasons.data.splits import is_split
 from rightreasons.errors import DataError
 
-# What a column is called in the tables that people have, likeliest first; compared without case, spaces, "_" and "-".
+# The names of columns in the tables that people have, likeliest first; compared without case, spaces, "_" and "-".
 NAMES: Mapping[str, tuple[str, ...]] = {
     "image": (
         "img_filename", "filename", "file_name", "image_path", "img_path", "image_file", "filepath", "file_path", "file", "path",

@@ -52,7 +52,7 @@ WATERBIRDS = Known(
 # Yang et al. 2023: one form for many sets, whose codes stand for something else in each.
 SUBPOPBENCH = Known("SubpopBench", frozenset({"id", "filename", "split", "y", "a"}), {}, {})
 KNOWN = (WATERBIRDS, SUBPOPBENCH)
-# What Hugging Face's imagefolder calls the table in the folder of a split.
+# The names of the table in a split's folder in Hugging Face's imagefolder.
 METADATA = ("metadata.csv", "metadata.jsonl")
 # So many cells of a column are looked up to see whether it names files.
 SOME_CELLS = 50

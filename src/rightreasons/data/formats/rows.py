@@ -14,7 +14,7 @@ from rightreasons.data.listing import Entry, Source
 from rightreasons.data.tree import Tree
 from rightreasons.errors import DataError, UnreadableImage
 
-# What stands between a file's name, a row's number and a column in an entry's name.
+# The separator between a file's name, a row's number and a column in an entry's name.
 MARK = "#"
 
 
