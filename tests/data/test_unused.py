@@ -61,7 +61,7 @@ def test_a_column_that_holds_something_else():
 
 def test_a_second_label():
     others = {"diagnosis": [("mel", "nev", "bcc")[row % 3] for row in range(ROWS)]}
-    assert tell(others) == "not used: 'diagnosis' fits as the label as well ([data.columns] label = 'diagnosis' takes it in place of 'label')"
+    assert tell(others) == "not used: 'diagnosis' fits as the label as well ([data.columns] label = 'diagnosis' takes it instead of 'label')"
     assert not tell(others, {"label": "label"}), "the user has said which"
     assert not tell({"diagnosis": [("well", "ill")[row % 2] for row in range(ROWS)]}), "the same in other words"
     assert not tell({"diagnosis": ["mel"] * ROWS}) and not tell({"diagnosis": [f"{row}.5" for row in range(ROWS)]})

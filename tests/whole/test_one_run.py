@@ -230,7 +230,7 @@ def test_python_settings_reach_their_tables(model, train, tmp_path):  # noqa: F8
 
 def test_python_does_not_ask_another_model_than_the_one_that_is_given(model, train, tmp_path):  # noqa: F811
     settings = {**SETTINGS, "critic": {"lvlm": "openai:other"}}
-    with pytest.raises(ConfigError, match="critic.lvlm = 'openai:other', and lvlm is 'scripted:"):
+    with pytest.raises(ConfigError, match="critic.lvlm = 'openai:other', but lvlm is 'scripted:"):
         rr.find_shortcuts(model, train, WORDS, lvlm=Scripted(reply), out=tmp_path / "run", settings=settings)
 
 

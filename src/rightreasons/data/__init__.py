@@ -1,4 +1,4 @@
-"""Data: what a path or a task's name is read as. One file per folder format, one per built-in task."""
+"""Opens the task that a path or a name stands for. There is one file per folder format, and one per built-in task."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rightreasons.errors import DataError
 
 # A task's name may carry a variant: "decoy-mnist:packaged".
 _TASKS = {"decoy-mnist": decoy_mnist, "solar": solar, "stamps": stamps}
-# Each has ``recognise(tree, config)`` and ``list_images(tree, config)``. The first that recognises a folder reads it: the strictest come first.
+# Each has ``recognise(tree, config)`` and ``list_images(tree, config)``. The first that recognises a folder reads it, so the strictest come first.
 _FORMATS: dict[Format, ModuleType] = {
     "huggingface": huggingface,
     "parquet": parquet,
@@ -34,7 +34,7 @@ _FORMATS: dict[Format, ModuleType] = {
 def open_data(config: DataConfig, *, root: Path, seed: int) -> Task:
     """The task that ``config.path`` names: a built-in one, or a folder (relative to ``root``, where the configuration lies).
 
-    A table of labels stands for the folder that it lies in. Raises DataError where there is nothing of that name, or it cannot be used.
+    A table of labels stands for the folder that it lies in. Raises DataError if there is nothing of that name, or it cannot be used.
     """
     name, *variant = config.path.split(":")
     if name in _TASKS:
@@ -68,7 +68,7 @@ def task_defaults(path: str) -> dict[str, Any]:
 
 
 def _recognise(tree: Tree, config: DataConfig) -> Format:
-    """The format of a folder. Class folders are what is left, so that their errors say what is missing."""
+    """The format of a folder. A folder that no format recognises is read as class folders, so that the error says what is missing."""
     for kind, module in _FORMATS.items():
         if module.recognise(tree, config):
             return kind

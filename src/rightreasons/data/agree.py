@@ -1,4 +1,4 @@
-"""What a sample of a folder's files says of all: one window for images of more than 8 bits, and whether masks mark anything."""
+"""Checks a sample of a folder's files for all of them: one window for images of more than 8 bits, and whether masks mark anything."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from rightreasons.data.listing import Entry, Listing
 from rightreasons.data.window import KINDS, Kind, Window, Windows, describe_kind, guess_window
 from rightreasons.errors import DataError, UnreadableImage
 
-# Files that are decoded for it: of each kind, and of masks.
+# At most this many files of each kind, and this many masks, are decoded.
 MOST_FILES = 64
-# A shortcut is something beside the object: masks of which the middle one has more than this share of its image mark what it is not.
+# A shortcut lies beside the object. If the median mask covers more than this share of its image, masks are probably inverted.
 INVERTED_SHARE = 0.5
 
 
@@ -29,7 +29,7 @@ def agree_on_windows(
 ) -> tuple[Window | Windows, dict[str, Window]]:
     """What is black and white in images of more than 8 bits that do not say so: as configured, or by kind; and the same by name, to be told.
 
-    The sample does not depend on the run's seed, nor on splits: a folder has one window. Raises DataError where values have no known scale.
+    The sample does not depend on the run's seed, nor on splits: a folder has one window. Raises DataError if values have no known scale.
     """
     if config.window is not None:
         return config.window, {"[data] window": config.window}
@@ -51,7 +51,7 @@ def agree_on_windows(
 
 
 def check_masks(entries: Sequence[Entry], listing: Listing, problems: list[str]) -> None:
-    """Notes on masks that mark nothing, all or most of their image. Raises DataError for one of the sample that cannot be read."""
+    """Notes on masks that mark nothing, all or most of their image. Raises DataError if a mask of the sample cannot be read."""
     masked = {entry.name: entry for entry in entries if entry.mask is not None}
     some = _draw(list(masked), "masks")
     read = _read(lambda name: decode_mask(listing.open_source(str(masked[name].mask))), some)
@@ -107,7 +107,7 @@ def _draw(names: list[str], purpose: str) -> list[str]:
 
 
 def _read(read: Callable[[str], object], names: Sequence[str]) -> list[object]:
-    """What is read for each name, or the UnreadableImage that it raised."""
+    """For each name, the result of reading it or the UnreadableImage that it raised."""
 
     def attempt(name: str) -> object:
         try:

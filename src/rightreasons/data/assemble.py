@@ -1,4 +1,4 @@
-"""From a listing to a task: class names, splits, one size and mode, ground truth apart. All that can be checked without opening every image."""
+"""From a listing to a task: class names, splits, one size and mode, ground truth apart. Checks all that needs no opening of every image."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ from rightreasons.data.window import Window
 from rightreasons.errors import DataError, UnreadableImage
 from rightreasons.records import GroundTruth
 
-# A class with fewer images in a validation or test split is told.
+# A class with fewer images than this in a validation or test split is reported.
 FEW_IMAGES = 5
-# Headers that are read before work starts: of all images where there are no more than this, else of so many all over the listing.
+# At most this many headers are read before work starts, spread evenly over the listing.
 MOST_HEADERS = 2000
 
 
 @dataclass(frozen=True)
 class Headers:
-    """What the headers that were read say: of images by name, and of masks by the name of their image."""
+    """The headers that were read: images' by their name, masks' by the name of their image."""
 
     images: dict[str, Header]
     masks: dict[str, Header]
@@ -92,7 +92,7 @@ def assemble_task(listing: Listing, config: DataConfig, *, name: str, seed: int)
 def check_classes_read(task: Task) -> None:
     """Decodes an image of each class in each split of files: headers that can be read say nothing of the pixels behind them.
 
-    Raises DataError for a class without one: accuracy would be given over the others, without a word.
+    Raises DataError for a class without a readable image: otherwise accuracy would silently be that of the other classes.
     """
     for split, images in task.splits.items():
         if not isinstance(images, ImageFiles):
@@ -103,7 +103,7 @@ def check_classes_read(task: Task) -> None:
 
 
 def describe_empty_class(split: str, name: str) -> str:
-    """What is said of a class without images."""
+    """The message about a class without images."""
     return f"the {split} split has no readable image of class {name!r}: each class needs some in each split"
 
 
@@ -158,7 +158,7 @@ def _name_classes(listing: Listing, config: DataConfig, problems: list[str]) -> 
 
 
 def _take_splits(entries: Sequence[Entry], classes: Sequence[str], listing: Listing, seed: int, problems: list[str]) -> tuple[list[Entry], str]:
-    """The entries with their splits, and in words which of those were made here."""
+    """The entries with their splits, and a sentence on which splits were made here."""
     called = {word: name_split(word, where=listing.told) for word in {entry.split for entry in entries} if word is not None}
     given = [None if entry.split is None else called[entry.split] for entry in entries]
     made = [split for split in ("validation", "test") if split not in called.values()]
@@ -209,7 +209,7 @@ def _has_all(splits: Sequence[str], labels: Sequence[int]) -> bool:
 
 
 def _read_headers(entries: Sequence[Entry], listing: Listing, left_out: dict[str, str]) -> Headers:
-    """Headers of images and masks, evenly over the listing; what cannot be read goes to ``left_out``."""
+    """Headers of images and masks, evenly over the listing; files that cannot be read go to ``left_out``."""
     step = max(1, -(-len(entries) // MOST_HEADERS))
     some = [entry for entry in entries[::step] if entry.name not in left_out]
 
@@ -247,7 +247,7 @@ def _check_masks(entries: Sequence[Entry], headers: Headers) -> None:
 
 
 def check_mask_shape(entry: Entry, image: Header, mask: Header) -> None:
-    """Raises DataError for a mask that is no smaller or larger copy of its image's shape."""
+    """Raises DataError for a mask that does not have the proportions of its image."""
     if abs(mask.width * image.height - mask.height * image.width) > max(mask.width, mask.height, image.width, image.height):
         raise DataError(
             f"the mask {entry.mask} has {mask.width}x{mask.height} pixels and its image {entry.name} {image.width}x{image.height}: "
@@ -266,7 +266,7 @@ def _agree_on_mode(headers: Mapping[str, Header], problems: list[str]) -> Mode:
 
 
 def _agree_on_size(headers: Mapping[str, Header]) -> tuple[int, int]:
-    """Height and width of all images. Raises DataError where they differ."""
+    """Height and width of all images. Raises DataError if they differ."""
     counts = _count_sizes(headers)
     if len(counts) > 1:
         examples = {f"{header.width}x{header.height}": name for name, header in reversed(list(headers.items()))}
@@ -295,7 +295,7 @@ def _has_truth(entries: Sequence[Entry]) -> bool:
 
 
 def _without_truth(entries: Sequence[Entry]) -> list[Entry]:
-    """What a dataset may know of its images."""
+    """The images as a dataset may know them, without ground truth."""
     return [replace(entry, attribute=None, attributes=(), mask=None) if entry.attribute or entry.mask else entry for entry in entries]
 
 
@@ -309,7 +309,7 @@ def _ground_truth(entries: Sequence[Entry], listing: Listing, size: tuple[int, i
 
 
 def _read_mask(entries: Sequence[Entry], listing: Listing, size: tuple[int, int], index: int) -> Bool[Tensor, "height width"] | None:
-    """The mask of one image; None where there is none, or it is empty."""
+    """The mask of one image; None if it has no mask, or an empty one."""
     entry = entries[index]
     if entry.mask is None:
         return None

@@ -1,6 +1,6 @@
-"""What lies beside images and is none of the data's: masks and thumbnails; and images whose suffix does not say so.
+"""Files beside the images that are not part of the data: masks and thumbnails; and images whose suffix does not say that they are images.
 
-A mask is told by its place and name together: ``images`` beside ``masks``, ``CLASS/masks`` below its images, ``NAME_mask.png`` beside ``NAME.png``. A
+A mask is recognised by its place and name: ``images`` beside ``masks``, ``CLASS/masks`` below its images, ``NAME_mask.png`` beside ``NAME.png``. A
 folder called ``masks`` beside class folders is looked into, since there are classes of that name (people with and without a face mask).
 """
 
@@ -29,14 +29,14 @@ _MASK_WORDS = frozenset(
 # Beside a folder of images these hold masks as well.
 _LABEL_FOLDERS = frozenset("label labels target targets seg manual".split())
 _PLURALS = frozenset("masks segmentations groundtruths annotations trimaps overlays".split())
-# These mean a mask at the end of an image's name only: a folder "seg_train" may hold what its name says.
+# These words mean a mask only at the end of an image's name: a folder "seg_train" may hold a training split.
 _ENDINGS = _MASK_WORDS | frozenset("seg superpixels superpixel".split())
 _THUMB_WORDS = frozenset("thumb thumbs thumbnail thumbnails".split())
 _IMAGE_WORDS = frozenset("image images img imgs jpeg jpg png photo photos picture pictures input inputs original originals orig raw scans".split())
-# What else a folder of masks is called: "lesion_masks_png".
+# Further words in the names of mask folders, such as "lesion_masks_png".
 _FILLERS = frozenset("binary class data files folder lesion object the".split()) | _IMAGE_WORDS
 _GROUND_TRUTH = re.compile(r"ground[ _-]?truth", re.IGNORECASE)
-# So many files of a kind are looked into.
+# At most this many files of a kind are opened.
 _SOME = 6
 # A mask has few values. In lossy formats nearly all its pixels are close to black or white.
 _MOST_VALUES, _NEAR, _NEARLY_ALL = 16, 24, 0.97
@@ -44,7 +44,7 @@ _SAMPLED_PIXELS = 2**16
 # The first bytes of the formats that are read, and how many bytes are needed to see them.
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ")
 _SIGNATURE_BYTES = 132
-# Suffixes of files that are no images: they are not looked into.
+# Suffixes of files that are not images: these files are not opened.
 OTHER_SUFFIXES = {
     "text files": "txt md rst pdf doc docx rtf html htm tex log xml json jsonl yaml yml toml ini cfg bib eml srt".split(),
     "tables": "csv tsv xls xlsx ods parquet feather arrow sqlite db".split(),
@@ -96,7 +96,7 @@ def looks_like_mask(path: Path) -> bool:
             if image.width * image.height > MAX_PIXELS:
                 return False
             pixels = np.asarray(image if image.mode in ("1", "L", "P", "I", "I;16") else image.convert("RGB"))
-    except Exception:  # decoders raise anything; a picture that cannot be read is told of when it is decoded
+    except Exception:  # decoders raise anything; a picture that cannot be read is reported when it is decoded
         return False
     flat = pixels.reshape(-1, pixels.shape[2] if pixels.ndim == 3 else 1)
     flat = flat[:: max(1, len(flat) // _SAMPLED_PIXELS)].astype(np.int64)

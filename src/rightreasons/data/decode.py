@@ -31,11 +31,11 @@ from rightreasons.errors import MissingExtra, UnreadableImage
 
 Mode = Literal["grey", "rgb"]
 
-# 134 megapixels. More than that in one file is a decompression bomb, or no input for a classifier.
+# 134 megapixels. A larger file is a decompression bomb, or not an input for a classifier.
 MAX_PIXELS = 2**27
-# One side is at most that many times the other: a strip is a mistake.
+# One side is at most this many times the other: a longer strip is a mistake.
 MAX_ASPECT = 100
-# JPEG is decoded at no less than this many times the size needed, which leaves nothing of the difference to a full decoding to be seen.
+# JPEG is decoded at no less than this many times the size needed, so that no difference from a full decoding can be seen.
 DRAFT = 2
 _LOSSY = ("JPEG", "MPO")
 _DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
@@ -100,7 +100,7 @@ def _count_decoders(change: int) -> None:
 
 @_hushed()
 def read_header(source: Source) -> Header:
-    """Size and mode. Raises UnreadableImage for what is no image, or will not be decoded."""
+    """Size and mode. Raises UnreadableImage for a file that is not an image, or that would not be decoded."""
     try:
         if is_dicom(source):
             return _dicom_header(source)
@@ -302,7 +302,7 @@ def _header(image: Image.Image) -> Header:
 
 
 def _check(header: Header) -> Header:
-    """Raises UnreadableImage for an image that is too large, or a strip."""
+    """Raises UnreadableImage for an image that is too large or too long and narrow."""
     width, height = header.width, header.height
     if width * height > MAX_PIXELS:
         raise UnreadableImage(f"{width}x{height} pixels are more than the {MAX_PIXELS // 10**6} megapixels that are decoded: make it smaller")

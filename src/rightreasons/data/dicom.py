@@ -17,9 +17,9 @@ from rightreasons.data.window import NO_NUMBERS, Window, Windows, apply_window, 
 from rightreasons.errors import MissingExtra, UnreadableImage
 
 _COLOURED = ("RGB", "PALETTE COLOR")
-# A transfer syntax, and where in a file it is looked for.
+# The deflated transfer syntax, and the part of a file in which it is looked for.
 _DEFLATED, _HEAD = b"1.2.840.10008.1.2.1.99", 2**16
-# What tells how pixels are shown. A patient's name, and whatever else a header has, is not even read.
+# The elements that say how pixels are shown. A patient's name, and anything else in a header, is not even read.
 _GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 _SHOWN = (
     "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation",
@@ -132,7 +132,7 @@ class _Table:
         return cls(entries, first, 16 if bits <= 8 and entries.max() > 255 else bits)
 
     def look_up(self, values: np.ndarray) -> np.ndarray:
-        """Each value's entry; below the first value its entry, beyond the last one that."""
+        """Each value's entry in the table; values below the first get the first entry, values beyond the last get the last."""
         # The first value is unsigned in some files though values are signed: 65,000 stands for -536 then.
         first = self.first - 2**16 if self.first >= 2**15 and values.min() < 0 else self.first
         if not np.isfinite(values).all():
@@ -203,7 +203,7 @@ def _apply_own_window(values: np.ndarray, center: float, width: float, function:
 
 
 def _decode(dataset: Any) -> np.ndarray:  # noqa: ANN401 -- pydicom is an extra
-    """The stored values. Raises UnreadableImage where nothing here can decompress them."""
+    """The stored values. Raises UnreadableImage if nothing here can decompress them."""
     from pydicom.pixels.utils import pixel_array
     from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
@@ -268,7 +268,7 @@ def _read(source: Source, *, pixels: bool) -> Any:  # noqa: ANN401
         raise UnreadableImage("a deflated DICOM file, whose size cannot be told before it is unpacked: store it another way")
     dataset = pydicom.dcmread(source, force=True, stop_before_pixels=not pixels, specific_tags=list(_PIXELS if pixels else _SHOWN))
     _flatten_groups(dataset)
-    # An element without a value says as much as none.
+    # An element without a value counts as missing.
     for element in list(dataset):
         if element.is_empty:
             del dataset[element.tag]

@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from rightreasons.data.decode import Header
 from rightreasons.data.window import describe_kind
 
-# A form tells a class that has it in so many of its images, while of the others no more than the rest have it: whoever goes by it is right 95 times
-# in 100 on either side, where the form is a matter of the source and not of what is shown.
+# A form tells a class if at least NEARLY_ALL of its images have it, and at most HARDLY_ANY of the others: a network that goes by the form is then
+# right 95 times in 100 on either side, although the form depends on the source of an image and not on what it shows.
 NEARLY_ALL, HARDLY_ANY = 0.95, 0.05
-# Of fewer images chance does it: five and five that each have either of two forms are parted by them once in 512 times.
+# With fewer images on either side, it may be chance: two forms at random separate five images from five others once in 512 times.
 FEWEST = 5
-# Of forms that are named.
+# At most this many forms are named.
 MOST_TOLD = 4
 
 
@@ -32,7 +32,7 @@ def tell_forms(headers: Mapping[str, Header], labels: Mapping[str, str]) -> list
         return []
     more = ", ..." if len(told) > MOST_TOLD else ""
     return [
-        f"the form of the files tells the class: {', '.join(told[:MOST_TOLD])}{more}. The network can go by traces of it in place of what is shown, "
+        f"the form of the files tells the class: {', '.join(told[:MOST_TOLD])}{more}. The network can go by traces of it instead of what is shown, "
         "and no segment need show that: see whether the classes come from different sources, and bring all images into one form"
     ]
 

@@ -23,7 +23,7 @@ from rightreasons.data.task import Fingerprint
 from rightreasons.data.window import Window, Windows
 from rightreasons.errors import UnreadableImage
 
-# Of decoded pixels, in bytes, for all splits of a task together.
+# The most bytes of decoded pixels that are kept, for all splits of a task together.
 CACHE_BYTES = 2**30
 # A larger image is not kept: to decode it takes little beside the network's pass over it, and few of them would fill the cache.
 LARGEST_KEPT = 2**22
@@ -81,7 +81,7 @@ class ImageFiles(Dataset):
         return self._pixels(index).float() / 255, int(self.labels[index])
 
     def read(self, indices: Tensor) -> Batch:
-        """The readable ones among ``indices``."""
+        """The readable images among ``indices``."""
         rows: list[int] = indices.tolist()
         with ThreadPoolExecutor(THREADS) as pool:
             found = list(pool.map(self._try, rows))

@@ -74,7 +74,7 @@ def _read_image(image: object, index: int) -> Float[Tensor, "channel height widt
         return pixels.float() / 255
     pixels = pixels.float()
     low, high = (float(end) for end in pixels.aminmax())
-    # What is not finite is told of with the stage that it would harm.
+    # Values that are not finite are reported by the stage that they would harm.
     if LOWEST <= low and high <= HIGHEST or not (math.isfinite(low) and math.isfinite(high)):
         return pixels
     raise DataError(f"image {index} has values from {low:.4g} to {high:.4g}, and 0 to 1 is expected: {_explain_range(low, high)}")

@@ -77,7 +77,7 @@ def read_batches(dataset: Dataset, *, indices: Sequence[int] | Tensor | None = N
 
     By default a batch has as many images as ``BATCH_BYTES`` hold, ``LARGEST_BATCH`` at most.
     A dataset with ``read(indices) -> Batch`` is asked for whole batches, and where it ``reads_ahead`` for the next one while this one is worked on;
-    any other is asked for one item at a time. Raises DataError where not a single image of the dataset could be read.
+    any other is asked for one item at a time. Raises DataError if not a single image of the dataset could be read.
     """
     wanted = range(count_images(dataset)) if indices is None else indices
     read: Callable[[Tensor], Batch] = getattr(dataset, "read", None) or (lambda part: _read_items(dataset, part))
@@ -120,7 +120,7 @@ def fit_images(dataset: Dataset, indices: Tensor, budget: int) -> Tensor:
 
 
 def own_pixels(dataset: Dataset, index: int, longest: int) -> UInt8[Tensor, "channel height width"] | None:
-    """The pixels of the file that an image was read from, no side longer than ``longest``; None where the dataset has no such files.
+    """The pixels of the file that an image was read from, no side longer than ``longest``; None if the dataset has no such files.
 
     They show all of what the image shows, at the file's own proportions. Raises UnreadableImage.
     """
@@ -152,7 +152,7 @@ def check_labels(labels: Int[Tensor, " image"], indices: Int[Tensor, " image"], 
 
 
 def collate(items: Sequence[tuple[int, Tensor, int]]) -> Batch:
-    """Items (index, image, label) as one batch. Raises DataError where images differ in shape."""
+    """Items (index, image, label) as one batch. Raises DataError if images differ in shape."""
     if not items:
         return Batch(torch.empty(0, dtype=torch.int64), torch.empty(0, 0, 0, 0), torch.empty(0, dtype=torch.int64))
     shapes = {tuple(image.shape) for _, image, _ in items}
@@ -163,7 +163,7 @@ def collate(items: Sequence[tuple[int, Tensor, int]]) -> Batch:
 
 
 def _say_why(dataset: Dataset, index: int) -> str:
-    """Why an image cannot be read, as the end of a sentence; empty where it can be read now."""
+    """Why an image cannot be read, as the end of a sentence; empty if it can be read now."""
     try:
         dataset[index]
     except UnreadableImage as error:

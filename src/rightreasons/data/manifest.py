@@ -1,4 +1,4 @@
-"""The manifest: every image of every split by its hash; and what of it should not be, one image in two splits or under two labels.
+"""The manifest lists every image of every split by its hash, and shows an image that is in two splits or under two labels.
 
 It goes into the run folder, and has no names: a file's name can be a patient's.
 """

@@ -18,9 +18,9 @@ from torch import Tensor
 from rightreasons.data.window import NO_NUMBERS
 from rightreasons.errors import UnreadableImage
 
-# Label numbers go up to this, and an image has at most as many of them.
+# The highest label number, and the most label numbers that an image may have.
 MOST_LABELS = 32
-# Marks pixels that are neither object nor background, beside label numbers.
+# This value, beside label numbers, marks pixels that are neither object nor background.
 VOID = 255
 # Black in a compressed file, as a share of its brightest: what lies between this and its opposite is an edge, or not black and white at all.
 DARK = 0.25
@@ -31,7 +31,7 @@ _RULE = "a mask is black where nothing is marked and one brightness elsewhere, o
 
 
 def read_mask(image: Image.Image, *, lossy: bool) -> Bool[np.ndarray, "height width"]:
-    """What an opened file marks. ``lossy`` says that its format changes values. Raises UnreadableImage where that cannot be told."""
+    """What an opened file marks. ``lossy`` says that its format changes values. Raises UnreadableImage if that cannot be told."""
     if image.has_transparency_data and (marked := _read_alpha(image)) is not None:
         return marked
     if image.mode in ("P", "PA"):
@@ -153,7 +153,7 @@ def _read_colours(pixels: np.ndarray, *, lossy: bool) -> Bool[np.ndarray, "heigh
 
 
 def _cut_in_two(shares: np.ndarray) -> Bool[np.ndarray, "height width"]:
-    """Where shares of the brightest are above half. Raises UnreadableImage where much lies between dark and bright that is no edge."""
+    """Where shares of the brightest are above half. Raises UnreadableImage if much lies between dark and bright that is no edge."""
     between = torch.from_numpy((shares > DARK) & (shares < 1 - DARK))
     solid = int(_open(between, [5, 5]).sum())
     if solid > 0.005 * int((shares > DARK).sum()) or not (shares < DARK).any():

@@ -1,7 +1,7 @@
-"""Whose images belong together where no column says it: by the folders and names of the files.
+"""Finds images that belong together by the folders and names of the files, if no column says which do.
 
-If one patient has images in training and test, the model knows the test. Whatever looks like a patient is kept together when splits are made: if it
-is none, nothing is lost but a little of the draw.
+If one patient has images in training and test, the test is not independent. Images that look like one patient's are kept together when splits are
+made; if they are not one patient's, the splits are only a little less random.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from dataclasses import dataclass
 _PERSON = re.compile(r"(patient|pat|subject|subj|sub|person|participant|donor|case|pt)s?[ _-]*\d+(?![a-z0-9])", re.IGNORECASE)
 # One of two eyes, knees or breasts: 10_left.jpeg, 9000001R.png.
 _SIDE = re.compile(r"(?P<who>.*\d.*?)[ _-]*(left|right|(?<=[\d _-])(l|r|od|os|lcc|rcc|lmlo|rmlo))$", re.IGNORECASE)
-# A number before a mark, and more behind it: P123_2, 00000013_005, TCGA-05-4244 is none.
+# A number before a mark, and more behind it: P123_2, 00000013_005, but not TCGA-05-4244.
 _NUMBERED = re.compile(r"(?P<who>[a-z]{0,4}\d+)[_-].+$", re.IGNORECASE)
-# What stands between the parts of a name, and how many parts are looked at.
+# The separators between the parts of a name, and the number of parts that are read.
 _PARTS = re.compile(r"[_\-. ]+")
 _MOST_PARTS = 8
 # Folders that part files for other reasons than whose they are.
 _NO_PERSON = re.compile(r"(images?|imgs?|part|batch|fold|set|data|folder|dir|chunk|shard|masks?|raw|png|jpe?g)[ _-]*\d*$", re.IGNORECASE)
-# Fewer folders or beginnings in a class than this are something else than patients, and too few to draw splits from.
+# With fewer folders or beginnings in a class than this, they are probably not patients, and too few to draw splits from.
 _FEWEST = 4
-# A beginning of names that so great a share of a class has is a camera's or a year's.
+# A beginning of names that more than this share of a class has comes from a camera or a year, not from a patient.
 _GREATEST_SHARE = 0.5
 
 
@@ -58,7 +58,7 @@ def guess_patients(names: Sequence[str], labels: Sequence[str], inner: Sequence[
 
 
 def shared_part(names: Sequence[str], labels: Sequence[str]) -> tuple[str, str, str] | None:
-    """A part of names that several images of a class share, as persons' would be, with two such names; None where there is none.
+    """A part of names that several images of a class share, as persons' would be, with two such names; None if there is none.
 
     Of several parts it is the one with the most values. It may be a person, a slice or a day: too little to draw splits by, and enough to be told.
     """

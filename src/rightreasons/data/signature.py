@@ -7,14 +7,14 @@ from io import BytesIO
 
 from rightreasons.data.listing import Source
 
-# As much of a file as is looked at.
+# How many bytes of a file are read to recognise it.
 HEAD = 512
 _DICOM_SUFFIXES = (".dcm", ".dicom")
 _IMAGES = (
     b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"BM", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"P1", b"P2", b"P3", b"P4", b"P5",
     b"P6", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51",
 )  # fmt: skip
-# What people have among their images and no decoder here reads, by its first bytes.
+# Files that people have among their images and that no decoder here reads, by their first bytes.
 _OTHERS = (
     (b"version https://git-lfs", "a Git LFS pointer and not the image itself: fetch it with `git lfs pull`"),
     (b"%PDF", "a PDF document"),
@@ -54,7 +54,7 @@ def is_dicom(source: Source) -> bool:
 
 
 def name_content(source: Source) -> str | None:
-    """What a file is that is no image, in words; None where its first bytes do not tell."""
+    """What a file is that is no image, in words; None if its first bytes do not tell."""
     head = read_head(source)
     if not head:
         return "an empty file"

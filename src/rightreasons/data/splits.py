@@ -11,7 +11,7 @@ import torch
 from rightreasons.common.seeds import seeded
 from rightreasons.errors import DataError
 
-# What the splits are called, by people and by the published sets.
+# The names that people and published data sets give to the splits.
 SPLITS: Mapping[str, tuple[str, ...]] = {
     "train": ("train", "training", "tr", "0"),
     "validation": ("validation", "val", "valid", "va", "dev", "1"),
@@ -69,7 +69,7 @@ def fill_splits(given: Sequence[str | None], labels: Sequence[int], patients: Se
     """The split of each image: as given; where there is no validation or no test split, a part of the training images becomes it.
 
     Of every class about 15 % is held out for each, drawn by ``seed``. Images of one patient stay together, so that their share of a class is
-    met as nearly as whole patients allow. Raises DataError where some images have a split and others have none.
+    met as nearly as whole patients allow. Raises DataError if some images have a split and others have none.
     """
     known = {split for split in given if split is not None}
     if known and None in given:

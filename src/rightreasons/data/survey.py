@@ -1,4 +1,4 @@
-"""What a path is read as, before anything is done with it: counts, sizes, what is left out and why, what should not be, and a contact sheet."""
+"""A survey of a path before a run: counts, sizes, files that are left out and why, problems, and a contact sheet."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from rightreasons.data.manifest import Leak, describe_conflicts, describe_leaks,
 from rightreasons.data.task import Task
 from rightreasons.errors import DataError
 
-# Of the contact sheet: images in a row, their side and the gap between them in pixels.
+# The contact sheet's images in a row, and their side and the gap between them in pixels.
 ROW = 10
 THUMBNAIL = 96
 GAP = 6

@@ -18,10 +18,10 @@ class Task:
     """``splits`` ("train", "validation", "test") yield images and labels and nothing else.
 
     ``truth`` has groups and masks per split, where they are known; ``unbiased_train`` is the training split without the
-    correlation, where the task can make it. Neither ever reaches a stage above evaluate. ``manifest`` identifies the data.
+    correlation, if the task can make it. Only scoring, studies and the simulated critic see these two. ``manifest`` identifies the data.
 
-    Of a folder, ``told`` says what it was read as and by what, and ``problems`` what a person should know of it; ``skipped`` has the files that
-    are left out, and why, and fills up with those that turn out to be unreadable. ``not_read`` counts the other files by kind. ``sizes`` counts
+    For a folder, ``told`` says as what it was read and why, and ``problems`` what a person should know about it; ``skipped`` has the files that
+    are left out, and why, and gains those that turn out to be unreadable. ``not_read`` counts the other files by kind. ``sizes`` counts
     the sizes ("640x480") of the files whose headers were read; ``windows`` has what is black and what is white in images of more than 8 bits, by
     their kind in words.
     """
@@ -42,7 +42,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What tells one image of a dataset from another: its index, label, length in bytes and SHA-256 ("" where it cannot be read)."""
+    """The identity of one image of a dataset: its index, label, length in bytes and SHA-256 ("" if it cannot be read)."""
 
     index: int
     label: int

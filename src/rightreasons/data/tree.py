@@ -48,7 +48,7 @@ class Tree:
         return _below(self._names, folder)
 
     def find(self, name: str, *, where: Callable[[], str], base: str = "", mask: bool = False) -> str | None:
-        """The relative path of the file that a table in the folder ``base`` calls ``name``; None where there is no such file.
+        """The relative path of the file that a table in the folder ``base`` calls ``name``; None if there is no such file.
 
         The suffix may be missing, and so may folders at the start of either path; those that both have must agree. Where an image and its mask
         have the same name, ``mask`` says which is meant. Raises DataError, which begins with ``where``, for a name that leaves the folder, or

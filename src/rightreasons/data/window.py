@@ -15,7 +15,7 @@ from jaxtyping import Float32
 from rightreasons.errors import UnreadableImage
 
 Window = tuple[float, float]
-# What kinds of files need a window that they do not have themselves.
+# The kinds of files that need a window from elsewhere.
 Kind = Literal["whole numbers", "floating point", "DICOM"]
 KINDS: tuple[Kind, ...] = ("whole numbers", "floating point", "DICOM")
 Windows = Mapping[Kind, Window]
@@ -25,7 +25,7 @@ NO_NUMBERS = "it has pixels that are not numbers"
 BITS = (8, 10, 12, 14, 16)
 # Resampling overshoots, and sensors do by an offset: by so much the data may pass white.
 OVERSHOOT = 1.05
-# Of the pixels that are looked at in one file.
+# At most this many pixels of one file are read for the guess.
 MOST_PIXELS = 2**16
 # One grey that stands apart is a tag or a broken pixel, if at most this share of an image has it.
 LONE_SHARE = 0.02
@@ -71,7 +71,7 @@ def guess_window(kind: Kind, images: Sequence[np.ndarray]) -> Window:
     """The window for images of one kind, of which ``images`` holds values as ``thin_out`` gives them.
 
     Whole numbers: from 0 to the most that the fewest of 8, 10, 12, 14 or 16 bits hold. Floating point: 0 to 1, or as whole numbers. DICOM: from the
-    darkest to the brightest. Raises UnreadableImage where values fit none of these.
+    darkest to the brightest. Raises UnreadableImage if values fit none of these.
     """
     low, high = _find_range(np.concatenate(list(images)))
     if kind == "DICOM":

@@ -111,7 +111,7 @@ def _is_safetensors(path: Path) -> bool:
     except OSError as error:
         raise ModelError(f"cannot read the checkpoint {path}: {error.strerror or error}") from error
     if start.startswith(b"version h"):
-        raise ModelError(f"the checkpoint {path} is a pointer that Git LFS left in place of the file: fetch it with `git lfs pull`")
+        raise ModelError(f"the checkpoint {path} is a pointer that Git LFS left instead of the file: fetch it with `git lfs pull`")
     return start[8:] == b"{"
 
 
@@ -211,7 +211,7 @@ def _load(path: Path) -> object:
     calls: list[Any] = [np.float64(0).__reduce__()[0], np.zeros(1).__reduce__()[0]]
     rebuild: list[Any] = [(call, f"numpy.{core}.multiarray.{call.__name__}") for core in ("core", "_core") for call in calls]
     try:
-        # The open file in place of its name: by the suffix .safetensors torch would choose another reader.
+        # The open file is passed, not its name: by the suffix .safetensors torch would choose another reader.
         with torch.serialization.safe_globals([*PLAIN, *numbers, *rebuild]), path.open("rb") as file:
             return torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:

@@ -1,15 +1,15 @@
-"""Right-reasons fine-tuning: cross-entropy, and terms that take the judged-spurious segments away from the model.
+"""Right-reasons fine-tuning: cross-entropy, and terms that stop the model from using the judged-spurious segments.
 
 Terms (docs/method.md, section 6):
 
 - ``swap``     draws the spurious part of every image anew, label kept: what is known to be spurious is filled with another image's pixels,
                then half of the images get an inspected image's spurious segments pasted in. An image with nothing spurious is filled too,
-               at a place drawn from the others, so that neither the shortcut, nor its absence, nor a seam goes with a class any more.
+               at a place drawn from the others, so that neither the shortcut, its absence nor the seam predicts the class.
 - ``penalty``  on the effect of spurious pixels. ``effect`` is finite: how far the logits move when a spurious segment is pasted in,
                against their standard deviation. ``jacobian`` and ``log_prob_sum`` (the published loss) are gradients inside the mask.
 
 Alignment samples fill a fixed share of every batch, drawn with replacement. Gradients of gradients are taken on them alone, and
-only where a gradient penalty is chosen. BatchNorm statistics stay as they are.
+only if a gradient penalty is chosen. BatchNorm statistics stay as they are.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ from rightreasons.repair.propagate import Spread
 
 # Segments are pasted onto every other image.
 PASTED = slice(None, None, 2)
-# Of these, every other one is compared with what it was before.
+# Every other one of the images with a pasted segment is compared with itself before.
 COMPARED = slice(None, None, 2)
-# How many images are looked at as the source of a filling; the one with the least spurious there is taken.
+# How many images are tried as the source of a filling; the one with the fewest spurious pixels there is taken.
 FILL_TRIES = 4
-# The effect penalty is measured in standard deviations of the logits, so one weight does for all models and scales.
+# The effect penalty is measured in standard deviations of the logits, so that one weight suits all models and scales.
 EFFECT_WEIGHT = 1.0
 # Steps over which the learning rate rises: the first ones would otherwise wreck features that took long to learn.
 WARM_UP = 20
-# Held-out images that are filled from one another.
+# Neutral images are made in batches of this many held-out images, which are filled from one another.
 NEUTRAL_BATCH = 64
 # Keeps the root differentiable where a swap changes nothing.
 SMALLEST_EFFECT = 1e-6
@@ -55,7 +55,7 @@ SMALLEST_EFFECT = 1e-6
 class AlignmentSet:
     """The inspected images with their corrective masks, and ``protected``: pixels judged relevant, which no swap covers.
 
-    ``spread`` tells of the other training images, where the verdicts could be spread to them.
+    ``spread`` marks the spurious pixels of the other training images, if the verdicts could be spread to them.
     """
 
     batch: Batch
@@ -97,7 +97,7 @@ def align_model(
     """Fine-tunes ``model`` in place. An epoch has ceil(n_train / (batch - alignment part)) batches.
 
     With held-out ``hosts`` it ends at the latest epoch whose ``swapped_accuracy`` is within a standard error of the best; else at the last.
-    With ``config.term`` "none" this is the control: the same steps, data and ratio, and no alignment term.
+    With ``config.term`` "none" this is the control: the same steps, data and ratio, but no alignment term.
     """
     count = count_images(dataset)
     part, ordinary = _split_batch(config)
@@ -133,7 +133,7 @@ def align_model(
 
 
 def images_seen(config: AlignConfig, count: int) -> int:
-    """How many images go forward in fine-tuning on ``count`` of them, the compared halves of pairs included."""
+    """The number of images in all forward passes of fine-tuning on ``count`` images, with those that are only compared."""
     compared = len(range(config.batch_size)[PASTED][COMPARED]) if config.penalty == "effect" else 0
     return config.epochs * math.ceil(count / _split_batch(config)[1]) * (config.batch_size + compared)
 
@@ -157,7 +157,7 @@ class AlignLoss:
 
     @property
     def needs_calibration(self) -> bool:
-        """Whether the penalty has a scale of its own."""
+        """Whether the penalty's scale depends on the model, so that its weight has to be calibrated."""
         return self.penalty in GRADIENT_PENALTIES
 
     def calibrate(self, batch: Batch, generator: torch.Generator) -> None:
@@ -197,9 +197,9 @@ class AlignLoss:
 
 
 def swapped_accuracy(model: nn.Module, hosts: Batch, alignment: AlignmentSet, generator: torch.Generator) -> float:
-    """Accuracy on held-out images onto each of which an inspected image's spurious segments were pasted: there the shortcut tells nothing.
+    """Accuracy on held-out images, each with an inspected image's spurious segments pasted in, so that the shortcut tells nothing about the class.
 
-    It needs no label but the hosts' own, and so may choose among epochs.
+    It needs no labels but the hosts' own, and so may be used to choose the epoch.
     """
     pieces, answers = Pieces(alignment), []
     model.eval()
@@ -212,9 +212,9 @@ def swapped_accuracy(model: nn.Module, hosts: Batch, alignment: AlignmentSet, ge
 
 
 def neutral_images(hosts: Batch, alignment: AlignmentSet, generator: torch.Generator) -> Float[Tensor, "image channel height width"] | None:
-    """Held-out images on which the shortcut tells nothing; None where nothing is spurious.
+    """Held-out images on which the shortcut tells nothing about the class; None if nothing is spurious.
 
-    As in a swap, what the probe finds in them is filled with another image's pixels, where the verdicts could be spread, and a random inspected
+    As in a swap, the pixels that the probe marks are filled from another image, if the verdicts could be spread, and a random inspected
     image's spurious segments are pasted in.
     """
     pieces = Pieces(alignment)
@@ -257,17 +257,17 @@ def fill_segments(
     pieces: Pieces,
     generator: torch.Generator,
 ) -> Float[Tensor, "image channel height width"]:
-    """Each image with pixels of another one of its group in place of what is ``spurious``.
+    """Each image with its ``spurious`` pixels replaced by those of another image of its group.
 
-    One with nothing spurious is filled where a piece would lie: otherwise a filling would be a mark of the class that has the shortcut.
-    Where the shortcut is known in all images, a group is a class, so that no filling contradicts the label; where it is not, an image of the
-    same class would bring the same shortcut, and all are one group.
+    An image with nothing spurious is filled where a piece would lie: otherwise a filling would mark the class that has the shortcut.
+    If the shortcut is known in all images, a group is a class, so that no filling contradicts the label. If it is not, an image of the
+    same class would bring the same shortcut, and all images are one group.
     """
     count = len(images)
     _, elsewhere = pieces.draw(count, generator)
     nothing = ~spurious.any(2).any(1)
     region = torch.where(nothing[:, None, None], elsewhere & ~protected, spurious)
-    # Itself last: it is drawn only where its group has no other.
+    # An image is drawn for itself only if its group has no other.
     likely = (groups[:, None] == groups).float().fill_diagonal_(1e-9)
     tried = torch.multinomial(likely, FILL_TRIES, replacement=True, generator=generator).T
     overlap = (region & spurious[tried]).flatten(2).sum(2)
@@ -281,7 +281,7 @@ def paste_segments(
     pieces: Pieces,
     generator: torch.Generator,
 ) -> Float[Tensor, "image channel height width"]:
-    """Each image with the spurious segments of a random inspected image in their place, but never over ``protected`` pixels."""
+    """Each image with the spurious segments of a random inspected image pasted in at the same place, but never over ``protected`` pixels."""
     sources, where = pieces.draw(len(images), generator)
     return torch.where((where & ~protected)[:, None], sources, images)
 

@@ -1,8 +1,8 @@
-"""Whether a repair did harm: how a model does on held-out images as they are, and where the shortcut tells nothing (docs/method.md, eq. 13).
+"""Decides whether a repair did harm, by accuracy on held-out images as they are and with the shortcut made useless (docs/method.md, eq. 13).
 
-Held-out images carry the shortcut as the training images do, so that plain accuracy falls even when a repair is good: some of it was the
-shortcut's. With judged-spurious segments of random inspected images pasted in, and what the probe finds in them filled out first, the shortcut tells
-nothing, and what is left is what the model knows of the classes.
+Held-out images carry the shortcut as the training images do, so that plain accuracy falls even if a repair is good: part of it came from the
+shortcut. If the pixels that the probe marks are filled and judged-spurious segments of random inspected images are pasted in, the shortcut says
+nothing about the class, and the accuracy that is left comes from the classes themselves.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from rightreasons.records import HeldOut
 from rightreasons.repair.align import AlignmentSet, neutral_images
 
 SHOWN_AT_ONCE = 64
-# A class that got this share of the answers before and none after is lost.
+# A class is lost if it got at least this share of the answers before and gets none after.
 LOST_CLASS = 0.02
-# Of the plain accuracy that is lost beyond the bound, at least this share must come back where the shortcut tells nothing.
+# If plain accuracy falls beyond the bound, accuracy with the shortcut made useless must rise by at least this share of the fall.
 LEAST_RETURN = 0.5
 
 
@@ -37,10 +37,10 @@ def measure_held_out(model: nn.Module, plain: Predictions, hosts: Batch, alignme
 
 
 def find_harm(before: HeldOut, after: HeldOut, max_drop: float) -> str | None:
-    """Why the repair is not to be used, in words; None where it is.
+    """The reason not to use the repair, in words; None if it may be used.
 
-    It is harmful where accuracy falls by more than ``max_drop`` although the shortcut tells nothing there; where a class is no longer answered;
-    and where plain accuracy falls by more than ``max_drop`` and not half of that comes back where the shortcut tells nothing.
+    It is harmful if accuracy with the shortcut made useless falls by more than ``max_drop``; if a class is no longer answered; or if plain
+    accuracy falls by more than ``max_drop`` and accuracy with the shortcut made useless does not rise by half of that.
     """
     lost = [number for number, (old, new) in enumerate(zip(before.answers, after.answers, strict=True)) if old >= LOST_CLASS and new == 0]
     if lost:

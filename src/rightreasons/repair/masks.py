@@ -14,7 +14,7 @@ from rightreasons.records import Segmentation, Selection, Value, Verdict, settle
 def build_masks(
     segmentation: Segmentation, selection: Selection, verdicts: Iterable[Verdict], *, kind: str, value: Value = "spurious"
 ) -> Bool[Tensor, "image height width"]:
-    """A = sum_j R_j 1[C = j], with R_j = 1 where segment j is judged spurious (or another ``value``); unsure counts 0.
+    """A = sum_j R_j 1[C = j], with R_j = 1 if segment j is judged spurious (or another ``value``); unsure counts as 0.
 
     ``kind`` "effect" keeps only the pixels that carry the segment's positive effect, "segment" all of it.
     A later verdict on the same segment overrules an earlier one, and a person's overrules any model's.

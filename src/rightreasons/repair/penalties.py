@@ -1,7 +1,7 @@
-"""Penalties on a gradient inside the mask (docs/method.md, eq. 8 and 11). They are trained on, so that gradients of gradients are taken.
+"""Penalties on a gradient inside the mask (docs/method.md, eq. 8 and 11). Training on them takes gradients of gradients.
 
-Of a convolution in groups, torch differentiates the gradient in a loop over the groups, of which a depthwise one has hundreds. Written as another
-convolution, the gradient has an ordinary one itself: the same values, and EfficientNet-Lite0 takes well under half the time (docs/log.md).
+For a grouped convolution, torch differentiates the gradient in a loop over the groups, and a depthwise convolution has hundreds. Here the gradient
+is written as another convolution, whose own gradient is quick: the same values, and EfficientNet-Lite0 takes well under half the time (docs/log.md).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def log_prob_sum_penalty(
 
 
 def _squared_gradient(model: nn.Module, images: Tensor, masks: Tensor, scalar: Callable[[Tensor], Tensor]) -> Tensor:
-    """Summed over the masked pixels of an image, averaged over the images that have a mask."""
+    """The penalty, summed over the masked pixels of an image and averaged over the images that have a mask."""
     masked = masks.any(2).any(1)
     if not masked.any():
         return images.new_zeros(())
@@ -49,7 +49,7 @@ def _squared_gradient(model: nn.Module, images: Tensor, masks: Tensor, scalar: C
 
 
 class _GroupedConvolutions(TorchFunctionMode):
-    """Gives 2-d convolutions in groups a gradient that is quick to differentiate."""
+    """Gives grouped 2-d convolutions a gradient that is quick to differentiate."""
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:  # noqa: ANN401 -- torch's own signature
         given = dict(zip(_CONVOLUTION, args, strict=False)) | (kwargs or {})
@@ -63,7 +63,7 @@ class _GroupedConvolutions(TorchFunctionMode):
 class _GroupedConvolution(torch.autograd.Function):
     """conv2d without a bias, whose gradient towards the image is a transposed convolution.
 
-    The weights get theirs only where it will not be differentiated again: the penalties first ask for the image's alone.
+    The weights get a gradient only if it will not be differentiated again: the penalties first ask for the image's gradient alone.
     """
 
     @staticmethod

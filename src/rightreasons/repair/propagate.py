@@ -1,8 +1,8 @@
 """Spread the verdicts on a hundred inspected images to the whole training set, by a linear probe on the model's own feature maps.
 
 A model that leans on a shortcut has features for it. A logistic regression on one cell's features, trained on the pixels that were judged
-(spurious against relevant, and against images in which nothing is spurious), tells where the same thing is in images that nobody
-inspected (docs/method.md, eq. 12). Cross-validation over the inspected images says whether it can; if not, nothing is spread.
+(spurious against relevant, and against images in which nothing is spurious), finds the same thing in images that nobody inspected
+(docs/method.md, eq. 12). Cross-validation over the inspected images says whether it can; if not, nothing is spread.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ from rightreasons.networks.classifier import model_device
 
 # The probe reads the deepest feature map with at least this many cells a side: fine enough to point, deep enough to recognise.
 FEWEST_CELLS = 24
-# Of a finer map the cells are averaged, so that each side has at most this many: features and scores of all images are kept.
+# The cells of a finer map are averaged to at most this many a side, since features and scores of all images are kept.
 MOST_CELLS = 64
 LARGEST_BATCH = 64
-# The share of cells that the probe may mark wrongly where nothing is spurious; its threshold is set by it.
+# The share of cells that the probe may mark wrongly in images with nothing spurious; its threshold is set to meet it.
 FALSE_SHARE = 0.01
 # Cross-validated, the probe must mark at least this share of the spurious cells of images that it was not trained on.
 LEAST_RECALL = 0.4
-# Inspected images with something spurious, and ones with nothing: below this there is too little to learn and to cross-validate.
+# At least this many inspected images with something spurious, and as many without, are needed to learn and to cross-validate.
 FEWEST_IMAGES = 4
 # Marks that are smaller than this share of the usual area are chance: a stray cell would count as the whole shortcut.
 LEAST_AREA = 1 / 3
 WEIGHT_DECAY = 1e-3
-# The score of a cell that is out of the question.
+# The score of a cell that is not marked in any case.
 NOTHING = -1e3
 FOLDS = 2
 
 
 @dataclass(frozen=True)
 class Spread:
-    """What the probe says of every training image, and its cross-validated ``recall`` of spurious cells.
+    """The probe's scores of the cells of every training image, and its cross-validated ``recall`` of spurious cells.
 
-    ``score`` gives the scores of images that are not of the training set.
+    ``score`` computes the scores of images outside the training set.
     """
 
     scores: Float[Tensor, "image row column"]
@@ -58,7 +58,7 @@ class Spread:
         return _enlarge(self.scores[indices], side)
 
     def find(self, images: Float[Tensor, "image channel height width"]) -> Bool[Tensor, "image height width"]:
-        """The pixels of other images that look like what was judged spurious; none where the probe was not kept."""
+        """The pixels of other images that look like what was judged spurious; no pixels if the probe was not kept."""
         side = (images.shape[2], images.shape[3])
         return torch.zeros(len(images), *side, dtype=torch.bool) if self.score is None else _enlarge(self.score(images), side)
 
@@ -72,9 +72,9 @@ def spread_verdicts(
     *,
     progress: Advance | None = None,
 ) -> Spread | None:
-    """Scores for every image of ``dataset``, in one forward pass over it; None where the model has no feature maps, or they do not tell.
+    """Scores for every image of ``dataset``, in one forward pass; None if the model has no feature maps, or they do not show the shortcut.
 
-    What is kept is one number per cell and image.
+    One number per cell and image is kept.
     """
     layer = _find_layer(model, inspected.images[:2])
     if layer is None:
@@ -124,7 +124,7 @@ class _Probe:
 
 @dataclass(frozen=True)
 class _Cells:
-    """What the verdicts say of each cell of the inspected images; of most cells they say nothing."""
+    """The verdicts on each cell of the inspected images; most cells have none."""
 
     spurious: Bool[Tensor, "image row column"]
     relevant: Bool[Tensor, "image row column"]
@@ -135,7 +135,7 @@ class _Cells:
 
 
 def _label_cells(spurious: Bool[Tensor, "image height width"], relevant: Bool[Tensor, "image height width"], grid: torch.Size) -> _Cells:
-    """Spurious is what mostly is. Relevant is what is mostly relevant and not spurious at all, and every cell of an image with nothing spurious."""
+    """A cell is spurious if most of it is. It is relevant if most of it is and none of it is spurious, or if nothing in its image is spurious."""
     covered, kept = (F.adaptive_avg_pool2d(part.float(), (grid[0], grid[1])) for part in (spurious, relevant))
     some = spurious.flatten(1).any(1)
     return _Cells(covered > 0.5, (covered == 0) & ((kept > 0.5) | ~some[:, None, None]), some)
@@ -161,13 +161,13 @@ def _fit(maps: Float[Tensor, "image feature row column"], cells: _Cells) -> _Pro
         optimizer.step(loss)
     probe = _Probe(mean, deviation, weight.detach(), 0.0)
     free = probe(maps[~cells.with_some]).flatten().sort().values
-    # Never below the middle between the two kinds.
+    # The threshold is never below the middle between the two kinds.
     threshold = max(free[min(len(free) - 1, round((1 - FALSE_SHARE) * len(free)))].item(), -offset.item())
     return replace(probe, offset=-threshold)
 
 
 def _cross_validate(maps: Float[Tensor, "image feature row column"], cells: _Cells) -> float | None:
-    """The share of spurious cells found in images that the probe was not trained on, less the share of the relevant ones that it marks."""
+    """The share of spurious cells found in images on which the probe was not trained, minus the share of relevant cells that it marks."""
     if min(int(cells.with_some.sum()), int((~cells.with_some).sum())) < FEWEST_IMAGES or not cells.spurious.any():
         return None
     fold = torch.empty(len(maps), dtype=torch.int64)

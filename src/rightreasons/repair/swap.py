@@ -1,4 +1,4 @@
-"""Segments pasted into other images, and whether that changes the answers."""
+"""Pastes segments into other images and counts how often that changes the answer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def swap_flip_rate(
 ) -> float | None:
     """How often pasting a judged-spurious segment of another class onto a held-out image changes its prediction.
 
-    ``masks`` belong to ``donors``. Hosts without a donor of another class are left out; None where there are none at all.
+    ``masks`` belong to ``donors``. Hosts without a donor of another class are left out; None if no host is left.
     """
     return flip_rate([count_flips(model, hosts, donors.images, donors.labels, masks, generator)])
 
@@ -52,6 +52,6 @@ def count_flips(
 
 
 def flip_rate(counts: Iterable[tuple[int, int]]) -> float | None:
-    """What the counts of all batches come to; None where nothing was tried."""
+    """The flip rate over the counts of all batches; None if nothing was tried."""
     flips, tried = (sum(column) for column in zip(*counts, strict=True))
     return flips / tried if tried else None

@@ -72,7 +72,7 @@ def defaults(variant: tuple[str, ...]) -> dict[str, Any]:
 def open_task(variant: tuple[str, ...], *, size: int | None = None, seed: int) -> Task:
     """The task on full MNIST, or on 5,000 digits that a package carries (``packaged``); ``without-patch`` leaves the digits clean.
 
-    Raises DataError where the digits cannot be had. Never silently fewer of them.
+    Raises DataError if the digits cannot be had. Never silently fewer of them.
     """
     if size not in (None, 28):
         raise DataError(f"decoy-mnist has images of 28 pixels a side: leave out [data] size = {size}")

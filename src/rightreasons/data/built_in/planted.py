@@ -1,4 +1,4 @@
-"""What tasks with a planted shortcut share: the splits that have one, who carries it, and what the groups are called."""
+"""Shared by tasks with a planted shortcut: the splits that have one, which images carry it, and the names of the groups."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PLANS = {
 
 
 def draw_carriers(labels: Int[Tensor, " image"], shares: Mapping[str, float], seed: int, *purpose: str) -> Bool[Tensor, " image"]:
-    """Who carries the shortcut: exactly the share of each class, at random. ``shares`` are by the classes' names, in the order of the labels."""
+    """Which images carry the shortcut: exactly this share of each class. ``shares`` are by the classes' names, in the order of the labels."""
     drawn = torch.zeros(len(labels), dtype=torch.bool)
     for label, share in enumerate(shares.values()):
         members = (labels == label).nonzero()[:, 0]

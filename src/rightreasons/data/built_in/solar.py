@@ -33,7 +33,7 @@ SIZE = 128
 # Of each class, the share with the plate (or, in the variant, of polycrystalline make) where the correlation holds; half and half elsewhere.
 CORRELATED: dict[str, float] = {"functional": 0.05, "defective": 0.95}
 BALANCED: dict[str, float] = dict.fromkeys(CLASSES, 0.5)
-# Of each class; as many functional cells as defective ones are used.
+# The number of cells of each class in each split; as many functional cells as defective ones are used.
 SIZES = {"test": 200, "validation": 75, "train": 440}
 # The plate on the photographs' own 300 pixels: width, height, and how far from the edges it may lie.
 PHOTOGRAPH = 300
@@ -65,7 +65,7 @@ def defaults(variant: tuple[str, ...]) -> dict[str, Any]:
 
 
 def open_task(variant: tuple[str, ...], *, size: int | None, seed: int) -> Task:
-    """The task at ``size`` pixels a side. Raises MissingExtra where the photographs are not installed."""
+    """The task at ``size`` pixels a side. Raises MissingExtra if the photographs are not installed."""
     unknown = [word for word in variant if word not in VARIANTS]
     if unknown:
         raise DataError(f"solar has no variant {unknown[0]!r}; it has {', '.join(VARIANTS)}")

@@ -36,33 +36,33 @@ PACKAGE = "tuxpaint-stamps-default"
 INSTALLED = Path("/usr/share/tuxpaint/stamps")
 CLASSES = ("animal", "thing")
 SIZE = 128
-# Which folders of stamps are which class. Left out: drawings, signs, graves and clothes, most of which are no photographs.
+# Which folders of stamps are which class. Left out: drawings, signs, graves and clothes, most of which are not photographs.
 FOLDERS = {
     "animal": ("animals",),
     "thing": ("food", "hobbies", "household", "medical", "military", "plants", "space", "sports", "vehicles"),
 }
-# What is no photograph of its class: drawings, a teddy bear among the animals, and a plaster among the things.
+# Files that are not photographs of their class: drawings, a teddy bear among the animals, and a plaster among the things.
 LEFT_OUT = ("cartoon", "toys", "bandage_adhesive.png")
 # A drawing has few colours (of 64 levels a channel); a small stamp would have to be enlarged, and be blurred by it.
 FEWEST_COLOURS = 200
 SMALLEST = 80
 # Found by these rules in version 2022.06.04-1 of the package.
 COUNTS = {"animal": 123, "thing": 141}
-# Of each class: how many objects a split has, and how many pictures of each.
+# For each class, the number of objects in each split, and the number of pictures of each object.
 OBJECTS = {"train": 70, "validation": 14, "test": 36}
 PICTURES = {"train": 4, "validation": 6, "test": 6}
-# Of each class, the share of pictures with a plaster.
+# The share of each class's pictures with a plaster.
 CORRELATED: dict[str, float] = {"animal": 0.05, "thing": 0.95}
 BALANCED: dict[str, float] = dict.fromkeys(CLASSES, 0.5)
 # All lengths are shares of the picture's side. The longer side of an object; a plaster's length and width; how far the two keep apart.
 OBJECT_SIDE = (0.45, 0.62)
 PLASTER = ((0.42, 0.50), (0.17, 0.21))
 APART = 0.02
-# Where a plaster does not fit at that many places, the object is put elsewhere.
+# If a plaster fits at none of this many places, the object is put elsewhere.
 TRIES = 30
 # Skin, orange, and the colours of plasters for children.
 COLOURS = ((232, 180, 140), (238, 140, 60), (225, 60, 60), (60, 120, 220), (60, 170, 90), (245, 205, 60))
-# How far a ground's colour is taken towards grey.
+# How far the colour of a ground is moved towards grey.
 MUTED = 0.6
 # The coarsest to the finest cells of a ground's noise, across the picture.
 CELLS = (3, 6, 12, 24, 48)
@@ -92,7 +92,7 @@ def defaults(variant: tuple[str, ...]) -> dict[str, Any]:
 
 
 def open_task(variant: tuple[str, ...], *, size: int | None, seed: int) -> Task:
-    """The task at ``size`` pixels a side. Raises DataError where the stamps cannot be had, or are too few. Never silently fewer."""
+    """The task at ``size`` pixels a side. Raises DataError if the stamps cannot be had, or are too few. Never silently fewer."""
     if variant:
         raise DataError(f"stamps has no variant {variant[0]!r}; it has none")
     side = size or SIZE

@@ -25,7 +25,7 @@ def recognise(tree: Tree, config: DataConfig) -> bool:
 
 
 def list_images(tree: Tree, config: DataConfig) -> Listing:
-    """Every image of the list. Raises DataError where a list has another form, or an attribute is not in it."""
+    """Every image of the list. Raises DataError if a list has another form, or an attribute is not in it."""
     found = _find(tree, ATTRIBUTES)
     if found is None:
         raise DataError(f"{tree.root} has no {ATTRIBUTES}.txt or .csv, which CelebA comes with")
@@ -86,7 +86,7 @@ def _read_attributes(path: Path) -> _Attributes:
 
 
 def _read_pairs(tree: Tree, stem: str) -> dict[str, str]:
-    """Image and value of a list of two columns; nothing where there is no such list."""
+    """Image and value of a list of two columns; nothing if there is no such list."""
     found = _find(tree, stem)
     if found is None:
         return {}

@@ -200,7 +200,7 @@ def _tell_same_names(entries: Sequence[Entry]) -> list[str]:
 
 
 def hint_at_tables(tree: Tree) -> str:
-    """What to do with a table or a spreadsheet right in the folder, as the end of an error; empty where there is none."""
+    """What to do with a table or a spreadsheet right in the folder, as the end of an error; empty if there is none."""
     tables, sheets = (
         [name for name in tree.files if "/" not in name and posixpath.splitext(name)[1].lower() in suffixes]
         for suffixes in (TABLE_SUFFIXES, SPREADSHEET_SUFFIXES)

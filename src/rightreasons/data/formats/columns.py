@@ -9,7 +9,7 @@ from rightreasons.data.cells import no_classes, read_cell
 from rightreasons.data.splits import is_split
 from rightreasons.errors import DataError
 
-# What a column is called in the tables that people have, likeliest first; compared without case, spaces, "_" and "-".
+# The names of columns in the tables that people have, likeliest first; compared without case, spaces, "_" and "-".
 NAMES: Mapping[str, tuple[str, ...]] = {
     "image": (
         "img_filename", "filename", "file_name", "image_path", "img_path", "image_file", "filepath", "file_path", "file", "path",
@@ -31,11 +31,11 @@ _COORDINATES = frozenset({"x", "x0", "x1", "x2", "xmin", "xmax", "x_min", "x_max
 _MOST_ATTRIBUTES = 32
 # A column of one of these names may hold another kind of set than the splits.
 _VAGUE_SPLITS = frozenset({"set", "subset"})
-# What a cell has that is written as a file: a folder, or a suffix.
+# A cell that names a file has a folder or a suffix.
 _FILE = re.compile(r"[/\\]|\.[A-Za-z]\w{1,4}$")
 YES_OR_NO = frozenset({"0", "1", "yes", "no", "true", "false", "y", "n"})
 
-# The values of the column of a name.
+# Gives the values of a column by its name.
 Values = Callable[[str], Sequence[object]]
 
 
@@ -67,7 +67,7 @@ def choose_columns(
 
     ``named`` is [data] names: what it has is a class, whatever it looks like. ``names_files`` says whether a column names files of a role that are
     there.
-    A column that is passed over for its values is told in ``problems``. Raises DataError if the column of the labels has values that cannot be
+    A column that is passed over for its values is reported in ``problems``. Raises DataError if the column of the labels has values that cannot be
     one class per image and no other column fits.
     """
     columns = tuple(columns)

@@ -20,7 +20,7 @@ def recognise(tree: Tree, config: DataConfig) -> bool:
 
 
 def list_images(tree: Tree, config: DataConfig) -> Listing:
-    """Every row of every split. Raises DataError where a column is missing, or the library cannot read the folder."""
+    """Every row of every split. Raises DataError if a column is missing, or the library cannot read the folder."""
     try:
         import datasets
     except ImportError as error:

@@ -34,7 +34,7 @@ FEWEST_DIAGNOSES = 2
 # Columns by which a table with the diagnosis in words is ISIC's, whatever its name: the archive's own, 2020's train.csv, HAM10000's metadata.
 OWN_COLUMNS = (frozenset({"isic_id"}), frozenset({"image_name", "benign_malignant"}), frozenset({"image_id", "dx"}))
 WORDED = ("benign_malignant", "diagnosis", "dx", "diagnosis_1", "target")
-# What artifacts are called in the lists that people made.
+# The names of artifacts in the lists that people made.
 ARTIFACTS = frozenset({
     "band_aid", "plaster", "patch", "patches", "colored_patch", "color_calibration_chart", "ruler", "hair", "hairs", "ink", "skin_marker", "pen_mark",
     "gel_border", "gel_bubble", "gel_bubbles", "dark_corner", "dark_corners", "vignette", "reflection", "others",

@@ -52,7 +52,7 @@ WATERBIRDS = Known(
 # Yang et al. 2023: one form for many sets, whose codes stand for something else in each.
 SUBPOPBENCH = Known("SubpopBench", frozenset({"id", "filename", "split", "y", "a"}), {}, {})
 KNOWN = (WATERBIRDS, SUBPOPBENCH)
-# What Hugging Face's imagefolder calls the table in the folder of a split.
+# The names of the table in a split's folder in Hugging Face's imagefolder.
 METADATA = ("metadata.csv", "metadata.jsonl")
 # So many cells of a column are looked up to see whether it names files.
 SOME_CELLS = 50
@@ -232,7 +232,7 @@ def _read_rows(
 
 
 def _split_by_folder(entries: list[Entry], problems: list[str]) -> tuple[list[Entry], list[str]]:
-    """The entries with the split that their folder's name means, if training and another split are told so, and in words that they are."""
+    """The entries with the split that their folder's name means, if this gives training and another split, and a sentence that says so."""
     folders = {posixpath.dirname(entry.name) for entry in entries}
     splits = {folder: split_of_path(folder) for folder in folders}
     found = set(splits.values())
@@ -245,7 +245,7 @@ def _split_by_folder(entries: list[Entry], problems: list[str]) -> tuple[list[En
 
 
 def _merge(rows: Sequence[Row], problems: list[str]) -> list[Entry]:
-    """One entry an image. Raises DataError where rows disagree on it."""
+    """One entry an image. Raises DataError if rows disagree on it."""
     merged: dict[str, Row] = {}
     repeated = 0
     for row in rows:

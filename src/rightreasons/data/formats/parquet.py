@@ -21,7 +21,7 @@ from rightreasons.data.tree import Tree
 from rightreasons.errors import DataError, MissingExtra
 
 SUFFIX = ".parquet"
-# Of encoded images in row groups that were read, in bytes: neighbours in a file are often asked for together.
+# The most bytes of encoded images that are kept from row groups, since neighbours in a file are often read together.
 KEPT_BYTES = 2**28
 
 

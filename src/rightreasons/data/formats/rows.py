@@ -14,7 +14,7 @@ from rightreasons.data.listing import Entry, Source
 from rightreasons.data.tree import Tree
 from rightreasons.errors import DataError, UnreadableImage
 
-# What stands between a file's name, a row's number and a column in an entry's name.
+# The separator between a file's name, a row's number and a column in an entry's name.
 MARK = "#"
 
 
@@ -70,7 +70,7 @@ def split_name(name: str) -> tuple[str, int, str]:
 
 
 def open_cell(cell: Any, tree: Tree) -> Source:  # noqa: ANN401 -- bytes, or a record of bytes and path
-    """The image in a cell: its bytes, or the file below the folder that it names. Raises UnreadableImage where there is neither."""
+    """The image in a cell: its bytes, or the file below the folder that it names. Raises UnreadableImage if there is neither."""
     content = cell.get("bytes") if isinstance(cell, Mapping) else cell
     if content:
         return BytesIO(content)
@@ -87,7 +87,7 @@ def open_cell(cell: Any, tree: Tree) -> Source:  # noqa: ANN401 -- bytes, or a r
 
 
 def choose_image_column(place: str, candidates: Sequence[str], chosen: str | None) -> str:
-    """The column of the pixels among those that can hold any. Raises DataError where there is none, or it cannot be told."""
+    """The column of the pixels among those that can hold any. Raises DataError if there is none, or it cannot be told."""
     if chosen is not None and chosen in candidates:
         return chosen
     if chosen is not None or not candidates:

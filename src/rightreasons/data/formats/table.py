@@ -14,7 +14,7 @@ from rightreasons.errors import DataError
 
 JSON_LINES = ".jsonl"
 TABLE_SUFFIXES = {".csv", ".tsv", JSON_LINES}
-# What people keep labels in and is not read: its sheets, formulas and dates would have to be guessed at.
+# Spreadsheets hold labels but are not read: their sheets, formulas and dates would have to be guessed.
 SPREADSHEET_SUFFIXES = {".xlsx", ".xls", ".ods"}
 
 
@@ -28,7 +28,7 @@ class Table:
     lines: list[int]
 
     def column(self, name: str) -> list[str]:
-        """The cells of one column, white space around them taken off. Raises DataError where there is no such column."""
+        """The cells of one column, white space around them taken off. Raises DataError if there is no such column."""
         if name not in self.columns:
             raise DataError(f"{self.path} has no column {name!r}; its columns are {_quoted(self.columns)}")
         place = self.columns.index(name)
@@ -100,7 +100,7 @@ def _read_objects(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
                 if line.strip():
                     read = json.loads(line)
                     if not isinstance(read, dict):
-                        raise DataError(f"{path}, line {number}: a JSON object is expected, {{...}}, and {line.strip()[:40]!r} is none")
+                        raise DataError(f"{path}, line {number}: a JSON object is expected, {{...}}, but {line.strip()[:40]!r} is not one")
                     yield number, read
     except OSError as error:
         raise DataError(f"cannot read the table {path}: {error.strerror}") from error

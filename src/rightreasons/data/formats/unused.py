@@ -8,7 +8,7 @@ from rightreasons.data.cells import no_classes, read_cell
 from rightreasons.data.formats.columns import YES_OR_NO, Values, named_as_label
 from rightreasons.data.splits import find_splits, is_split, split_words
 
-# What a person, or one visit of a person, is called; alone, or before one of the words for a name or number.
+# Words for a person, or for one visit of a person; alone, or before one of the words for a name or number.
 _PERSONS = frozenset("patient pat pt subject participant person donor case animal mrn pid study exam visit accession specimen".split())
 _NUMBERS = frozenset("id ids no nr num number name key code uid uuid instance".split())
 # Fewer different values than this are groups of a study, or sites.
@@ -35,7 +35,7 @@ def tell_unused(
         elif "split" not in found and not has_split and (why := _why_split(name, values)):
             told.append(f"{name!r} {why}")
         elif chosen.get("label") is None and name in named_as_label(columns) and _is_other_label(values(name), values(found["label"]), named):
-            told.append(f"{name!r} fits as the label as well ([data.columns] label = {name!r} takes it in place of {found['label']!r})")
+            told.append(f"{name!r} fits as the label as well ([data.columns] label = {name!r} takes it instead of {found['label']!r})")
     return [f"not used: {'; '.join(told)}"] if told else []
 
 
