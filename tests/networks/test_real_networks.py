@@ -63,7 +63,7 @@ def test_resnet50_at_224_pixels_goes_through_find_and_fix_within_6_gb(tmp_path):
             path = tmp_path / "photos" / name / f"{number}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(random.integers(0, 256, (240, 240, 3), dtype=np.uint8)).save(path)
-    config = write_scripted(tmp_path, changes={"python:tag_model:build": "torchvision:resnet50", "size = 12": "size = 6", '"images"': '"photos"'})
+    config = write_scripted(tmp_path, changes={"python:tag_model:build": "torchvision:resnet50", "size = 12": "size = 2", '"images"': '"photos"'})
     edit(config, "baselines = 4", "baselines = 10")
     edit(config, "epochs = 3\nbatch_size = 16", "epochs = 1\nbatch_size = 8")
     torch.manual_seed(0)
