@@ -1,4 +1,9 @@
-"""Bad input: one clear error that names what came, exit code 1 and no traceback; what can be left out is named, left out and counted."""
+"""Bad input to the commands: one clear error that names what came, exit code 1 and no traceback; what can be left out is named and counted.
+
+Here belongs what any part of a project can get wrong (configuration, checkpoint, server, run folder) and a broken image as `find` tells it. A mistake
+in a table of labels is a case of tests/data/test_label_mistakes.py; an odd file that must be read or left out one of
+tests/data/test_messy_folder.py.
+"""
 
 from __future__ import annotations
 
