@@ -1,4 +1,9 @@
-"""Bad input: one clear error that names what came, exit code 1 and no traceback; what can be left out is named, left out and counted."""
+"""Bad input to the commands: one clear error that names what came, exit code 1 and no traceback; what can be left out is named and counted.
+
+Here belongs what any part of a project can get wrong (configuration, checkpoint, server, run folder) and a broken image as `find` tells it. A mistake
+in a table of labels is a case of tests/data/test_label_mistakes.py; an odd file that must be read or left out one of
+tests/data/test_messy_folder.py.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +18,7 @@ import torch
 from PIL import Image
 
 from tests.support.fault_server import FaultServer, always, html, says, wrong_ids
-from tests.support.helpers import edit, invoke, read_lines, run, start, the_error, write_project, write_scripted
+from tests.support.helpers import edit, invoke, read_lines, run, start, the_error, trained_weights, write_project, write_scripted
 
 STAGES = ("selection.json", "heatmaps.safetensors", "segments.safetensors", "pictures", "verdicts.jsonl")
 DESCRIPTION = 'description = "The bright disc at the right."'
@@ -320,18 +325,18 @@ def test_a_run_folder_from_other_data_or_another_checkpoint(offline):
     shutil.copy(image(offline, "nut/07.png"), image(offline, "nut/more.png"))
     assert "the images are not those that" in the_error(find(offline))
     image(offline, "nut/more.png").unlink()
-    torch.save({name: torch.zeros(shape) for name, shape in _SHAPES.items()}, offline.parent / "zero.pt")
-    edit(offline, "model.safetensors", "zero.pt")
-    the_error(find(offline))
+    torch.save({name: -weights for name, weights in trained_weights().items()}, offline.parent / "other.pt")
+    edit(offline, "model.safetensors", "other.pt")
+    assert "the checkpoint has other weights" in the_error(find(offline))
 
 
 def test_a_folder_that_is_no_run_folder(offline):
-    the_error(invoke("find", offline, "--out", offline.parent / "images"))
+    assert "is not empty and not a run folder" in the_error(invoke("find", offline, "--out", offline.parent / "images"))
     assert sorted(path.name for path in image(offline, "").iterdir()) == ["bolt", "nut"], "nothing was written there"
-    the_error(invoke("find", offline, "--out", offline))
+    assert str(offline) in the_error(invoke("find", offline, "--out", offline))
     for command in ("fix", "score"):
         assert "not a run folder" in the_error(invoke(command, offline.parent / "images"))
-        the_error(invoke(command, offline.parent / "absent"))
+        assert "not a run folder" in the_error(invoke(command, offline.parent / "absent"))
 
 
 def test_fix_before_find_has_finished(offline):

@@ -34,7 +34,6 @@ def test_a_free_critic_is_within_any_budget(tmp_path):
 
 
 def test_probe(tmp_path):
-    pytest.importorskip("rightreasons.lvlm.probe", reason="the probe is a file of its own")
     with FaultServer() as stub:
         config = write_project(tmp_path, stub.base_url)
         found = json.loads(invoke("lvlm", "probe", config, "--json").stdout)
@@ -44,5 +43,4 @@ def test_probe(tmp_path):
 
 
 def test_probe_needs_leave(tmp_path):
-    pytest.importorskip("rightreasons.lvlm.probe", reason="the probe is a file of its own")
     assert "--allow-remote llm.example" in the_error(invoke("lvlm", "probe", write_project(tmp_path, "https://llm.example/v1")))

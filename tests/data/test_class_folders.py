@@ -144,8 +144,8 @@ def test_a_table_without_splits_whose_files_lie_in_folders_of_splits(tmp_path):
             rows.append([f"{split}/{split}{number}.png", "ab"[number % 2]])
     write_rows(tmp_path / "metadata.csv", "file_name,label", rows)
     task = read(tmp_path)
-    assert names_of(task)["test"] == sorted(f"test/test{number}.png" for number in range(30)) or counts(task)["test"] == 30
-    assert all(name.startswith("test/") for name in names_of(task)["test"]) and "split by folder" in task.told
+    assert sorted(names_of(task)["test"]) == sorted(f"test/test{number}.png" for number in range(30))
+    assert "split by folder" in task.told
     noise(tmp_path / "more" / "x.png")
     write_rows(tmp_path / "metadata.csv", "file_name,label", [*rows, ["more/x.png", "a"]])
     assert any("the folders are not read as splits" in problem for problem in read(tmp_path).problems)

@@ -239,7 +239,7 @@ def test_configuration_files(content):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "config.toml"
         path.write_bytes(content)
-        with pytest.raises(RightReasonsError):  # no file of noise is a whole configuration
+        with pytest.raises(RightReasonsError, match=r"config\.toml"):  # no file of noise is a whole configuration
             read_config(path)
 
 

@@ -1,4 +1,8 @@
-"""What people get wrong in a table of labels: it is read all the same, or one error says what came, what was expected and where."""
+"""What people get wrong in a table of labels: it is read all the same, or one error says what came, what was expected and where.
+
+Here belongs a slip in a table, its columns, its file names or its masks. A file that is odd in itself is a case of test_messy_folder.py (through the
+command) and of test_decode.py (on its own); a mistake outside of the data one of tests/cli/test_bad_input.py.
+"""
 
 from __future__ import annotations
 

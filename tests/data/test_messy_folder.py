@@ -1,4 +1,9 @@
-"""A folder as people have them, through the command line: it finishes, and standard error says what was left out and why."""
+"""A folder as people have them, through the command line: it finishes, and standard error says what was left out and why.
+
+Here belongs a file that is odd in name, form or place and lies among good ones: one more entry in LEFT_OUT or READ, and in ``make_a_mess``. There is
+one folder and one run for all of them. A mistake in a table of labels is a case of test_label_mistakes.py; input that stops a command one of
+tests/cli/test_bad_input.py.
+"""
 
 from __future__ import annotations
 

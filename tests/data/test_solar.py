@@ -1,5 +1,6 @@
 """Solar cells with a label plate: groups, splits, plates and where they are."""
 
+import re
 from collections import Counter
 
 import pytest
@@ -91,5 +92,9 @@ def test_without_the_package_the_command_that_installs_it_is_named(monkeypatch):
 
 
 def test_the_expert_says_what_matters_and_what_does_not():
-    for words in task_defaults("solar")["classes"].values():
-        assert words["description"] and words["irrelevant"]
+    """The plate is called irrelevant for either class, and what matters is said of each class in words of its own that do not name it."""
+    said = task_defaults("solar")["classes"]
+    assert set(said) == {"functional", "defective"} and len({words["description"] for words in said.values()}) == 2
+    for words in said.values():
+        assert "plate" in words["irrelevant"] and not {"plate", "label"} & set(re.findall("[a-z]+", words["description"].lower()))
+    assert "bright" in said["functional"]["description"] and "crack" in said["defective"]["description"]

@@ -200,8 +200,12 @@ def test_unknown_variants_are_named():
 
 
 def test_the_expert_says_what_matters_and_what_does_not():
-    for words in task_defaults("stamps")["classes"].values():
-        assert words["description"] and words["irrelevant"]
+    """The plaster is called irrelevant for either class, and what matters is said of each class in words of its own that do not name it."""
+    said = task_defaults("stamps")["classes"]
+    assert set(said) == {"animal", "thing"} and len({words["description"] for words in said.values()}) == 2
+    for words in said.values():
+        assert "plaster" in words["irrelevant"].lower() and "plaster" not in words["description"].lower()
+    assert "head" in said["animal"]["description"] and "tool" in said["thing"]["description"]
 
 
 def test_the_real_stamps(tmp_path):

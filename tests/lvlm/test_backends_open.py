@@ -20,7 +20,7 @@ from rightreasons.lvlm.pictures import MOST_BYTES, MOST_SIDE
 from rightreasons.lvlm.protocol import Request, get_reply
 from rightreasons.lvlm.wire.composite import SMALL_SIDE, join_pictures, shrink_pictures
 from tests.support.fault_server import FaultServer, always, completion, error, first, html, on_the_wire, rejects, says
-from tests.support.helpers import Direct
+from tests.support.helpers import Direct, png
 
 KEY = "sk-test-0123456789abcdef"
 QUESTION = Request("judge", ("What is S1?",))
@@ -41,14 +41,8 @@ def ledger(tmp_path):
     opened.close()
 
 
-def png(shade: int = 9) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (512, 520), (shade, 0, 0)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 def test_a_request_as_it_arrives(direct):
-    pictures = [png(1), png(2)]
+    pictures = [png(shade, (512, 520)) for shade in (1, 2)]
     request = Request("critic", ("look:", pictures[0], "and:", pictures[1]), schema=SCHEMA, max_tokens=77)
     with FaultServer(misbehave=says("ok")) as stub:
         lvlm = direct(stub, "a/model:7b")
@@ -266,7 +260,7 @@ def test_a_remote_host_needs_leave(address):
     with pytest.raises(LVLMUnavailable, match=f"--allow-remote {host}") as refused:
         open_lvlm("openai:m", base_url=address)
     assert "would be sent" in str(refused.value)
-    with pytest.raises(LVLMUnavailable):
+    with pytest.raises(LVLMUnavailable, match=f"--allow-remote {host}"):
         open_lvlm("openai:m", base_url=address, allow_remote=("another.example",))
     assert open_lvlm("openai:m", base_url=address, allow_remote=(host,)).name == "openai:m"
 
@@ -295,7 +289,7 @@ def test_a_redirect_is_not_followed(direct, status):
         with FaultServer(misbehave=lambda seen: away, models=(status, {"location": elsewhere.base_url + "/models"}, b"")) as stub:
             lvlm = direct(stub)
             lvlm.check()
-            with pytest.raises(LVLMRejected):
+            with pytest.raises(LVLMRejected, match=str(status)):
                 get_reply(lvlm, QUESTION)
         assert (elsewhere.requests, elsewhere.listed) == (0, 0), "pictures went to a host that nobody allowed"
 
@@ -365,11 +359,23 @@ def test_check_where_nobody_listens(direct):
         direct("http://127.0.0.1:9/v1").check()
 
 
-@pytest.mark.parametrize("spec", ["", "openai", "gpt-4o", "claude:x", "openai:", "simulated:2", "simulated:a=1", "scripted:/absent.json"])
-def test_a_backend_that_is_not_known(spec):
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("", r"lvlm = '' is not known; expected one of openai:MODEL"),
+        ("openai", r"lvlm = 'openai' is not known; expected one of openai:MODEL"),
+        ("gpt-4o", r"lvlm = 'gpt-4o' is not known"),
+        ("claude:x", r"lvlm = 'claude:x' is not known; .*anthropic:MODEL"),
+        ("openai:", r"lvlm = 'openai:' says nothing after the colon; expected openai:MODEL"),
+        ("simulated:2", r"lvlm = 'simulated:2': rates lie between 0 and 1; expected simulated:0.87"),
+        ("simulated:a=1", r"lvlm = 'simulated:a=1': unknown a; expected .*sensitivity="),
+        ("scripted:/absent.json", r"lvlm = 'scripted:/absent.json': .*No such file.*expected a JSON file with the lists critic and judge"),
+    ],
+)
+def test_a_backend_that_is_not_known(spec, words):
     from rightreasons.records import GroundTruth
 
-    with pytest.raises(ConfigError):
+    with pytest.raises(ConfigError, match=words):
         open_lvlm(spec, truth=GroundTruth([], lambda index: None))
 
 
@@ -414,7 +420,7 @@ def test_every_picture_is_bounded_in_pixels_and_bytes_before_it_is_sent():
     buffer = io.BytesIO()
     Image.effect_noise((2400, 1800), 100).convert("RGB").save(buffer, "PNG")
     noise = buffer.getvalue()
-    fits = png(1)
+    fits = png(1, (512, 520))
     request = Request("critic", ("look:", noise, "and:", fits, noise))
     large, small, _ = (part for part in request.parts if isinstance(part, bytes))
     assert small is fits and len(noise) > MOST_BYTES

@@ -110,7 +110,9 @@ def test_what_may_have_been_paid_for_is_tried_once_more(world, tmp_path, kind):
 @pytest.mark.parametrize("kind", AMBIGUOUS)
 def test_what_may_have_been_paid_for_twice_is_unknown(world, tmp_path, kind):
     stub, lvlm, ledger = world(on_the_wire(kind, 9))
-    with pytest.raises(LVLMTimeout):  # nothing else was answered meanwhile: the server is at fault
+    with pytest.raises(
+        LVLMTimeout, match="no complete answer|dropped the connection|half an answer"
+    ):  # nothing else was answered meanwhile: the server is at fault
         ledger.ask(lvlm, QUESTION)
     assert [(state, outcome) for state, outcome, *_ in tries(tmp_path)] == [("failed", "ambiguous"), ("unknown", "ambiguous")]
     assert stub.requests == 2 and ledger.cost_usd() == pytest.approx(sum(reserved for *_, reserved in tries(tmp_path)))
@@ -345,7 +347,7 @@ def test_several_in_a_row_that_nobody_can_place_stop_the_run(world):
     assert ledger.ask(lvlm, Request("judge", ("Good",))).text == "fine", "which begins the count anew"
     for i in range(MOST_IN_A_ROW - 1):
         assert ledger.ask(lvlm, Request("judge", (f"Bad again {i}",))).outcome == "unknown"
-    with pytest.raises(LVLMUnclear):
+    with pytest.raises(LVLMUnclear, match="the run can be resumed"):
         ledger.ask(lvlm, Request("judge", ("Bad at last",)))
 
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import sqlite3
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from PIL import Image
 
 from rightreasons.errors import LVLMProtocolError, LVLMRejected, LVLMUnavailable
 from rightreasons.lvlm import open_lvlm
@@ -18,14 +16,9 @@ from rightreasons.lvlm.backends.scripted import Scripted
 from rightreasons.lvlm.ledger.ledger import Ledger, Patience
 from rightreasons.lvlm.protocol import Request
 from tests.support.fault_server import FaultServer, says
+from tests.support.helpers import png
 
 JUDGE = Request("judge", ('<critique>\nS1: over the plate\n</critique> "S1"',), schema={"type": "object"})
-
-
-def png(shade):
-    buffer = io.BytesIO()
-    Image.new("RGB", (16, 16), (shade, 0, 0)).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 PNG = png(1)
@@ -102,7 +95,7 @@ def test_ledger_holds_no_picture_and_no_key(ledger, tmp_path, monkeypatch):
 def test_ledger_does_not_follow_a_redirect(ledger):
     with FaultServer(misbehave=says("ok")) as elsewhere:
         redirect = (307, {"location": f"{elsewhere.base_url}/chat/completions"}, b"")
-        with FaultServer(misbehave=lambda seen: redirect) as stub, pytest.raises(LVLMRejected):
+        with FaultServer(misbehave=lambda seen: redirect) as stub, pytest.raises(LVLMRejected, match="307"):
             ledger.ask(open_lvlm("openai:a", base_url=stub.base_url), JUDGE)
         assert elsewhere.requests == 0
 

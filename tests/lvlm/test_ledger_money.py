@@ -105,7 +105,7 @@ def test_a_budget_holds_over_commands(place):
     first.close()
     second = open_ledger(price=PRICE, max_usd=most(lvlm))
     assert second.ask(lvlm, question(0)).cached, "what is there costs nothing"
-    with pytest.raises(LVLMOverBudget):
+    with pytest.raises(LVLMOverBudget, match="raise --max-usd"):
         second.ask(lvlm, question(1))
     assert stub.requests == 1
 
@@ -168,7 +168,7 @@ def test_an_answer_that_came_another_way(place):
     assert ledger.cost_usd() == pytest.approx(ANSWER_USD), "its usage says what it cost"
     assert ledger.record(lvlm, questions[1], completion("once more").decode()).text == "by post", "the first one stays"
     assert ledger.ask(lvlm, questions[1]).text == "by post" and stub.requests == 0
-    with pytest.raises(LVLMProtocolError):
+    with pytest.raises(LVLMProtocolError, match="OpenAI-compatible"):
         ledger.record(lvlm, questions[2], '{"hello": 1}')
     assert ledger.missing(lvlm, [questions[2]]) == [questions[2]], "what is no answer leaves no trace"
 

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import json
 
 import pytest
-from PIL import Image
 
 from rightreasons.critic.judge import parse_verdicts
 from rightreasons.errors import ConfigError, LVLMTooBig, LVLMUnavailable
 from rightreasons.lvlm import LVLM, open_lvlm
 from rightreasons.lvlm.ledger.ledger import Ledger
 from rightreasons.lvlm.protocol import Request, get_reply
-from tests.support.helpers import invoke, read_lines, write_project, write_scripted
+from tests.support.helpers import invoke, png, read_lines, write_project, write_scripted
 from tests.support.tiny_vlm import build_tiny_vlm
 
+SIZE = (64, 48)
 IDS = ["S1", "S2", "S3"]
 VERDICTS = {
     "type": "object",
@@ -35,12 +34,6 @@ def tiny(folder):
     return open_lvlm(f"local:{folder}")
 
 
-def png(shade: int) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (64, 48), (shade, 0, 0)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 def answer(lvlm: LVLM, request: Request):
     return lvlm.parse(get_reply(lvlm, request))
 
@@ -52,7 +45,7 @@ def test_it_is_there(tiny):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_under_a_schema_every_answer_is_valid(tiny, seed):
-    got = answer(tiny, Request("judge", (f"Judge {seed}.", png(seed)), schema=VERDICTS, max_tokens=512))
+    got = answer(tiny, Request("judge", (f"Judge {seed}.", png(seed, SIZE)), schema=VERDICTS, max_tokens=512))
     assert got.problem is None and set(parse_verdicts(got.text, IDS)) == set(IDS)
 
 
@@ -64,14 +57,13 @@ def test_words_under_a_schema_are_bounded(tiny):
 
 def test_it_sees_the_pictures(tiny):
     """Noise, but not the same noise: what is shown changes what is said, and the same question gets the same answer."""
-    ask = [
-        answer(tiny, Request("critic", ("Look.", *pictures), max_tokens=24)).text for pictures in ([], [png(0)], [png(250)], [png(0)], [png(0)] * 3)
-    ]
+    dark, light = png(0, SIZE), png(250, SIZE)
+    ask = [answer(tiny, Request("critic", ("Look.", *pictures), max_tokens=24)).text for pictures in ([], [dark], [light], [dark], [dark] * 3)]
     assert ask[1] == ask[3] and len({ask[0], ask[1], ask[2], ask[4]}) == 4
 
 
 def test_what_is_cut_off_says_so_and_is_counted(tiny):
-    got = answer(tiny, Request("critic", ("Look.", png(1)), max_tokens=5))
+    got = answer(tiny, Request("critic", ("Look.", png(1, SIZE)), max_tokens=5))
     assert got.outcome == "truncated" and got.usage.output_tokens == 5
     # 16 patches of the picture, the words' bytes, and the two tokens of the template.
     assert got.usage.input_tokens == 16 + len("Look.") + 2

@@ -4,25 +4,18 @@ from __future__ import annotations
 
 import base64
 import datetime
-import io
 import tomllib
 
 import pytest
-from PIL import Image
 
 from rightreasons.errors import ConfigError
 from rightreasons.lvlm import open_lvlm
 from rightreasons.lvlm.ledger.prices import Price, likely_input_tokens, picture_tokens, price_of, required_price, worst_case_tokens
 from rightreasons.lvlm.pictures import picture_size, replace_pictures
 from rightreasons.lvlm.protocol import Request, Usage
+from tests.support.helpers import png
 
 HOSTED = {"base_url": "https://api.openai.com/v1", "allow_remote": ("api.openai.com",)}
-
-
-def png(width: int, height: int) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (width, height)).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def body(*parts: str | bytes, model: str = "gpt-4o") -> dict:
@@ -111,13 +104,13 @@ def test_a_picture_by_the_published_rules(rule, size, tokens):
 def test_a_larger_picture_never_counts_for_less_and_an_unknown_model_counts_by_the_dearest_rule():
     sizes = [(512, 512), (600, 600), (768, 768), (1200, 900), (4000, 3000)]
     for model in ("gpt-4o", "gpt-5", "gpt-4o-mini", "claude-sonnet-4-5", "what-is-this"):
-        counts = [worst_case_tokens(body(png(*size), model=model), 0).input_tokens for size in sizes[:4]]
+        counts = [worst_case_tokens(body(png(size=size), model=model), 0).input_tokens for size in sizes[:4]]
         assert counts == sorted(counts)
     assert (
-        worst_case_tokens(body(png(512, 512), model="what-is-this"), 0).input_tokens
-        >= worst_case_tokens(body(png(512, 512), model="gpt-4o"), 0).input_tokens
+        worst_case_tokens(body(png(size=(512, 512)), model="what-is-this"), 0).input_tokens
+        >= worst_case_tokens(body(png(size=(512, 512)), model="gpt-4o"), 0).input_tokens
     )
-    small, large = worst_case_tokens(body(png(512, 512)), 0), worst_case_tokens(body(png(512, 512), model="gpt-4o-mini-2024-07-18"), 0)
+    small, large = worst_case_tokens(body(png(size=(512, 512))), 0), worst_case_tokens(body(png(size=(512, 512)), model="gpt-4o-mini-2024-07-18"), 0)
     assert large.input_tokens > small.input_tokens + 20_000, "a snapshot counts as its model does: OpenAI bills gpt-4o-mini's pictures 33-fold"
 
 
@@ -137,7 +130,7 @@ def test_a_schema_counts_too():
 
 
 def test_pictures_are_found_in_every_providers_shape():
-    picture = png(30, 20)
+    picture = png(size=(30, 20))
     encoded = base64.b64encode(picture).decode()
     shapes = [
         {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{encoded}"}},

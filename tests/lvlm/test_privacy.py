@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -122,7 +123,7 @@ def test_a_remote_host_hears_of_nothing_until_it_is_allowed_and_the_message_says
         assert words in str(refused.value)
     privacy.check_permission("llm.example", ("llm.example",))
     privacy.check_permission("127.0.0.1", ())
-    with pytest.raises(LVLMUnavailable):
+    with pytest.raises(LVLMUnavailable, match="--allow-remote sub.llm.example"):
         privacy.check_permission("sub.llm.example", ("llm.example",))
 
 
@@ -223,7 +224,7 @@ def test_the_way_out_of_the_house_is_encrypted_or_asked_for_by_name():
         ("http://vllm:8000/v1", "vllm"),
     ):
         open_lvlm("openai:m", base_url=address, allow_remote=(leave,))
-        with pytest.raises(LVLMUnavailable):
+        with pytest.raises(LVLMUnavailable, match=re.escape(f"--allow-remote {leave.removeprefix('http://')}")):
             open_lvlm("openai:m", base_url=address, allow_remote=())
 
 

@@ -22,8 +22,8 @@ from rightreasons.lvlm.wire.chat import chat_message
 from rightreasons.lvlm.wire.composite import join_pictures
 from rightreasons.lvlm.wire.request_key import request_key
 from rightreasons.records import Subject
-from tests.lvlm.test_backends import answers, png
-from tests.support.helpers import edit, invoke, read_lines, write_scripted
+from tests.lvlm.test_backends import answers
+from tests.support.helpers import edit, invoke, png, read_lines, write_scripted
 from tests.support.wire_server import WireServer
 
 SUBJECT = Subject(17, torch.zeros(2, 2, dtype=torch.long), torch.zeros(2, 2))

@@ -93,7 +93,7 @@ def test_names_within_a_network_may_be_those_of_torch_compile(tmp_path):
 def test_weights_are_found_beside_an_optimiser_and_settings(key, state, tmp_path):
     other = {"epoch": 3, "best_acc": np.float64(0.5), "curve": np.zeros(3), "args": argparse.Namespace(lr=0.1, out=Path("runs"))}
     notes = load({"optimizer": optimiser(seeded(5)), **other, key: state(seeded())}, tmp_path)
-    assert key == "state_dict" or any(repr(key) in note for note in notes)
+    assert any(repr(key) in note for note in notes), notes
 
 
 @pytest.mark.parametrize(("averages", "plain"), [("state_dict_ema", "state_dict"), ("model_ema", "model")])

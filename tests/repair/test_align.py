@@ -165,7 +165,7 @@ def test_a_swap_covers_spurious_places_alone_and_never_what_is_relevant(plain, a
 def test_what_is_known_to_be_spurious_is_filled_with_another_images_pixels(plain, alignment, generator):
     spurious, protected = alignment.look_up(torch.arange(11))
     assert torch.equal(spurious[[2, 5]], MASKS[:2] & ~RELEVANT[:2]) and not spurious[[0, 1, 3]].any()
-    pieces, changed_places = Pieces(alignment), []
+    pieces, changed_places, refilled = Pieces(alignment), [], set()
     for _ in range(50):
         filled = fill_segments(plain.images, torch.zeros(11, dtype=torch.int64), spurious, protected, pieces, generator)
         for name, image in enumerate(filled[:, 0]):
@@ -174,8 +174,10 @@ def test_what_is_known_to_be_spurious_is_filled_with_another_images_pixels(plain
             assert len(inside) <= 1, "the pixels of one other image"
             if name in (2, 5):
                 assert torch.equal(changed, spurious[name]) or not changed.any()
+                refilled |= {name} if changed.any() else set()
             elif changed.any() and name not in INSPECTED:
                 changed_places.append(changed)
+    assert refilled == {2, 5}
     # Elsewhere it is as if another image's piece lay there, so that a seam is no mark of a class.
     assert {tuple(place.flatten().tolist()) for place in changed_places} == {tuple(mask.flatten().tolist()) for mask in spurious[[2, 5]]}
 

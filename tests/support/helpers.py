@@ -4,6 +4,7 @@ command line as people use it and as it is called in this process."""
 from __future__ import annotations
 
 import functools
+import io
 import json
 import os
 import subprocess
@@ -125,6 +126,13 @@ def edit(path: Path, old: str, new: str) -> None:
     path.write_text(text.replace(old, new))
 
 
+def png(shade: int = 0, size: tuple[int, int] = (16, 16)) -> bytes:
+    """A PNG of (width, height) pixels in one red."""
+    buffer = io.BytesIO()
+    Image.new("RGB", size, (shade, 0, 0)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def environment(**more: str) -> dict[str, str]:
     clean = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy") and key != "OPENAI_API_KEY"}
     return {**clean, "OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": "1", **more}
@@ -141,7 +149,7 @@ def command(*arguments: object) -> list[str]:
 
 def run(*arguments: object, code: int = 0, **more: str) -> subprocess.CompletedProcess:
     """The command in a process of its own."""
-    result = subprocess.run(command(*arguments), capture_output=True, text=True, timeout=200, env=environment(**more))
+    result = subprocess.run(command(*arguments), capture_output=True, text=True, timeout=300, env=environment(**more))
     assert result.returncode == code, f"exit code {result.returncode}\n{result.stdout[-2000:]}\n{result.stderr[-4000:]}"
     assert "Traceback" not in result.stderr, result.stderr
     return result

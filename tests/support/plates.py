@@ -1,10 +1,7 @@
-"""A folder of small pictures with a label plate as shortcut, a network for it, and the command line as people use it."""
+"""A folder of small pictures with a label plate as shortcut, and a network for it. ``helpers`` has the command line."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -68,18 +65,3 @@ def write_folder(root: Path, base_url: str = "http://127.0.0.1:9/v1", count: int
     config = root / "plates.toml"
     config.write_text(CONFIG.format(base_url=base_url))
     return config
-
-
-def command(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "rightreasons.cli", *map(str, arguments)]
-
-
-def run(*arguments: object, check: bool = True) -> subprocess.CompletedProcess:
-    result = subprocess.run(command(*arguments), capture_output=True, text=True, timeout=300, env=environment())
-    assert not check or result.returncode == 0, result.stderr
-    assert "Traceback" not in result.stderr, result.stderr
-    return result
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}

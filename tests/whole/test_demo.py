@@ -10,7 +10,7 @@ import subprocess
 import pytest
 from PIL import Image
 
-from tests.support.plates import run
+from tests.support.helpers import run
 
 
 @pytest.fixture(scope="module")

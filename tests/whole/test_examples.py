@@ -109,7 +109,12 @@ def test_a_study_makes_its_table(tmp_path, name):
     table = run_study(study, seeds=range(2), methods=None, out=tmp_path / "out", reporter=Silent())
     rows = {row["method"]: row for row in table["rows"]}
     assert list(rows) == [*study.methods, *study.arms] and all(row["seeds"] == 2 for row in rows.values())
-    assert all(0 <= value <= 1 for row in rows.values() for value in row["metrics"]["accuracy"]["values"])
+    kept = [json.loads(path.read_text()) for path in sorted((tmp_path / "out" / study.name).glob("*/[01].json"))]
+    tested = len(open_data(parse_config(tables, source=name).data, root=tmp_path, seed=0).splits["test"])
+    for method, row in rows.items():
+        values = row["metrics"]["accuracy"]["values"]
+        assert values == [result["metrics"]["accuracy"] for result in kept if result["method"] == method], "seed by seed, as the files have it"
+        assert [value * tested for value in values] == pytest.approx([round(value * tested) for value in values]), "a share of the test images"
     other = study.arms[next(iter(study.arms))]["classes"]
     words = parse_config(tables, source=name).classes
     assert all(bool(words[label].description) != bool(other[label]["description"]) for label in words), "the other style"

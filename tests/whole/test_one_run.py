@@ -264,7 +264,7 @@ def test_python_stops_at_the_budget(model, train, tmp_path):  # noqa: F811
     with FaultServer(critic=look_for_plates) as server:
         lvlm = rr.open_lvlm("openai:dear", base_url=server.base_url)
         settings = {**SETTINGS, "critic": {"max_usd": 0.01, "prices": str(prices)}}
-        with pytest.raises(LVLMOverBudget):
+        with pytest.raises(LVLMOverBudget, match="of the 0.01 allowed 0.0000 are spent"):
             rr.find_shortcuts(model, train, WORDS, lvlm=lvlm, out=tmp_path / "run", settings=settings)
         assert server.requests == 0
 

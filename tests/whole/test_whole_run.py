@@ -12,8 +12,8 @@ import time
 import pytest
 
 from tests.support.fault_server import FaultServer, look_for_plates
-from tests.support.helpers import children
-from tests.support.plates import command, environment, run, write_folder
+from tests.support.helpers import children, command, environment, run
+from tests.support.plates import write_folder
 
 SCORES = {
     "spurious_share", "swap_flip_rate", "accuracy", "worst_group_accuracy", "average_group_accuracy", "weighted_group_accuracy", "mu_align",
@@ -80,7 +80,9 @@ def test_report_needs_no_network(one_go):
 def test_fix_and_score(one_go):
     folder = one_go[0]
     fixed = json.loads(run("fix", folder, "--json").stdout)
-    assert fixed["alignment"]["outcome"] in ("aligned", "original kept")
+    assert (fixed["alignment"]["outcome"], fixed["alignment"]["effect"]) == ("aligned", "took")
+    assert fixed["alignment"]["neutral_after"] > 0.9 > 0.75 > fixed["alignment"]["neutral_before"]
+    assert fixed["after"]["swap_flip_rate"] < 0.2 and fixed["before"]["swap_flip_rate"] > 0.6
     assert (folder / "aligned.safetensors").exists() and (folder / "masks.safetensors").exists()
     scored = json.loads(run("score", folder, "--json").stdout)
     assert scored["after"] == fixed["after"] and scored["before"] == fixed["before"]
