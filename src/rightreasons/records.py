@@ -28,7 +28,7 @@ class ClassDescription:
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """What nobody has in practice: who carries the shortcut and where. For evaluate, the simulated critic and declared baselines alone.
+    """What nobody has in practice: who carries the shortcut and where. For scoring, the simulated critic and declared baselines alone.
 
     ``groups`` names the group of each image, by dataset index; ``mask`` gives the shortcut's pixels of one image,
     or None where it has no mask, and ``masked`` which images may have one, where that is known without a look at the masks. ``spurious`` tells
@@ -216,7 +216,7 @@ def truly_spurious(
 
 def settle_verdicts(verdicts: Iterable[Verdict]) -> dict[tuple[int, int], Verdict]:
     """The verdict that counts on each segment, by image and segment: the last one, and a person's before any model's."""
-    ordered = sorted(verdicts, key=lambda verdict: verdict.source == "human")
+    ordered = sorted(verdicts, key=lambda verdict: verdict.source == HUMAN)
     return {(verdict.index, verdict.segment): verdict for verdict in ordered}
 
 

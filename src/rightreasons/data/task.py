@@ -18,7 +18,7 @@ class Task:
     """``splits`` ("train", "validation", "test") yield images and labels and nothing else.
 
     ``truth`` has groups and masks per split, where they are known; ``unbiased_train`` is the training split without the
-    correlation, where the task can make it. Neither ever reaches a stage above evaluate. ``manifest`` identifies the data.
+    correlation, where the task can make it. Neither ever reaches a stage that repairs a model. ``manifest`` identifies the data.
 
     Of a folder, ``told`` says what it was read as and by what, and ``problems`` what a person should know of it; ``skipped`` has the files that
     are left out, and why, and fills up with those that turn out to be unreadable. ``not_read`` counts the other files by kind. ``sizes`` counts

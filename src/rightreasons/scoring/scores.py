@@ -1,6 +1,6 @@
 """Measure a model and a run: the scores before and after, the critic's, and ``metrics.json``.
 
-The one module above the studies that may see groups and ground-truth masks; whatever needs a label that is missing is None.
+Groups and ground-truth masks are seen here and not in the stages below; whatever needs a label that is missing is None.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from rightreasons.explain.segment import smooth_heatmaps
 from rightreasons.networks.answers import Answers
 from rightreasons.networks.classifier import Classifier, as_classifier, hash_weights
 from rightreasons.networks.predictions import predict_labels
-from rightreasons.records import GroundTruth, GroupScore, Scores, settle_verdicts, truly_spurious
+from rightreasons.records import HUMAN, GroundTruth, GroupScore, Scores, settle_verdicts, truly_spurious
 from rightreasons.run import Alignment, Run
 from rightreasons.runs.folder import RunFolder
 from rightreasons.scoring import metrics as evaluate
@@ -108,7 +108,7 @@ def critic_scores(run: Run) -> dict[str, Any]:
     """Who judged, what it cost, and how often it was right where ground-truth masks tell."""
     agreement, truth = None, run.project.task.truth.get("train")
     # What a person overruled was said by the critic all the same.
-    critics = [verdict for verdict in run.verdicts if verdict.source != "human"]
+    critics = [verdict for verdict in run.verdicts if verdict.source != HUMAN]
     if truth is not None:
         spurious = _truly_spurious(run, truth)
         row_of = {index: row for row, index in enumerate(run.selection.indices.tolist())}
@@ -130,7 +130,7 @@ def critic_scores(run: Run) -> dict[str, Any]:
         "unsure": sum(verdict.value == "unsure" for verdict in settled),
         "spurious": sum(verdict.value == "spurious" for verdict in settled),
         "segments": len(settled),
-        "overruled": sum(verdict.source == "human" for verdict in settled),
+        "overruled": sum(verdict.source == HUMAN for verdict in settled),
         "waiting": len(run.queue),
         "mode": run.config.critic.mode,
         "votes": run.config.critic.votes,
