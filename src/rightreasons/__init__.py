@@ -2,7 +2,7 @@
 
     find_shortcuts   sample -> attribute -> segment -> render -> critique -> judge
     fix_shortcuts    mask -> align
-    score            evaluate
+    score            measure
 
 ``pipeline.find`` has the stages in order and is the page to read first.
 """

@@ -217,7 +217,7 @@ def truly_spurious(
 
 def settle_verdicts(verdicts: Iterable[Verdict]) -> dict[tuple[int, int], Verdict]:
     """The verdict that counts for each segment, by image and segment: the last one, and a person's before any model's."""
-    ordered = sorted(verdicts, key=lambda verdict: verdict.source == "human")
+    ordered = sorted(verdicts, key=lambda verdict: verdict.source == HUMAN)
     return {(verdict.index, verdict.segment): verdict for verdict in ordered}
 
 

@@ -62,6 +62,20 @@ def test_a_ledger_is_replayed_whichever_model_answered(kind, tmp_path):
         replay_once(tmp_path / "lvlm.sqlite", Request("judge", ("Judge this.",)))
 
 
+def test_a_kind_of_backend_that_replay_cannot_read(tmp_path):
+    """Its raw answer is no text, and is not taken for one."""
+    file = tmp_path / "lines.jsonl"
+    asked = {"custom_id": "a", "body": {"messages": [{"role": "user", "content": "?"}]}}
+    file.write_text(
+        "".join(json.dumps(line) + "\n" for line in (asked, {"custom_id": "a", "response": {"status_code": 200, "body": completion("!")}}))
+    )
+    lvlm = open_lvlm(f"replay:{file}")
+    with pytest.raises(LVLMUnavailable, match="'ghost', which replay cannot read; it reads those of anthropic, gemini"):
+        lvlm.parse(json.dumps({"backend": "ghost", "raw": "{}"}))
+    inner = json.dumps({"backend": "openai", "raw": json.dumps(completion("said twice"))})
+    assert lvlm.parse(json.dumps({"backend": "replay", "raw": inner})).text == "said twice"
+
+
 def test_votes_and_refusals_are_replayed(tmp_path):
     ledger = Ledger(tmp_path / "lvlm.sqlite")
     with WireServer(lambda seen: (200, {}, answers("anthropic", f"no {len(wire.seen)}", "refusal"))) as wire:

@@ -13,7 +13,8 @@ from rightreasons.config import AlignConfig
 from rightreasons.data.loading import Batch, read_all, read_batches
 from rightreasons.networks.predictions import predict_labels
 from rightreasons.networks.training import Recipe, train_plainly
-from rightreasons.repair.align import AlignLoss, AlignmentSet, Pieces, align_model, effect_penalty, fill_segments, paste_segments, swapped_accuracy
+from rightreasons.repair.align import AlignLoss, AlignmentSet, Pieces, align_model, fill_segments, paste_segments, swapped_accuracy
+from rightreasons.repair.penalties import effect_penalty
 from rightreasons.repair.swap import swap_flip_rate
 
 TERMS = [

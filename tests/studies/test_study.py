@@ -19,7 +19,7 @@ from rightreasons.records import Attribution, Criticism, GroundTruth, Segmentati
 from rightreasons.run import Run
 from rightreasons.runs.folder import RunFolder
 from rightreasons.scoring.scores import segment_scores
-from rightreasons.studies.study import open_study, run_study
+from rightreasons.studies.study import open_study, run_study, show_rows
 
 STUDY = """
 methods = ["before", "ours"]
@@ -87,6 +87,26 @@ def test_what_is_finished_is_read_and_not_run_again(finished):
     path.write_text(json.dumps(stored))
     again = run_study(study, seeds=[0], methods=["before"], out=out, reporter=NothingToDo())
     assert again["rows"][0]["metrics"]["accuracy"]["mean"] == 0.125
+
+
+def test_a_result_file_from_before_a_metric_existed(finished):
+    """Whichever seed it is of: the others tell the metric, and where none has it the table has a dash."""
+    study, out, _ = finished
+    path = out / "mine" / "before" / "0.json"
+    whole = json.loads(path.read_text())
+    old = whole | {"seed": 0, "metrics": {key: value for key, value in whole["metrics"].items() if key != "mu_align"}}
+    newer = path.with_name("1.json")
+    try:
+        path.write_text(json.dumps(old))
+        newer.write_text(json.dumps(whole | {"seed": 1}))
+        table = run_study(study, seeds=[0, 1], methods=["before"], out=out, reporter=Silent())
+        assert table["rows"][0]["metrics"]["mu_align"]["values"] == [whole["metrics"]["mu_align"]]
+        _, heads, rows = show_rows(run_study(study, seeds=[0], methods=["before"], out=out, reporter=Silent()))
+        shown = dict(zip(heads, rows[0], strict=True))
+        assert shown["mu_align"] == "-" and shown["average group"] == f"{whole['metrics']['average_group_accuracy']:.3f}"
+    finally:
+        path.write_text(json.dumps(whole))
+        newer.unlink()
 
 
 def test_an_arm_of_an_unknown_method(tmp_path):

@@ -67,7 +67,7 @@ Target = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or th
 
 @register(app, "rightreasons demo --out runs/demo")
 def demo(out: Out = None, as_json: AsJson = False, device: Device = None) -> None:
-    """The whole method on packaged handwritten digits: no network, a simulated critic, under two minutes."""
+    """The whole method on packaged handwritten digits: no connection, a simulated critic, about two minutes."""
     from rightreasons.pipeline.find import find as find_in
     from rightreasons.pipeline.fix import fix as align
     from rightreasons.pipeline.results import write_results

@@ -11,7 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from rightreasons.common.seeds import seeded
-from rightreasons.records import Critique, Segmentation, Selection, Value, Verdict, settle_verdicts
+from rightreasons.records import HUMAN, Critique, Segmentation, Selection, Value, Verdict, settle_verdicts
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def queue_verdicts(verdicts: Iterable[Verdict], selection: Selection, segmentati
     waiting = []
     for (index, segment), verdict in settle_verdicts(verdicts).items():
         reason = verdict.problem or verdict.doubt
-        if reason is not None and verdict.source != "human":
+        if reason is not None and verdict.source != HUMAN:
             share = float(segmentation.shares[row_of[index], segment])
             p = 0.5 if verdict.p is None else verdict.p
             waiting.append(Waiting(index, segment, verdict.value, reason, share, p, 1 - abs(2 * p - 1)))

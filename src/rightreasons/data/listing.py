@@ -15,7 +15,7 @@ Source = Path | BytesIO
 class Entry:
     """One image. ``name`` is its path below the folder, or its place in a file of many; ``bytes`` how long it is, where that is known.
 
-    ``label`` and ``split`` are as the data have them. ``attribute``, ``attributes`` and ``mask`` are ground truth of the shortcut, and for evaluation
+    ``label`` and ``split`` are as the data have them. ``attribute``, ``attributes`` and ``mask`` are ground truth of the shortcut, and for scoring
     alone. ``patient`` is whose images stay in one split.
     """
 

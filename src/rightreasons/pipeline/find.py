@@ -1,11 +1,11 @@
 """The method, stage by stage, up to the verdicts. Read this page first.
 
     select_images -> attribute_images -> segment_heatmaps      what the model leans on (``gather_evidence``, which asks nobody)
-    -> render_pictures -> critique_image -> judge_critique     what a vision-language model makes of it (``consult_case``, once for every vote)
+    -> render_pictures -> critique_image -> judge_critique     what a vision-language model makes of it (``consult_case``, once for every image)
     -> build_masks -> align_model                              the repair (``fix``)
 
 Each stage's result is saved in the run folder as soon as it is complete and read from there the next time, so that the same command on the same
-folder continues where it stopped. No stage sees groups or ground-truth masks: those are for ``results`` alone.
+folder continues where it stopped. No stage sees groups or ground-truth masks: those are for ``scoring``.
 """
 
 from __future__ import annotations

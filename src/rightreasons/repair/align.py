@@ -32,7 +32,7 @@ from rightreasons.config import AlignConfig, Flips
 from rightreasons.data.loading import Batch, count_images, read_batches
 from rightreasons.networks.classifier import model_device
 from rightreasons.networks.training import Recipe, flip_together, train_model
-from rightreasons.repair.penalties import GRADIENT_PENALTIES
+from rightreasons.repair.penalties import GRADIENT_PENALTIES, effect_penalty
 from rightreasons.repair.propagate import Spread
 
 # Segments are pasted onto every other image.
@@ -47,8 +47,6 @@ EFFECT_WEIGHT = 1.0
 WARM_UP = 20
 # Neutral images are made in batches of this many held-out images, which are filled from one another.
 NEUTRAL_BATCH = 64
-# Keeps the root differentiable where a swap changes nothing.
-SMALLEST_EFFECT = 1e-6
 
 
 @dataclass(frozen=True)
@@ -284,17 +282,3 @@ def paste_segments(
     """Each image with the spurious segments of a random inspected image pasted in at the same place, but never over ``protected`` pixels."""
     sources, where = pieces.draw(len(images), generator)
     return torch.where((where & ~protected)[:, None], sources, images)
-
-
-def effect_penalty(
-    before: Float[Tensor, "image class_"], after: Float[Tensor, "image class_"], all_logits: Float[Tensor, "any_image class_"]
-) -> Tensor:
-    """E |f(x) - f(x')| / (sqrt(2) sigma), x' being x with spurious segments exchanged and sigma^2 the variance of f (eq. 10).
-
-    The square inside the mean would be the total Sobol index of those pixels (Jansen 1999): 0 where the model does not use them, near 1 where it
-    uses nothing else. The root keeps pulling as the effect gets small, and so takes it to zero, as a lasso does. Sigma, over all logits of the
-    batch, has a gradient too: a model cannot lower the ratio by making its outputs small.
-    """
-    variance = all_logits.var(0, correction=0).sum().clamp_min(SMALLEST_EFFECT)
-    index = (before - after).square().sum(1) / (2 * variance)
-    return (index + SMALLEST_EFFECT).sqrt().mean()

@@ -24,7 +24,7 @@ from rightreasons.common.files import make_private_folder, to_json, write_atomic
 from rightreasons.config import Config, describe_difference, read_config
 from rightreasons.data.manifest import Listed, compare_manifests, find_changed, list_hashes
 from rightreasons.errors import ConfigError
-from rightreasons.records import Attribution, Control, Criticism, Critique, HeldOut, Outcome, Segmentation, Selection, Verdict
+from rightreasons.records import HUMAN, Attribution, Control, Criticism, Critique, HeldOut, Outcome, Segmentation, Selection, Verdict
 from rightreasons.runs.verdict_lines import read_verdicts
 
 # Settings that may change in a run folder: NEVER_USED at any time, since no stage up to the verdicts uses them or they change no answer, and
@@ -36,7 +36,7 @@ _OUTCOMES: tuple[Outcome, ...] = ("segmented", "no-positive-effect", "constant",
 
 
 class RunFolder:
-    """The files of one run, by stage. A ``load_*`` method returns None if the stage has not finished yet."""
+    """The files of one run, by stage. A ``load_*`` method returns None, or something empty, if the stage has not finished yet."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -262,7 +262,7 @@ class RunFolder:
 
     def save_verdicts(self, verdicts: list[Verdict]) -> None:
         """verdicts.jsonl, one line for each segment. A person's verdicts are kept, after the new ones."""
-        human = [verdict for verdict in self.load_verdicts() or [] if verdict.source == "human"]
+        human = [verdict for verdict in self.load_verdicts() or [] if verdict.source == HUMAN]
         write_text(self.path / "verdicts.jsonl", "".join(json.dumps(asdict(verdict), ensure_ascii=False) + "\n" for verdict in [*verdicts, *human]))
 
     def load_verdicts(self) -> list[Verdict] | None:

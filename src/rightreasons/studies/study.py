@@ -27,7 +27,14 @@ from rightreasons.scoring.scores import critic_scores, score_run, segment_scores
 from rightreasons.studies.methods import Bench, Method, fine_tune_only, ground_truth_masks, ours, without_shortcut
 
 METRICS = tuple(field.name for field in dataclasses.fields(Scores) if not field.name.endswith(("groups", "intervals")))
-SHOWN = {"accuracy": "accuracy", "worst_group_accuracy": "worst group", "mu_align": "mu_align", "swap_flip_rate": "swap flips"}
+# The metrics in the table for people, by their heads.
+SHOWN = {
+    "accuracy": "accuracy",
+    "worst_group_accuracy": "worst group",
+    "average_group_accuracy": "average group",
+    "mu_align": "mu_align",
+    "swap_flip_rate": "swap flips",
+}
 
 
 # How fine-tuning chooses its epoch, in the words of a result file.
@@ -123,7 +130,7 @@ def show_rows(table: dict[str, Any]) -> tuple[str, list[str], list[list[str]]]:
     critics = sorted({row["critic"] for row in table["rows"]} - {"none"})
     rows = []
     for row in table["rows"]:
-        shown = (row["inspected"]["spurious_fraction"], *(row["metrics"][key] for key in SHOWN))
+        shown = (row["inspected"].get("spurious_fraction"), *(row["metrics"].get(key) for key in SHOWN))
         rows.append([row["method"], row["labels_used"], str(row["seeds"]), *(_cell(summary, row["seeds"]) for summary in shown)])
     return f"{table['study']}; critic: {', '.join(critics) or 'none'}", ["method", "labels used", "seeds", "shortcut images", *SHOWN.values()], rows
 
@@ -184,10 +191,15 @@ def _row(study: Study, method: str, seeds: Sequence[int], out: Path) -> dict[str
     results = [json.loads(_result_path(study, out, method, seed).read_text(encoding="utf-8")) for seed in seeds]
     return {key: results[0][key] for key in ("method", "critic", "labels_used", "selection")} | {
         "seeds": len(results),
-        **{part: {key: _summary([result[part][key] for result in results]) for key in results[0][part]} for part in ("inspected", "metrics")},
+        **{part: _summaries([result[part] for result in results]) for part in ("inspected", "metrics")},
         # One interval for each seed: seeds differ in their objects too, and the standard deviation shows that.
         "intervals": [result.get("intervals") for result in results],
     }
+
+
+def _summaries(parts: Sequence[dict[str, float | None]]) -> dict[str, Any]:
+    """A summary of each key that any seed has. A file from before a metric existed is without its key."""
+    return {key: _summary([part.get(key) for part in parts]) for key in dict.fromkeys(key for part in parts for key in part)}
 
 
 def _summary(values: list[float | None]) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""The table of backends. A new one is a file in this folder that implements ``LVLM``, and a row here.
+"""The table of backends. A new one is a file in this folder that fulfils ``Sender`` or ``Answerer``, and a row here.
 
 A backend with an API key also has its variable in ``wire.privacy.KEYS``, and one whose recorded answers can be replayed its parser in ``replay``.
 Free of torch: a backend is imported when it is opened.

@@ -68,8 +68,7 @@ class Replay:
 
     def parse(self, raw: str) -> Answer:
         """Parses the recorded answer as the backend that gave it does."""
-        said = json.loads(raw)
-        return _reader(said["backend"])(said["raw"])
+        return _read_recorded(raw)
 
     def close(self) -> None:
         """Nothing is connected."""
@@ -133,6 +132,11 @@ def _recorded(backend: str, raw: str) -> str:
     return json.dumps({"backend": backend, "raw": raw}, ensure_ascii=False)
 
 
+def _read_recorded(raw: str) -> Answer:
+    said = json.loads(raw)
+    return _reader(said["backend"])(said["raw"])
+
+
 def _raw(content: Any) -> str:  # noqa: ANN401 -- any JSON value
     return content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
 
@@ -149,7 +153,11 @@ def _reader(backend: str) -> Callable[[str], Answer]:
     servers = {"openai": OpenAICompatible, "anthropic": Anthropic, "gemini": Gemini}
     if backend in servers:
         return servers[backend]("recorded", base_url="http://127.0.0.1").parse
-    return {"local": read_local, "human": read_human}.get(backend, Answer)
+    readers = {"local": read_local, "human": read_human, "replay": _read_recorded}
+    if backend not in readers:
+        known = ", ".join(sorted((*servers, *readers)))
+        raise LVLMUnavailable(f"the recording has an answer of {backend!r}, which replay cannot read; it reads those of {known}: ask another model")
+    return readers[backend]
 
 
 def _last_words(request: Request) -> str:
