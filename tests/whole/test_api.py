@@ -58,6 +58,20 @@ def find(model, train, out, lvlm=None, **options):
     return rr.find_shortcuts(model, train, WORDS, lvlm=lvlm or Scripted(reply), out=out, settings=SETTINGS, **options)
 
 
+def test_it_ends_as_the_commands_do(model, train, tmp_path):
+    """With metrics.json and report.html, after the repair too, on the test set that is given or else on the validation images."""
+    run = find(model, train, tmp_path / "run", test_set=InMemory(slice(35, 40)))
+    before = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert before["before"]["accuracy"] == rr.score(model, InMemory(slice(35, 40)), run=run).accuracy and before["after"] is None
+    assert before["data"]["images"]["test"] == len(InMemory(slice(35, 40))) and (tmp_path / "run" / "report.html").exists()
+    rr.fix_shortcuts(run)
+    after = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert after["after"] is not None and after["alignment"]["outcome"] == run.alignment.outcome
+    unscored = find(model, train, tmp_path / "other")
+    shown = json.loads((tmp_path / "other" / "metrics.json").read_text())
+    assert "test" not in shown["data"]["images"] and shown["before"]["accuracy"] == rr.score(model, unscored.validation, run=unscored).accuracy
+
+
 def test_find_fix_and_score(model, train, tmp_path):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     run = find(model, train, tmp_path / "run", validation_set=InMemory(slice(30, 35)))
