@@ -14,7 +14,7 @@ MEASURED := --cov --cov-report=term:skip-covered
 endif
 
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(MEASURED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(MEASURED)
 
 # Before each commit, under 30 seconds: lint, the types of the sources that are not committed yet, and the direction of imports.
 CHANGED = git diff --name-only --diff-filter=d HEAD -- 'src/*.py'; git ls-files --others --exclude-standard -- 'src/*.py'

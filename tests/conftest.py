@@ -94,3 +94,8 @@ def in_memory():
 def build_seeded():
     """Builds a module whose weights do not depend on the tests before."""
     return _seeded_module
+
+
+def pytest_collection_modifyitems(items):
+    """Runs from end to end take longest. They come first, so that no process is left alone with one of them at the end."""
+    items.sort(key=lambda item: item.path.parent.name not in ("whole", "studies") and item.path.stem != "test_real_networks")
