@@ -146,3 +146,7 @@ def test_an_edited_examples_file(tmp_path):
         path.write_text(text)
         with pytest.raises(ConfigError, match=complaint):
             read_examples(path, seeded(0))
+
+
+def test_verdicts_come_in_the_order_of_the_segments_whatever_order_the_answer_has():
+    assert list(parse_verdicts('{"S2": "spurious", "S1": "relevant"}', ["S1", "S2"]).items()) == [("S1", "relevant"), ("S2", "spurious")]

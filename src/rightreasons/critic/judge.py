@@ -91,13 +91,13 @@ def judge_version(examples: Sequence[Example]) -> str:
 
 
 def parse_verdicts(text: str, ids: Sequence[str]) -> dict[str, Value]:
-    """The verdicts in an answer: a JSON object, with the usual mistakes repaired, or lines ``S1: spurious`` if there is none.
+    """The verdicts in an answer, by ``ids`` and in their order: a JSON object, with mistakes repaired, or else lines such as ``S1: spurious``.
 
     Raises MalformedAnswer unless it names exactly ``ids``, each once, with one of the three verdicts.
     """
     said = (read_tagged(text, ids) if "{" not in text else None) or read_json(text, ids)
     check_ids(said, ids)
-    return read_values(said)
+    return read_values({name: said[name] for name in ids})
 
 
 def find_contradiction(words: str, verdict: Value) -> str | None:
