@@ -13,7 +13,8 @@ from rightreasons.critic.parse import MalformedAnswer
 from rightreasons.critic.pictures import render_pictures
 from rightreasons.lvlm.backends.scripted import Scripted
 from rightreasons.lvlm.protocol import Answer, get_reply
-from rightreasons.records import ClassDescription, Critique, Subject
+from rightreasons.records import ClassDescription, Critique, Pictures, Subject
+from tests.support.helpers import make_case
 
 SEGMENTS = torch.tensor([[0, 0, 1], [0, 2, 1], [3, 3, 3]]).repeat_interleave(6, 0).repeat_interleave(6, 1)
 WORDS = (ClassDescription("cat $label", "Ears ${x}.", ""), ClassDescription("dog", "", "The </answer> lead."))
@@ -30,7 +31,7 @@ def criticise(*replies, label=0):
 
     subject = Subject(5, SEGMENTS, torch.ones(18, 18))
     pictures = render_pictures(torch.rand(3, 18, 18, generator=torch.Generator().manual_seed(0)), SEGMENTS)
-    return critique_image(ask, pictures, subject, label=label, descriptions=WORDS, shares=SHARES), lvlm.history
+    return critique_image(ask, make_case(pictures, subject, label=label, descriptions=WORDS, shares=SHARES)), lvlm.history
 
 
 def test_the_prompt_has_six_steps_the_true_label_and_the_experts_words():
@@ -97,7 +98,8 @@ def test_positions_are_of_what_the_pictures_show():
     effect = torch.zeros(18, 18)
     effect[0, 0] = 1.0
     subject = Subject(5, torch.zeros(18, 18, dtype=torch.int64), effect)
-    words = describe_case(subject, label=0, descriptions=(ClassDescription("cat", "Ears."),), shares=(1.0,))
+    case = make_case(Pictures(b"", b"", b""), subject, label=0, descriptions=(ClassDescription("cat", "Ears."),), shares=(1.0,))
+    words = describe_case(case)
     assert words["segments"] == "S1: top left, 100%"
 
 

@@ -12,6 +12,7 @@ from rightreasons.critic.parse import MalformedAnswer, read_json, read_paragraph
 from rightreasons.lvlm import open_lvlm
 from rightreasons.lvlm.protocol import Answer, get_reply
 from rightreasons.records import ClassDescription, GroundTruth, Pictures, Subject
+from tests.support.helpers import make_case
 
 WORDS = (ClassDescription("cat", "Ears."), ClassDescription("dog", "", "The lead."))
 SEGMENTS = torch.tensor([[0, 0, 1], [0, -1, 1], [0, 0, 1]])
@@ -36,7 +37,7 @@ def ask_in_turn(*texts):
         return text if isinstance(text, Answer) else Answer(text)
 
     subject = Subject(3, SEGMENTS, torch.ones(3, 3))
-    critique, verdicts = judge_image(ask, PICTURES, subject, label=1, descriptions=WORDS, shares=[0.6, 0.4], source="test")
+    critique, verdicts = judge_image(ask, make_case(PICTURES, subject, label=1, descriptions=WORDS, shares=[0.6, 0.4]), source="test")
     return critique, verdicts, requests
 
 
@@ -160,7 +161,7 @@ def test_the_simulated_critic_says_the_same_in_both_modes():
 
     def values(index):
         subject = Subject(index, SEGMENTS, torch.ones(3, 3))
-        request = fused_request(PICTURES, subject, label=0, descriptions=WORDS, shares=[0.6, 0.4])
+        request = fused_request(make_case(PICTURES, subject, label=0, descriptions=WORDS, shares=[0.6, 0.4]))
         fused = parse_fused(get_reply(lvlm, request), IDS).values
         prose = get_reply(lvlm, type(request)("critic", request.parts, subject=subject))
         return [fused[name] == "spurious" for name in IDS], ["does not cover" in words for words in read_paragraphs(prose).values()]

@@ -12,6 +12,7 @@ from rightreasons.critic.parse import MalformedAnswer
 from rightreasons.errors import ConfigError
 from rightreasons.lvlm.protocol import Answer
 from rightreasons.records import ClassDescription, Critique, Pictures, Subject
+from tests.support.helpers import make_case
 
 EXAMPLES = (Example("S1: over the tag.", {"S1": "spurious"}),)
 SEGMENTS = torch.tensor([[0, 0, 1], [0, -1, 1], [2, 2, 2]])
@@ -102,7 +103,7 @@ def test_the_schema_names_every_segment_and_no_other():
 def criticise(*texts):
     ask, requests = asker(*texts)
     subject = Subject(3, SEGMENTS, torch.rand(3, 3))
-    critique = critique_image(ask, Pictures(b"clean", b"contours", b"map"), subject, label=1, descriptions=WORDS, shares=[0.6, 0.3, 0.1])
+    critique = critique_image(ask, make_case(Pictures(b"clean", b"contours", b"map"), subject, label=1, descriptions=WORDS, shares=[0.6, 0.3, 0.1]))
     return critique, requests
 
 

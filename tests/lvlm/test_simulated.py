@@ -13,6 +13,7 @@ from rightreasons.lvlm import open_lvlm
 from rightreasons.lvlm.ledger.ledger import Ledger
 from rightreasons.lvlm.protocol import get_reply
 from rightreasons.records import ClassDescription, Critique, GroundTruth, Pictures, Subject
+from tests.support.helpers import make_case
 
 IMAGES, SEGMENTS = 500, 4
 MASK = torch.zeros(4, 4, dtype=torch.bool)
@@ -30,7 +31,7 @@ def verdicts(lvlm, index: int, edit=lambda text: text) -> list[str]:
     def ask(request):
         return lvlm.parse(get_reply(lvlm, request))
 
-    critique = critique_image(ask, PICTURES, Subject(index, PIECES, torch.ones(4, 4)), label=0, descriptions=WORDS, shares=[0.25] * 4)
+    critique = critique_image(ask, make_case(PICTURES, Subject(index, PIECES, torch.ones(4, 4)), label=0, descriptions=WORDS, shares=[0.25] * 4))
     edited = Critique(critique.index, edit(critique.text), critique.problem)
     judged = judge_critique(ask, edited, segments=SEGMENTS, examples=read_examples(None, seeded(0)), source=lvlm.name)
     assert not any(verdict.problem for verdict in judged)
@@ -90,7 +91,7 @@ def test_the_truth_is_where_more_than_half_of_the_effect_lies():
         request_text.append(answer.text)
         return answer
 
-    critique_image(ask, PICTURES, Subject(0, halves, effect), label=0, descriptions=WORDS, shares=[0.6, 0.4])
+    critique_image(ask, make_case(PICTURES, Subject(0, halves, effect), label=0, descriptions=WORDS, shares=[0.6, 0.4]))
     assert "S1: This segment covers a region that is not part of the class" in request_text[0]
     assert "S2: This segment covers a part of what the description names" in request_text[0]
 
@@ -109,7 +110,9 @@ def test_the_ledger_files_seeds_and_rates_apart(tmp_path):
         def ask(request, lvlm=lvlm):
             return ledger.ask(lvlm, request)
 
-        texts.append(critique_image(ask, PICTURES, Subject(4, PIECES, torch.ones(4, 4)), label=0, descriptions=WORDS, shares=[0.25] * 4).text)
+        texts.append(
+            critique_image(ask, make_case(PICTURES, Subject(4, PIECES, torch.ones(4, 4)), label=0, descriptions=WORDS, shares=[0.25] * 4)).text
+        )
     assert ledger.count("answered") == 3 and ledger.cached == 1 and texts[0] == texts[3]
     ledger.close()
 

@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 from typer.testing import CliRunner
+
+from rightreasons.critic.case import Case
+from rightreasons.records import ClassDescription, Pictures, Subject
 
 SIDE = 16
 TAG = (slice(0, 4), slice(0, 4))
@@ -206,3 +210,8 @@ class Direct:
 def children(process: subprocess.Popen) -> list[int]:
     """The processes that this one has started."""
     return [int(pid) for pid in subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True).stdout.split()]
+
+
+def make_case(pictures: Pictures, subject: Subject, *, label: int, descriptions: Sequence[ClassDescription], shares: Sequence[float]) -> Case:
+    """A case of which nothing is drawn: its pictures are there already."""
+    return Case(torch.zeros(3, 1, 1), subject.segments, pictures, subject, label, descriptions, shares)

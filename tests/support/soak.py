@@ -22,6 +22,7 @@ from rightreasons.lvlm.ledger.prices import Price
 from rightreasons.lvlm.ledger.throttle import count_workers
 from rightreasons.records import ClassDescription, Pictures, Subject, Verdict
 from tests.support.fault_server import INPUT_USD, OUTPUT_USD, Fault, FaultServer, Seen, completion, error, judge, says, wrong_ids
+from tests.support.helpers import make_case
 
 DESCRIPTIONS = (ClassDescription("bolt", "The bar.", "A tag."), ClassDescription("nut", "The disc."))
 SEGMENTS = torch.tensor([[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 2, 2]]).repeat_interleave(2, 0)
@@ -101,14 +102,9 @@ def soak(ledger_path: Path, images: int, *, share: float, timeout: float = 3.0) 
 
         def consult(row: int) -> list[Verdict]:
             picture = _picture(row)
-            critique = critique_image(
-                lambda request: ledger.ask(lvlm, request),
-                Pictures(picture, picture, picture),
-                Subject(row, SEGMENTS, (SEGMENTS >= 0).float()),
-                label=row % 2,
-                descriptions=DESCRIPTIONS,
-                shares=(0.5, 0.3, 0.2),
-            )
+            subject = Subject(row, SEGMENTS, (SEGMENTS >= 0).float())
+            case = make_case(Pictures(picture, picture, picture), subject, label=row % 2, descriptions=DESCRIPTIONS, shares=(0.5, 0.3, 0.2))
+            critique = critique_image(lambda request: ledger.ask(lvlm, request), case)
             return judge_critique(lambda request: ledger.ask(lvlm, request), critique, segments=3, examples=examples, source=lvlm.name)
 
         try:

@@ -10,52 +10,34 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rightreasons.common.text import clean_text, contain
+from rightreasons.critic.case import Case
 from rightreasons.critic.parse import describe_unusable, read_paragraphs
 from rightreasons.critic.prompts import fill_prompt, prompt_version
 from rightreasons.lvlm.protocol import Answer, Request
-from rightreasons.records import ClassDescription, Critique, Pictures, Subject
+from rightreasons.records import ClassDescription, Critique, Pictures
 
 Ask = Callable[[Request], Answer]
 # How many characters of an unusable answer are quoted when the model is asked again.
 SHOWN_AGAIN = 6000
 
 
-def critique_image(
-    ask: Ask,
-    pictures: Pictures,
-    subject: Subject,
-    *,
-    label: int,
-    descriptions: Sequence[ClassDescription],
-    shares: Sequence[float],
-    vote: int = 0,
-    permutation: int = 0,
-) -> Critique:
+def critique_image(ask: Ask, case: Case, *, vote: int = 0, permutation: int = 0) -> Critique:
     """The critic's words on one image. If no paragraph names a segment, the critic is asked once more, by text alone."""
-    request = critic_request(pictures, subject, label=label, descriptions=descriptions, shares=shares, vote=vote, permutation=permutation)
+    request = critic_request(case, vote=vote, permutation=permutation)
     answer = ask(request)
-    ids = segment_ids(len(shares))
+    ids = segment_ids(len(case.shares))
     if answer.problem is None and not _names_one_of(answer.text, ids):
         answer = ask(ask_again(request, answer.text, "it has no paragraph that starts with a segment's ID. Write those paragraphs now"))
         if answer.problem is None and not _names_one_of(answer.text, ids):
-            return Critique(subject.index, clean_text(answer.text), describe_unusable(answer.text, "no paragraph names a segment"), vote)
-    return Critique(subject.index, clean_text(answer.text), answer.problem and clean_text(answer.problem), vote)
+            return Critique(case.subject.index, clean_text(answer.text), describe_unusable(answer.text, "no paragraph names a segment"), vote)
+    return Critique(case.subject.index, clean_text(answer.text), answer.problem and clean_text(answer.problem), vote)
 
 
-def critic_request(
-    pictures: Pictures,
-    subject: Subject,
-    *,
-    label: int,
-    descriptions: Sequence[ClassDescription],
-    shares: Sequence[float],
-    vote: int = 0,
-    permutation: int = 0,
-) -> Request:
-    """What the critic is asked about one image. ``shares`` has the positive effect's share of each segment, from S1 on."""
-    prompt = fill_prompt("critic", **describe_case(subject, label=label, descriptions=descriptions, shares=shares))
-    version = prompt_version("critic", pictures.style)
-    return Request("critic", show_pictures(prompt, pictures), vote=vote, permutation=permutation, prompt=version, subject=subject)
+def critic_request(case: Case, *, vote: int = 0, permutation: int = 0) -> Request:
+    """What the critic is asked about one image."""
+    prompt = fill_prompt("critic", **describe_case(case))
+    version = prompt_version("critic", case.pictures.style)
+    return Request("critic", show_pictures(prompt, case.pictures), vote=vote, permutation=permutation, prompt=version, subject=case.subject)
 
 
 def ask_again(request: Request, said: str, complaint: str) -> Request:
@@ -66,15 +48,15 @@ def ask_again(request: Request, said: str, complaint: str) -> Request:
     return replace(request, parts=(again,))
 
 
-def describe_case(subject: Subject, *, label: int, descriptions: Sequence[ClassDescription], shares: Sequence[float]) -> dict[str, str]:
+def describe_case(case: Case) -> dict[str, str]:
     """The values for a prompt's placeholders: the image's class, the expert's descriptions, and each segment's ID, place and share."""
-    ids = segment_ids(len(shares))
+    ids = segment_ids(len(case.shares))
     # The places are those of the pixels that the pictures show: the ones that carry a segment's effect.
-    places = describe_positions(torch.where(subject.positive_effect > 0, subject.segments, -1))
+    places = describe_positions(torch.where(case.subject.positive_effect > 0, case.subject.segments, -1))
     return {
-        "label": descriptions[label].name,
-        "descriptions": "\n".join(_describe(description) for description in descriptions),
-        "segments": "\n".join(f"{name}: {where}, {share:.0%}" for name, where, share in zip(ids, places, shares, strict=False)),
+        "label": case.descriptions[case.label].name,
+        "descriptions": "\n".join(_describe(description) for description in case.descriptions),
+        "segments": "\n".join(f"{name}: {where}, {share:.0%}" for name, where, share in zip(ids, places, case.shares, strict=False)),
         "ids": ", ".join(ids),
     }
 

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from rightreasons.common.text import clean_text
+from rightreasons.critic.case import Case
 from rightreasons.critic.critique import Ask, ask_again, describe_case, segment_ids, show_pictures
 from rightreasons.critic.judge import all_unsure, find_contradiction
 from rightreasons.critic.parse import MalformedAnswer, check_ids, describe_unusable, read_json, read_tagged, read_values
 from rightreasons.critic.prompts import fill_prompt, prompt_version
 from rightreasons.lvlm.protocol import Request
-from rightreasons.records import VALUES, ClassDescription, Critique, Pictures, Subject, Value, Verdict
+from rightreasons.records import VALUES, Critique, Value, Verdict
 
 # The most characters of each text in an answer.
 LONGEST = 600
@@ -29,21 +30,10 @@ class FusedAnswer:
     values: Mapping[str, Value]
 
 
-def judge_image(
-    ask: Ask,
-    pictures: Pictures,
-    subject: Subject,
-    *,
-    label: int,
-    descriptions: Sequence[ClassDescription],
-    shares: Sequence[float],
-    source: str,
-    vote: int = 0,
-    permutation: int = 0,
-) -> tuple[Critique, list[Verdict]]:
+def judge_image(ask: Ask, case: Case, *, source: str, vote: int = 0, permutation: int = 0) -> tuple[Critique, list[Verdict]]:
     """The critic's words on one image and its verdicts. After an unusable answer it is asked once more, by text alone; then all are unsure."""
-    ids = segment_ids(len(shares))
-    request = fused_request(pictures, subject, label=label, descriptions=descriptions, shares=shares, vote=vote, permutation=permutation)
+    ids = segment_ids(len(case.shares))
+    request = fused_request(case, vote=vote, permutation=permutation)
     asked, said, problem = request, "", ""
     for _ in range(2):
         answer = ask(asked)
@@ -56,40 +46,31 @@ def judge_image(
             said, problem = answer.text, describe_unusable(answer.text, str(error))
             asked = ask_again(request, answer.text, f"{error}. Answer with the JSON object alone")
         else:
-            critique = Critique(subject.index, write_critique(read), vote=vote)
+            critique = Critique(case.subject.index, write_critique(read), vote=vote)
             doubts = [find_contradiction(read.words[name], read.values[name]) for name in ids]
-            return critique, [Verdict(subject.index, i, read.values[name], source, doubt=doubts[i]) for i, name in enumerate(ids)]
-    critique = Critique(subject.index, clean_text(said), clean_text(problem), vote)
-    return critique, all_unsure(subject.index, len(ids), source, problem)
+            return critique, [Verdict(case.subject.index, i, read.values[name], source, doubt=doubts[i]) for i, name in enumerate(ids)]
+    critique = Critique(case.subject.index, clean_text(said), clean_text(problem), vote)
+    return critique, all_unsure(case.subject.index, len(ids), source, problem)
 
 
-def fused_request(
-    pictures: Pictures,
-    subject: Subject,
-    *,
-    label: int,
-    descriptions: Sequence[ClassDescription],
-    shares: Sequence[float],
-    vote: int = 0,
-    permutation: int = 0,
-) -> Request:
-    """What is asked about one image in one call. ``shares`` has the positive effect's share of each segment, from S1 on."""
-    ids = segment_ids(len(shares))
+def fused_request(case: Case, *, vote: int = 0, permutation: int = 0) -> Request:
+    """What is asked about one image in one call."""
+    ids = segment_ids(len(case.shares))
     shape = {
         "image_observation": "...",
         "class_region": "...",
         "segments": {name: {"covers": "...", "reason": "...", "verdict": VALUES[i % 2]} for i, name in enumerate(ids)},
     }
-    words = describe_case(subject, label=label, descriptions=descriptions, shares=shares)
+    words = describe_case(case)
     prompt = fill_prompt("fused", **words, shape=json.dumps(shape), longest=str(LONGEST))
     return Request(
         "fused",
-        show_pictures(prompt, pictures),
+        show_pictures(prompt, case.pictures),
         schema=fused_schema(ids),
         vote=vote,
         permutation=permutation,
-        prompt=prompt_version("fused", pictures.style),
-        subject=subject,
+        prompt=prompt_version("fused", case.pictures.style),
+        subject=case.subject,
     )
 
 

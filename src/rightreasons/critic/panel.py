@@ -64,17 +64,12 @@ def _vote(case: Case, panel: Panel, ask: AskLVLM, vote: int) -> tuple[Critique, 
     order = permute_segments(len(case.shares), permutation)
     if permutation:
         case = _permute(case, order)
-    told = {
-        "label": case.label,
-        "descriptions": case.descriptions,
-        "shares": case.shares,
-        "vote": vote,
-        "permutation": permutation,
-    }
     if panel.mode == "fused":
-        critique, verdicts = judge_image(lambda request: ask(panel.critic, request), case.pictures, case.subject, **told, source=panel.critic.name)
+        critique, verdicts = judge_image(
+            lambda request: ask(panel.critic, request), case, source=panel.critic.name, vote=vote, permutation=permutation
+        )
     else:
-        critique = critique_image(lambda request: ask(panel.critic, request), case.pictures, case.subject, **told)
+        critique = critique_image(lambda request: ask(panel.critic, request), case, vote=vote, permutation=permutation)
         verdicts = judge_critique(
             lambda request: ask(panel.judge, request),
             critique,
