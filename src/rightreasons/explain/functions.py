@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -41,6 +41,7 @@ AFFINE = frozenset(
     "add sub subtract rsub neg negative positive __add__ __radd__ __iadd__ __sub__ __rsub__ __isub__ __neg__ __pos__ "
     "flatten unflatten ravel view view_as reshape reshape_as permute transpose swapaxes swapdims movedim moveaxis squeeze unsqueeze t __get__ "
     "contiguous clone detach copy to float double half bfloat16 type type_as expand expand_as repeat repeat_interleave tile broadcast_to "
+    "broadcast_tensors "
     "chunk split tensor_split split_with_sizes unsafe_chunk unsafe_split unbind cat concat concatenate stack hstack vstack dstack pad _pad "
     "constant_pad_nd __getitem__ __setitem__ narrow select index_select gather flip roll rot90 unfold fold pixel_shuffle pixel_unshuffle "
     "channel_shuffle native_channel_shuffle identity requires_grad real imag view_as_real view_as_complex "
@@ -60,9 +61,7 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """Softmax(scale Q K^T + mask) V, as torch's documentation of ``scaled_dot_product_attention`` defines it."""
-    if dropout_p:
-        raise NotImplementedError("scaled_dot_product_attention with dropout_p > 0, which drops at random in evaluation too")
+    """Softmax(scale Q K^T + mask) V, as torch's documentation of ``scaled_dot_product_attention`` defines it; ``dropout_p`` is 0."""
     if enable_gqa:
         key, value = (tensor.repeat_interleave(query.shape[-3] // tensor.shape[-3], -3) for tensor in (key, value))
     weights = (query * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)) @ key.transpose(-2, -1)
@@ -85,32 +84,32 @@ def _prelu(input: Tensor, weight: Tensor) -> Tensor:
     return input.relu() - weight * (-input).relu()
 
 
-def _addcmul(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: float = 1) -> Tensor:
+def _addcmul(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: float | int = 1) -> Tensor:
     return input + value * (tensor1 * tensor2)
 
 
-def _addcdiv(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: float = 1) -> Tensor:
+def _addcdiv(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: float | int = 1) -> Tensor:
     return input + value * (tensor1 / tensor2)
 
 
-def _lerp(input: Tensor, end: Tensor, weight: Tensor | float) -> Tensor:
+def _lerp(input: Tensor, end: Tensor, weight: Tensor | float | int) -> Tensor:
     return input + weight * (end - input)
 
 
-def _add_product(input: Tensor, left: Tensor, right: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+def _add_product(input: Tensor, left: Tensor, right: Tensor, *, beta: float | int = 1, alpha: float | int = 1) -> Tensor:
     """``addmm``, ``addmv`` and ``baddbmm``."""
     product = alpha * (left @ right)
     return product if beta == 0 else beta * input + product
 
 
-def _rms_norm(input: Tensor, normalized_shape: list[int], weight: Tensor | None = None, eps: float | None = None) -> Tensor:
+def _rms_norm(input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None) -> Tensor:
     axes = tuple(range(-len(normalized_shape), 0))
     smallest = torch.finfo(input.dtype).eps if eps is None else eps
     out = input * (input.square().mean(axes, keepdim=True) + smallest).rsqrt()
     return out if weight is None else out * weight
 
 
-def _var(input: Tensor, dim: Any = None, unbiased: bool = True, keepdim: bool = False, *, correction: float | None = None) -> Tensor:
+def _var(input: Tensor, dim: Any = None, unbiased: bool = True, keepdim: bool = False, *, correction: float | int | None = None) -> Tensor:
     if isinstance(dim, bool):
         dim, unbiased = None, dim
     axes = tuple(range(input.ndim)) if dim is None else (dim,) if isinstance(dim, int) else tuple(dim)

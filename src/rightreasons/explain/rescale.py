@@ -233,7 +233,7 @@ class _Rescaled(TorchFunctionMode):
             over, under = args[::-1] if name.startswith("__r") else args
             with self:
                 return self._in_place(func, args, kwargs, over * under.reciprocal())
-        if name in BILINEAR and dependent == 2:
+        if name in BILINEAR and dependent > 1:
             return self._bilinear(name, func, args, kwargs)
         if name in SOFTMAXES and dependent == 1:
             return self._softmax(name, *args, **kwargs)
@@ -243,6 +243,8 @@ class _Rescaled(TorchFunctionMode):
             return self._max_pool(name, func, args, kwargs)
         if name in ("max", "min", "amax"):
             return self._largest(name, func, args, kwargs)
+        if name == "scaled_dot_product_attention" and kwargs.get("dropout_p", args[4] if len(args) > 4 else 0):
+            self.tape.refuse(f"{name} with dropout_p > 0, which drops at random in evaluation too")
         written = COMPOSED.get(name) or (body_of(func) if name in WRITTEN_IN_PYTHON else None)
         if written is not None:
             with self:
@@ -253,7 +255,7 @@ class _Rescaled(TorchFunctionMode):
         return result
 
     @staticmethod
-    def _in_place(func: Callable, args: tuple, kwargs: dict, out: Tensor) -> Tensor:
+    def _in_place(func: Callable, args: tuple, kwargs: dict, out: Any) -> Any:  # noqa: ANN401 -- a tensor, or what a composed function gives
         return args[0].copy_(out) if _is_in_place(func, args, kwargs) else out
 
     def _elementwise(self, name: str, func: Callable, args: tuple, kwargs: dict) -> Tensor:
@@ -329,7 +331,7 @@ class _Rescaled(TorchFunctionMode):
                 return torch.maximum(source, other) if name == "max" else torch.minimum(source, other)
         dim = given.get("dim", ())
         if dim == ():
-            self.tape.refuse(f"{name} over all axes, the batch's too")
+            self.tape.refuse(f"{name} over all axes with the batch")
         axes = sorted(axis % source.ndim for axis in ([dim] if isinstance(dim, int) else dim))
         sign = -1 if name == "min" else 1
         moved = (sign * source).movedim(axes, list(range(-len(axes), 0))).flatten(-len(axes))
