@@ -26,7 +26,7 @@ from rightreasons.explain.attribute import attribute_images
 
 SIDES = (64, 96, 128, 192, 224, 256, 288, 299, 384)
 CLASSES = 5
-LARGEST = 60_000_000  # parameters
+LARGEST = 100_000_000  # parameters
 # A small network where a Hugging Face configuration has these fields.
 SMALL = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 
@@ -122,7 +122,7 @@ def try_network(network: Network) -> dict[str, Any]:
         try:
             model = network.build(side)
             if sum(parameter.numel() for parameter in model.parameters()) > LARGEST:
-                return {"outcome": "left out", "reason": "it is larger than 60 million parameters"}
+                return {"outcome": "left out", "reason": "it is larger than 100 million parameters"}
             model = model.double()
             _calibrate(model, torch.rand(8, 3, side, side, dtype=torch.float64) * 2 - 1)
             with torch.no_grad():

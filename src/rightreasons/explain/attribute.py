@@ -3,7 +3,7 @@
 DeepLIFT's rescale rule (Shrikumar et al. 2017, eq. 8; see ``rescale``) replaces the derivative of each nonlinearity by delta_out / delta_in
 between an input and a baseline; DeepLIFT SHAP (Lundberg and Lee 2017) averages over baselines. Baselines go forward once, and their
 activations are kept; inputs go forward once; then there is one backward pass per baseline, over the inputs alone.
-Integrated Gradients (Sundararajan et al. 2017) need no rules for functions and so cover attention too, at many passes per baseline.
+Integrated Gradients (Sundararajan et al. 2017) need no rules for functions, and take many passes per baseline.
 """
 
 from __future__ import annotations
