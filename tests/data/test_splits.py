@@ -131,7 +131,6 @@ def test_what_splits_are_called():
         *["train"] * 3, *["validation"] * 3, *["test"] * 2
     ]  # fmt: skip
 
-
     known = "train: train, training, tr, 0; validation: validation, val, valid, va, dev, 1; test: test, testing, te, 2"
     with pytest.raises(DataError, match=f"^row 7: the split 'holdout' is not known; known are {known}$"):
         name_split("holdout", where="row 7")

@@ -136,6 +136,25 @@ def test_ctrl_c_leaves_a_ledger_without_waiting_for_couriers(tmp_path, monkeypat
     assert left == [ledger]
 
 
+def test_a_ledger_that_was_left_lets_its_courier_finish(tmp_path):
+    """Nothing new is sent; what is under way is answered and written down after the command has gone on to its end."""
+    path, other = tmp_path / "lvlm.sqlite", Request("judge", ("Another",))
+    ledger = Ledger(path)
+    with FaultServer(misbehave=says("ok"), delay=0.5) as stub, ThreadPoolExecutor(1) as pool:
+        lvlm = open_lvlm("openai:a", base_url=stub.base_url)
+        under_way = pool.submit(ledger.ask, lvlm, JUDGE)
+        stub.wait_for(1)
+        ledger.leave()
+        with pytest.raises(LVLMUnavailable, match="^the run is stopping$"):
+            ledger.ask(Scripted(lambda request: pytest.fail("asked")), other)
+        ledger.close()
+        assert ledger.count("pending") == 1, "close has waited for nothing, and has not closed the file that threads still use"
+        assert under_way.result(10).text == "ok"
+        (courier,) = ledger._couriers.values()
+        courier.close()
+    assert [(state, raw is not None) for state, raw, *_ in rows(path)] == [("answered", True)] and stub.requests == 1
+
+
 @pytest.mark.parametrize("host", ["api.openai.com", "10.0.0.7", "127.0.0.1.evil.example", "localhost.evil.example"])
 def test_a_remote_host_needs_leave(host):
     with pytest.raises(LVLMUnavailable, match=f"--allow-remote {host}"):
