@@ -75,7 +75,7 @@ def test_two_images_of_each_patient():
 
 
 def test_who_has_many_images_is_drawn_first():
-    """Those with few fill up what is missing. The other way round, nobody with eight images would be held out, and a third of the share be missing."""
+    """Those with few fill up what is missing. The other way round nobody with eight images is held out, and a third of the share is missing."""
     patients = [f"P{row // 8}" for row in range(40)] + [f"single {row}" for row in range(5)]
     splits = fill_splits([None] * 45, [0] * 45, patients, seed=0)
     assert Counter(splits) == {"train": 29, "validation": 8, "test": 8}
@@ -143,7 +143,8 @@ def test_whether_a_word_is_a_split():
 @pytest.mark.parametrize(
     ("name", "splits"),
     [
-        ("TRAIN", {"train"}), ("testA", {"test"}), ("valid", {"validation"}), ("Training", {"train"}), ("training_set", {"train"}), ("testset", {"test"}), ("TrainData", {"train"}),
+        ("TRAIN", {"train"}), ("testA", {"test"}),
+        ("valid", {"validation"}), ("Training", {"train"}), ("training_set", {"train"}), ("testset", {"test"}), ("TrainData", {"train"}),
         ("val2017", {"validation"}), ("seg_train", {"train"}), ("stage_2_test_images", {"test"}), ("train-00000-of-00002", {"train"}),
         ("train_val", {"train", "validation"}), ("tr", set()), ("te", set()), ("labels", set()), ("0", set()), ("trains", set()), ("latest", set()),
     ],

@@ -82,7 +82,8 @@ def test_an_error_of_the_disk_fails_all_that_wait(writer, tmp_path):
     def full(connection):
         raise sqlite3.OperationalError("database or disk is full")
 
-    results, _ = write_together(writer, [lambda connection: begin(connection, attempt(1)), full, lambda connection: begin(connection, attempt(2))])
+    one, two = (lambda connection, number=number: begin(connection, attempt(number)) for number in (1, 2))
+    results, _ = write_together(writer, [one, full, two])
     assert [str(result) for result in results] == ["database or disk is full"] * 3 and keys(tmp_path) == []
     assert not writer._connection.in_transaction
     assert writer.write(lambda connection: begin(connection, attempt(3))) == 1, "it writes on"
