@@ -108,6 +108,14 @@ def test_ledger_does_not_take_another_protocol_for_an_answer(tmp_path):
     assert rows(tmp_path / "lvlm.sqlite", "state, outcome, raw") == [("failed", "malformed", '{"hello": 1}')] * 2
 
 
+def test_the_wait_doubles_up_to_the_longest(tmp_path):
+    """Each is drawn between half and all of it, so that requests that failed together do not come again together."""
+    with Ledger(tmp_path / "lvlm.sqlite", patience=Patience(first_wait=1.0, longest_wait=6.0)) as ledger:
+        for times, longest in enumerate((1.0, 2.0, 4.0, 6.0, 6.0), start=1):
+            waits = [ledger._backoff(times) for _ in range(200)]
+            assert longest / 2 <= min(waits) < 0.6 * longest and 0.9 * longest < max(waits) <= longest
+
+
 def test_ledger_leaves_unknown_what_a_crash_left_pending(tmp_path):
     path = tmp_path / "lvlm.sqlite"
     lvlm = Scripted(lambda request: "said")
