@@ -193,6 +193,23 @@ def test_whether_this_very_answer_is_stored(place):
     assert ledger.holds(other, '{"choices": [{"message": {"content": "half \ud83d"}}]}') is True, "half of a surrogate pair is stored as it can be"
 
 
+def test_who_answers_is_kept_and_another_model_than_was_asked_is_told_once(place):
+    """Of a recorded or scripted model, which has no address, nothing is told: that was done when it was made."""
+    stub, _, open_ledger = place
+    ledger, nameless = open_ledger(), json.loads(completion("by post"))
+    del nameless["model"]
+    asked, same, here = (OpenAICompatible(name, base_url=stub.base_url) for name in ("big-model", "stub", "recorded"))
+    here.address = None
+    for lvlm, number, raw in ((asked, 0, completion("a")), (asked, 1, completion("b")), (same, 0, completion("c")), (here, 0, completion("d"))):
+        ledger.record(lvlm, question(number), raw.decode())
+        assert ledger.ask(lvlm, question(number)).model == "stub"
+    ledger.record(OpenAICompatible("nameless", base_url=stub.base_url), question(0), json.dumps(nameless))
+    assert ledger.ask(OpenAICompatible("nameless", base_url=stub.base_url), question(0)).model is None
+    assert ledger.answered_by == {"openai:big-model": {"stub"}, "openai:stub": {"stub"}, "openai:recorded": {"stub"}}
+    (note,) = ledger.notes
+    assert note == "openai:big-model was asked, and 'stub' answers by the server's word: what it says is that model's and not the other's"
+
+
 def test_a_question_whose_answer_was_cut_off_is_sent_with_twice_the_cap(place):
     _, lvlm, open_ledger = place
     ledger = open_ledger()
