@@ -108,6 +108,14 @@ def test_ledger_does_not_take_another_protocol_for_an_answer(tmp_path):
     assert rows(tmp_path / "lvlm.sqlite", "state, outcome, raw") == [("failed", "malformed", '{"hello": 1}')] * 2
 
 
+def test_the_wait_doubles_up_to_the_longest(tmp_path):
+    """Each is drawn between half and all of it, so that requests that failed together do not come again together."""
+    with Ledger(tmp_path / "lvlm.sqlite", patience=Patience(first_wait=1.0, longest_wait=6.0)) as ledger:
+        for times, longest in enumerate((1.0, 2.0, 4.0, 6.0, 6.0), start=1):
+            waits = [ledger._backoff(times) for _ in range(200)]
+            assert longest / 2 <= min(waits) < 0.6 * longest and 0.9 * longest < max(waits) <= longest
+
+
 def test_ledger_leaves_unknown_what_a_crash_left_pending(tmp_path):
     path = tmp_path / "lvlm.sqlite"
     lvlm = Scripted(lambda request: "said")
@@ -134,6 +142,25 @@ def test_ctrl_c_leaves_a_ledger_without_waiting_for_couriers(tmp_path, monkeypat
     with pytest.raises(KeyboardInterrupt), Ledger(tmp_path / "lvlm.sqlite") as ledger:
         raise KeyboardInterrupt
     assert left == [ledger]
+
+
+def test_a_ledger_that_was_left_lets_its_courier_finish(tmp_path):
+    """Nothing new is sent; what is under way is answered and written down after the command has gone on to its end."""
+    path, other = tmp_path / "lvlm.sqlite", Request("judge", ("Another",))
+    ledger = Ledger(path)
+    with FaultServer(misbehave=says("ok"), delay=0.5) as stub, ThreadPoolExecutor(1) as pool:
+        lvlm = open_lvlm("openai:a", base_url=stub.base_url)
+        under_way = pool.submit(ledger.ask, lvlm, JUDGE)
+        stub.wait_for(1)
+        ledger.leave()
+        with pytest.raises(LVLMUnavailable, match="^the run is stopping$"):
+            ledger.ask(Scripted(lambda request: pytest.fail("asked")), other)
+        ledger.close()
+        assert ledger.count("pending") == 1, "close has waited for nothing, and has not closed the file that threads still use"
+        assert under_way.result(10).text == "ok"
+        (courier,) = ledger._couriers.values()
+        courier.close()
+    assert [(state, raw is not None) for state, raw, *_ in rows(path)] == [("answered", True)] and stub.requests == 1
 
 
 @pytest.mark.parametrize("host", ["api.openai.com", "10.0.0.7", "127.0.0.1.evil.example", "localhost.evil.example"])

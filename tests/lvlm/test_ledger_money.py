@@ -173,6 +173,52 @@ def test_an_answer_that_came_another_way(place):
     assert ledger.missing(lvlm, [questions[2]]) == [questions[2]], "what is no answer leaves no trace"
 
 
+def test_an_answer_of_unknown_usage_that_came_another_way_costs_nothing(place):
+    """Whoever got it elsewhere has paid there, if at all."""
+    _, lvlm, open_ledger = place
+    ledger, bare = open_ledger(price=PRICE), json.loads(completion("by post"))
+    del bare["usage"]
+    assert ledger.record(lvlm, question(0), json.dumps(bare)).text == "by post" and ledger.cost_usd() == 0.0
+
+
+def test_whether_this_very_answer_is_stored(place):
+    """The same words to another question, and other words to this one, are not."""
+    _, lvlm, open_ledger = place
+    ledger, raw = open_ledger(), completion("by post", finish_reason="length").decode()
+    ledger.record(lvlm, question(0), raw)
+    first, other = (ledger.key(lvlm, question(number)) for number in range(2))
+    assert ledger.holds(first, raw) is True, "though it was cut off"
+    assert ledger.holds(other, raw) is False and ledger.holds(first, completion("other words").decode()) is False
+    ledger.record(lvlm, question(1), '{"choices": [{"message": {"content": "half \ud83d"}}]}')
+    assert ledger.holds(other, '{"choices": [{"message": {"content": "half \ud83d"}}]}') is True, "half of a surrogate pair is stored as it can be"
+
+
+def test_who_answers_is_kept_and_another_model_than_was_asked_is_told_once(place):
+    """Of a recorded or scripted model, which has no address, nothing is told: that was done when it was made."""
+    stub, _, open_ledger = place
+    ledger, nameless = open_ledger(), json.loads(completion("by post"))
+    del nameless["model"]
+    asked, same, here = (OpenAICompatible(name, base_url=stub.base_url) for name in ("big-model", "stub", "recorded"))
+    here.address = None
+    for lvlm, number, raw in ((asked, 0, completion("a")), (asked, 1, completion("b")), (same, 0, completion("c")), (here, 0, completion("d"))):
+        ledger.record(lvlm, question(number), raw.decode())
+        assert ledger.ask(lvlm, question(number)).model == "stub"
+    ledger.record(OpenAICompatible("nameless", base_url=stub.base_url), question(0), json.dumps(nameless))
+    assert ledger.ask(OpenAICompatible("nameless", base_url=stub.base_url), question(0)).model is None
+    assert ledger.answered_by == {"openai:big-model": {"stub"}, "openai:stub": {"stub"}, "openai:recorded": {"stub"}}
+    (note,) = ledger.notes
+    assert note == "openai:big-model was asked, and 'stub' answers by the server's word: what it says is that model's and not the other's"
+
+
+def test_a_question_whose_answer_was_cut_off_is_sent_with_twice_the_cap(place):
+    _, lvlm, open_ledger = place
+    ledger = open_ledger()
+    ledger.record(lvlm, question(0), completion("half of", finish_reason="length").decode())
+    ledger.record(lvlm, question(1), completion("all of it").decode())
+    caps = [ledger.shape(ledger.key(lvlm, question(number)), question(number)) for number in range(3)]
+    assert caps == [replace(question(0), max_tokens=800), question(1), question(2)]
+
+
 def test_a_person_can_answer_what_is_unknown(place, tmp_path):
     stub, lvlm, open_ledger = place
     ledger = open_ledger(price=PRICE)

@@ -20,7 +20,7 @@ from rightreasons.lvlm.ledger.ledger import Ledger
 from rightreasons.lvlm.protocol import Request, get_reply
 from rightreasons.lvlm.wire import privacy
 from tests.support.fault_server import FaultServer, error
-from tests.support.helpers import invoke, pictures, run, start, write_project
+from tests.support.helpers import invoke, pictures, run, run_in_turn, start, write_project
 
 KEY = "sk-secret-8c1f0a77d1"
 PATIENT = "Mustermann-Erika-1964-08-12"
@@ -106,9 +106,9 @@ def test_a_run_folder_is_for_its_owner_alone(tmp_path):
             process.wait()
     with FaultServer() as stub:
         (tmp_path / "whole").mkdir()
-        run("find", write_project(tmp_path / "whole", stub.base_url), "--out", tmp_path / "whole" / "run")
-        run("fix", tmp_path / "whole" / "run")
-        check_modes(tmp_path / "whole" / "run")
+        config, folder = write_project(tmp_path / "whole", stub.base_url), tmp_path / "whole" / "run"
+        run_in_turn(["find", config, "--out", folder], ["fix", folder])
+        check_modes(folder)
 
 
 def check_modes(folder):

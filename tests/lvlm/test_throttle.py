@@ -7,7 +7,9 @@ import time
 
 import pytest
 
-from rightreasons.lvlm.ledger.throttle import DECREASE, Throttle
+from rightreasons.lvlm.backends.openai import OpenAICompatible
+from rightreasons.lvlm.backends.scripted import Scripted
+from rightreasons.lvlm.ledger.throttle import DECREASE, Throttle, count_workers
 
 
 def one_round(throttle):
@@ -91,3 +93,12 @@ def test_a_pause_ends_when_the_run_stops():
     throttle.end_pause()
     assert had.wait(10)
     thread.join()
+
+
+@pytest.mark.parametrize(("most", "threads"), [(1, 1), (2, 4), (32, 64)])
+def test_twice_as_many_threads_as_requests_since_some_wait(most, threads):
+    """A model in this process takes one at a time, and needs one thread; with another beside it the larger number counts."""
+    server, here = OpenAICompatible("m", base_url="http://127.0.0.1:9/v1"), Scripted(lambda request: "")
+    server.concurrency = (1, most)
+    assert count_workers(server) == count_workers(here, server) == count_workers(server, here) == threads
+    server.close()

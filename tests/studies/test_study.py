@@ -26,6 +26,8 @@ methods = ["before", "ours"]
 
 [config.data]
 path = "decoy-mnist:packaged"
+[config.model]
+epochs = 15
 [config.critic]
 lvlm = "simulated:"
 [config.sample]

@@ -159,6 +159,28 @@ def run(*arguments: object, code: int = 0, **more: str) -> subprocess.CompletedP
     return result
 
 
+SEVERAL = """
+import json, sys
+from rightreasons.cli import app
+for arguments in json.loads(sys.argv[1]):
+    try:
+        app(arguments)
+    except SystemExit as stopped:
+        if stopped.code:
+            raise
+    print(sys.argv[2], flush=True)
+"""
+
+
+def run_in_turn(*commands: Sequence[object]) -> list[str]:
+    """What each of several commands prints, in one process, so that libraries are imported and packaged digits are read once."""
+    mark, words = "=== the next command ===", json.dumps([[str(argument) for argument in arguments] for arguments in commands])
+    result = subprocess.run([sys.executable, "-c", SEVERAL, words, mark], capture_output=True, text=True, timeout=400, env=environment())
+    assert result.returncode == 0, f"exit code {result.returncode}\n{result.stdout[-2000:]}\n{result.stderr[-4000:]}"
+    assert "Traceback" not in result.stderr, result.stderr
+    return result.stdout.split(f"{mark}\n")[:-1]
+
+
 def start(*arguments: object, **options: object) -> subprocess.Popen:
     """The command in a process of its own, which the test will kill."""
     return subprocess.Popen(command(*arguments), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **options)

@@ -6,7 +6,7 @@ import os
 
 from tests.support.asker import kill_at_random
 
-KILLS = int(os.environ.get("RIGHTREASONS_KILLS", "10"))
+KILLS = int(os.environ.get("RIGHTREASONS_KILLS", "6"))
 
 
 def test_nothing_is_lost_and_nothing_is_paid_twice(tmp_path):

@@ -12,7 +12,7 @@ import time
 import pytest
 
 from tests.support.fault_server import FaultServer, look_for_plates
-from tests.support.helpers import children, command, environment, run
+from tests.support.helpers import children, command, environment, run, run_in_turn
 from tests.support.plates import write_folder
 
 SCORES = {
@@ -79,15 +79,13 @@ def test_report_needs_no_network(one_go):
 
 def test_fix_and_score(one_go):
     folder = one_go[0]
-    fixed = json.loads(run("fix", folder, "--json").stdout)
+    fixed, scored, repeated = map(json.loads, run_in_turn(*([command, folder, "--json"] for command in ("fix", "score", "fix"))))
     assert (fixed["alignment"]["outcome"], fixed["alignment"]["effect"]) == ("aligned", "took")
     assert fixed["alignment"]["neutral_after"] > 0.9 > 0.75 > fixed["alignment"]["neutral_before"]
     assert fixed["after"]["swap_flip_rate"] < 0.2 and fixed["before"]["swap_flip_rate"] > 0.6
     assert (folder / "aligned.safetensors").exists() and (folder / "masks.safetensors").exists()
-    scored = json.loads(run("score", folder, "--json").stdout)
     assert scored["after"] == fixed["after"] and scored["before"] == fixed["before"]
     assert "heatmap after" in (folder / "report.html").read_text()
-    repeated = json.loads(run("fix", folder, "--json").stdout)
     assert "align" not in run("fix", folder).stderr and repeated["after"] == fixed["after"], "the same fix is not worked on twice"
 
 
@@ -100,6 +98,7 @@ def test_kill_in_the_middle_of_find(one_go, tmp_path, answered):
         stub.wait_for(answered + 1, alive=lambda: process.poll() is None)
         process.kill()  # requests are under way at this moment
         process.wait()
+        stub.delay = 0.0
         run("find", config, "--out", tmp_path / "run")
         assert max(stub.bodies.values()) == 1, "a request was repeated"
     assert (tmp_path / "run" / "verdicts.jsonl").read_text() == expected
@@ -128,6 +127,7 @@ def test_ledger_keeps_a_request_that_the_courier_lost(one_go, tmp_path):
         for pid in (*children(process), process.pid):
             os.kill(pid, signal.SIGKILL)
         process.wait()
+        stub.delay = 0.0
         run("find", config, "--out", tmp_path / "run")
         assert max(stub.bodies.values()) == 1
         lines = [json.loads(line) for line in (tmp_path / "run" / "verdicts.jsonl").read_text().splitlines()]

@@ -73,6 +73,7 @@ def demo(out: Out = None, as_json: AsJson = False, device: Device = None) -> Non
     from rightreasons.pipeline.results import write_results
     from rightreasons.project.project import open_project
     from rightreasons.runs.folder import RunFolder
+    from rightreasons.scoring.scores import score_key
     from rightreasons.studies.study import reference_scores
 
     reporter = _reporter()
@@ -80,7 +81,8 @@ def demo(out: Out = None, as_json: AsJson = False, device: Device = None) -> Non
     folder = RunFolder(out or Path("runs/demo"))
     run = find_in(project, folder, reporter=reporter)
     alignment = align(run, reporter=reporter)
-    reference = reference_scores(run, folder.path / "reference", reporter)
+    stored = folder.load_scores(score_key(run, "reference"))
+    reference = None if stored else reference_scores(run, folder.path / "reference", reporter)
     metrics = write_results(run, reporter, alignment=alignment, reference=reference)
     _show(metrics, folder, as_json)
     if not as_json:

