@@ -8,6 +8,7 @@ RightReasonsError
 ├── ModelError             a model that cannot be built, loaded, or does not fit the classes
 │   └── UnsupportedLayer   a part of a model that the attribution cannot explain
 ├── MissingExtra           an optional package; names the extra that brings it
+├── StudyUnfinished        rows of a study that failed; the others are finished and kept
 └── LVLMError              the vision-language model
     ├── LVLMUnavailable    no server, no permission, no key: nothing was answered; the run can be resumed
     ├── LVLMBusy           a failure that may pass: an error inside the server, no connection
@@ -58,6 +59,10 @@ class MissingExtra(RightReasonsError):
 
     def __init__(self, package: str, extra: str) -> None:
         super().__init__(f"this needs the package {package!r}, which is not installed: pip install 'rightreasons[{extra}]'")
+
+
+class StudyUnfinished(RightReasonsError):
+    """Rows of a study that failed, each with its reason. The others are finished and kept."""
 
 
 class LVLMError(RightReasonsError):

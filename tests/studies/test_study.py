@@ -19,7 +19,8 @@ from rightreasons.records import Attribution, Criticism, GroundTruth, Segmentati
 from rightreasons.run import Run
 from rightreasons.runs.folder import RunFolder
 from rightreasons.scoring.scores import segment_scores
-from rightreasons.studies.study import open_study, run_study, show_rows
+from rightreasons.studies.sheets import make_sheets
+from rightreasons.studies.study import open_study, run_study
 
 STUDY = """
 methods = ["before", "ours"]
@@ -67,7 +68,7 @@ def test_an_arm_that_names_a_method_has_no_critic(finished):
     rows = {row["method"]: row for row in table["rows"]}
     assert rows["random images"]["critic"] == rows["before"]["critic"] == "none" and "simulated" in rows["swap alone"]["critic"]
     assert rows["random images"]["inspected"]["spurious_fraction"]["mean"] == 1.0
-    assert {str(path.relative_to(out / "mine")) for path in (out / "mine").rglob("*.json")} == {
+    assert {str(path.relative_to(out / "mine")) for path in (out / "mine").glob("*/*.json")} == {
         "before/0.json",
         "ours-simulated/0.json",
         "random-images/0.json",
@@ -103,8 +104,8 @@ def test_a_result_file_from_before_a_metric_existed(finished):
         newer.write_text(json.dumps(whole | {"seed": 1}))
         table = run_study(study, seeds=[0, 1], methods=["before"], out=out, reporter=Silent())
         assert table["rows"][0]["metrics"]["mu_align"]["values"] == [whole["metrics"]["mu_align"]]
-        _, heads, rows = show_rows(run_study(study, seeds=[0], methods=["before"], out=out, reporter=Silent()))
-        shown = dict(zip(heads, rows[0], strict=True))
+        (sheet, *_), _ = make_sheets(run_study(study, seeds=[0], methods=["before"], out=out, reporter=Silent()))
+        shown = dict(zip(sheet.columns, sheet.rows[0], strict=True))
         assert shown["mu_align"] == "-" and shown["average group"] == f"{whole['metrics']['average_group_accuracy']:.3f}"
     finally:
         path.write_text(json.dumps(whole))

@@ -187,21 +187,34 @@ def bench(
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds: 0, 1, ... Finished ones are not run again.")] = 1,
     methods: Annotated[str | None, typer.Option(help="Only these methods, separated by commas.")] = None,
     critic: Annotated[str | None, typer.Option(help="Another critic, such as simulated:0.87.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="How many processes; each has its share of the threads.")] = 1,
+    smoke: Annotated[bool, typer.Option("--smoke", help="Run every row at a tiny size, into OUT/smoke: does it run at all?")] = False,
     out: Out = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the table as JSON on standard output, and nothing else.")] = False,
     device: Device = None,
 ) -> None:
-    """Reproduce a table: every method on every seed, one JSON file each, resumable."""
-    from rightreasons.studies.study import open_study, run_study, show_rows
+    """Reproduce a table: every method on every seed, one JSON file each, resumable. Writes OUT/STUDY/table.* and figure.*"""
+    from rightreasons.errors import StudyUnfinished
+    from rightreasons.studies.sheets import make_sheets
+    from rightreasons.studies.study import describe_failures, open_study, run_study
 
     table = run_study(
-        open_study(study, critic=critic),
+        open_study(study, critic=critic, smoke=smoke),
         seeds=range(seeds),
         methods=methods.split(",") if methods else None,
         out=out or Path("runs/bench"),
         reporter=_reporter(),
+        jobs=jobs,
     )
-    typer.echo(json.dumps(table, indent=2)) if as_json else print_table(*show_rows(table))
+    if as_json:
+        typer.echo(json.dumps(table, indent=2))
+    else:
+        sheets, notes = make_sheets(table)
+        for sheet in sheets:
+            print_table(sheet.title, sheet.columns, sheet.rows)
+        typer.echo("\n".join(notes))
+    if table["failed"]:
+        raise StudyUnfinished(describe_failures(table))
 
 
 def _reporter() -> Reporter:
@@ -238,7 +251,8 @@ def _show(metrics: dict[str, Any], folder: RunFolder, as_json: bool) -> None:
     columns = {name: metrics[name] for name in ("before", "after", "rejected") if metrics[name]} | metrics["reference"]
     title = f"{metrics['task']}: {metrics['outcome']}" + _who_judged(metrics["critic"])
     rows = []
-    for key in ("accuracy", "worst_group_accuracy", "average_group_accuracy", "mu_align", "spurious_share", "swap_flip_rate"):
+    attribution = ("mu_align", "mu_align_floor", "shortcut_lift", "spurious_share")
+    for key in ("accuracy", "worst_group_accuracy", "average_group_accuracy", *attribution, "swap_flip_rate"):
         values = [scores[key] for scores in columns.values()]
         if any(value is not None for value in values):
             rows.append([key, *("-" if value is None else f"{value:.3f}" for value in values)])

@@ -67,6 +67,13 @@ def task_defaults(path: str) -> dict[str, Any]:
     return _TASKS[name].defaults(tuple(variant)) if name in _TASKS else {}
 
 
+def packaged_variant(path: str) -> str:
+    """The built-in task's variant on data that come with a package, if it has one; any other path as it is."""
+    name, *variant = path.split(":")
+    has_one = name in _TASKS and "packaged" in getattr(_TASKS[name], "VARIANTS", ())
+    return f"{path}:packaged" if has_one and "packaged" not in variant else path
+
+
 def _recognise(tree: Tree, config: DataConfig) -> Format:
     """The format of a folder. A folder that no format recognises is read as class folders, so that the error says what is missing."""
     for kind, module in _FORMATS.items():

@@ -1,0 +1,201 @@
+"""A study: its rows, the configuration that they share, and what each row changes of it. Read from TOML, checked before anything runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from rightreasons.config import Config, merge_tables, parse_config, read_toml
+from rightreasons.data import packaged_variant, task_defaults
+from rightreasons.errors import ConfigError
+from rightreasons.studies.methods import METHODS
+
+# What `--smoke` lays over every row, so that a study takes seconds. A study's own table [smoke] comes on top.
+SMOKE: dict[str, Any] = {
+    "model": {"epochs": 1, "batch_size": 128},
+    "sample": {"size": 20},
+    "attribute": {"baselines": 2},
+    "segment": {"components": 2},
+    "align": {"epochs": 1, "batch_size": 128},
+}
+# The row that others are compared with unless the study names another one, ours, and the upper bound.
+BEFORE, OURS, UPPER = "before", "ours", "without-shortcut"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table: the ``method`` that it runs, the tables of the configuration that it changes, and, apart, what it changes of [align].
+
+    ``x`` is its place in a sweep and ``series`` the line to which it belongs there. ``is_arm`` says that a study's table [arms] made it.
+    """
+
+    name: str
+    method: str
+    tables: dict[str, Any]
+    align: dict[str, Any]
+    x: float | None = None
+    series: str | None = None
+    is_arm: bool = False
+
+
+@dataclass(frozen=True)
+class Study:
+    """A table's rows, and the configuration that they share. An arm is ours, or the ``method`` it names, with some settings changed.
+
+    ``reference`` names the row that the others are compared with, ``figure`` has the settings of the picture, and ``smoke`` what is laid over every
+    row to make it tiny (empty: nothing).
+    """
+
+    name: str
+    methods: tuple[str, ...]
+    arms: dict[str, dict[str, Any]]
+    tables: dict[str, Any]
+    root: Path
+    reference: str = BEFORE
+    figure: dict[str, Any] = field(default_factory=dict)
+    smoke: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of all rows, in the order of the table."""
+        return (*self.methods, *self.arms)
+
+    def row(self, name: str) -> Row:
+        """The row of that name."""
+        if name not in self.arms:
+            return Row(name, name, {}, {})
+        arm = dict(self.arms[name])
+        method, x = arm.pop("method", OURS), arm.pop("x", None)
+        series = arm.pop("series", method if x is not None else None)
+        align = arm.pop("align", {})
+        return Row(name, method, arm, align, None if x is None else float(x), series, is_arm=True)
+
+    def settings(self, row: Row, seed: int) -> dict[str, Any]:
+        """The tables of the configuration on which a row's shortcut is found; what the row changes of [align] is not among them."""
+        tables = merge_tables(merge_tables(self.tables, row.tables), {"run": {"seed": seed}})
+        if not self.smoke:
+            return tables
+        tables = merge_tables(tables, self.smoke)
+        return merge_tables(tables, {"data": {"path": packaged_variant(tables["data"]["path"])}})
+
+    def align_settings(self, row: Row) -> dict[str, Any]:
+        """What a row changes of the table [align]."""
+        return merge_tables(row.align, self.smoke.get("align", {})) if row.align else {}
+
+    def work_folder(self, row: Row, seed: int, out: Path) -> Path:
+        """The run folder of a row. Rows that inspect the same images of the same model with the same critic share it."""
+        shared = hashlib.sha256(json.dumps(self.settings(row, seed), sort_keys=True).encode()).hexdigest()[:8]
+        return out / f"{self.name}-work" / f"{seed}-{shared}"
+
+    def critic(self, row: Row) -> str:
+        """The critic that a row asks, as its configuration names it."""
+        tables = self.settings(row, 0)
+        return merge_tables(task_defaults(tables["data"]["path"]), tables)["critic"]["lvlm"]
+
+    def uses_critic(self, row: Row) -> bool:
+        """Whether a row's result depends on the critic."""
+        return METHODS[row.method].uses_critic
+
+    def result_path(self, name: str, seed: int, out: Path) -> Path:
+        """The file of a finished row and seed. Only the results that depend on the critic have it in their name."""
+        row = self.row(name)
+        critic = f" {self.critic(row)}" if self.uses_critic(row) else ""
+        return out / self.name / slug(f"{name}{critic}") / f"{seed}.json"
+
+
+def packaged_studies() -> list[str]:
+    """The names of the studies that come with the package."""
+    tables = files("rightreasons.studies").joinpath("tables").iterdir()
+    return sorted(entry.name.removesuffix(".toml") for entry in tables if entry.name.endswith(".toml"))
+
+
+def open_study(name: str, *, critic: str | None = None, smoke: bool = False) -> Study:
+    """A packaged study by name, or one from a TOML file with ``methods``, ``[config]`` and ``[arms]``; ``critic`` replaces its LVLM.
+
+    ``config`` may be the name of a configuration beside the file instead. ``smoke`` makes every row tiny, to see that all of them run.
+    Raises ConfigError for a study that is not one, and for a row that cannot be run as it is written.
+    """
+    path = Path(name)
+    if path.suffix == ".toml" and path.exists():
+        text, root, short = path.read_text(encoding="utf-8"), path.parent, path.stem
+    elif name in packaged_studies():
+        text, root, short = files("rightreasons.studies").joinpath(f"tables/{name}.toml").read_text(encoding="utf-8"), Path.cwd(), name
+    else:
+        raise ConfigError(f"no study {name!r}; there are {', '.join(packaged_studies())}, or a TOML file")
+    try:
+        stored = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{name} is not valid TOML: {error}") from error
+    config = stored.get("config")
+    if not isinstance(stored.get("methods"), list) or not isinstance(config, dict | str):
+        raise ConfigError(
+            f"{name} is not a study: it needs a list methods, and a table [config] with the configuration that they share, or config = 'FILE.toml'"
+        )
+    tables = merge_tables(config if isinstance(config, dict) else read_toml(root / config), {"critic": {"lvlm": critic}} if critic else {})
+    arms = stored.get("arms", {})
+    rows = [*stored["methods"], *arms]
+    if len({slug(row) for row in rows}) < len(rows):
+        raise ConfigError(f"{name}: two rows would be saved under one name: {', '.join(rows)}; call them differently")
+    known([arm["method"] for arm in arms.values() if "method" in arm], METHODS)
+    for row, arm in arms.items():
+        _check_place(f"{name}: [arms.{row!r}]", arm)
+    figure = stored.get("figure", {})
+    _check_figure(name, figure)
+    tiny = merge_tables(SMOKE, stored.get("smoke", {})) if smoke else {}
+    return Study(short, known(stored["methods"], METHODS), arms, tables, root, stored.get("reference", BEFORE), figure, tiny)
+
+
+def check_rows(study: Study, names: Iterable[str]) -> None:
+    """Raises ConfigError for the first row whose configuration cannot be read, so that it is known before hours of work."""
+    for name in names:
+        row_config(study, study.row(name), 0)
+
+
+def row_config(study: Study, row: Row, seed: int) -> Config:
+    """The whole configuration with which a row's method works."""
+    tables = study.settings(row, seed)
+    path = tables.get("data", {}).get("path")
+    return parse_config(
+        merge_tables(tables, {"align": study.align_settings(row)}),
+        source=f"study {study.name}, row {row.name}",
+        defaults=task_defaults(path) if isinstance(path, str) else {},
+    )
+
+
+def slug(name: str) -> str:
+    """A name of a row as a file name: letters, digits, dots and equals signs, with single hyphens between them."""
+    return re.sub(r"[^\w.=]+|_", "-", name).strip("-")
+
+
+def known(names: Sequence[str], valid: Iterable[str]) -> tuple[str, ...]:
+    """``names``, all of which are ``valid``. Raises ConfigError for one that is not."""
+    unknown = [name for name in names if name not in valid]
+    if unknown:
+        raise ConfigError(f"no method {unknown[0]!r}; there are {', '.join(valid)}")
+    return tuple(names)
+
+
+def _check_place(where: str, arm: Mapping[str, Any]) -> None:
+    x, series = arm.get("x"), arm.get("series")
+    if x is not None and (isinstance(x, bool) or not isinstance(x, int | float)):
+        raise ConfigError(f"{where} has x = {x!r}: a number was expected, the place of the row in a sweep")
+    if series is not None and not isinstance(series, str):
+        raise ConfigError(f"{where} has series = {series!r}: the name of a line was expected")
+
+
+# The settings of a study's figure, and the types of their values.
+_FIGURE = {"xlabel": str, "log": bool, "metrics": list}
+
+
+def _check_figure(name: str, figure: Mapping[str, Any]) -> None:
+    for key, value in figure.items():
+        if key not in _FIGURE or not isinstance(value, _FIGURE[key]):
+            expected = ", ".join(f"{key} ({kind.__name__})" for key, kind in _FIGURE.items())
+            raise ConfigError(f"{name}: [figure] {key} = {value!r} is not a setting of a figure; there are {expected}")
