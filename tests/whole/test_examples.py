@@ -31,7 +31,7 @@ WRITERS = {
     "folder": lambda root: folders.write_class_folders(root, names=("scratch", "sound")),
 }
 STUDIES = {"isic-study": "isic", "knees-study": "knees"}
-BUILT_IN = ("decoy-mnist", "solar", "stamps")
+BUILT_IN = ("biased-mnist", "decoy-mnist", "solar", "stamps")
 # What a laptop can do in a second: the rest of a configuration stays as it stands.
 SMALL = {
     "data": {"size": 16, "mode": "rgb"},
