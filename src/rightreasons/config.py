@@ -121,7 +121,7 @@ class AttributeConfig(_Table):
 class SegmentConfig(_Table):
     """How heatmaps are cut into segments: by a weighted Gaussian mixture on the positive effect (PPEPS-WGM).
 
-    The other methods cut the picture, whatever the heatmap; the ``components`` regions with the most positive effect are kept. They are for comparison.
+    The other methods cut the picture, whatever the heatmap, and the ``components`` regions with the most positive effect are kept: for comparison.
     """
 
     method: Literal["ppeps-wgm", "slic", "felzenszwalb", "sam", "grid"] = "ppeps-wgm"
