@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rightreasons.studies.methods import before, fine_tune_only, ground_truth_masks, ours, without_shortcut
+from rightreasons.studies.methods import before, dfr, fine_tune_only, ground_truth_masks, group_dro, jtt, ours, subg, without_shortcut
 from rightreasons.studies.methods.method import Method
 
 METHODS: dict[str, Method[Any]] = {
@@ -14,4 +14,8 @@ METHODS: dict[str, Method[Any]] = {
     "ours-published-loss": ours.PUBLISHED,
     "ground-truth-masks": ground_truth_masks.METHOD,
     "without-shortcut": without_shortcut.METHOD,
+    "subg": subg.METHOD,
+    "group-dro": group_dro.METHOD,
+    "jtt": jtt.METHOD,
+    "dfr": dfr.METHOD,
 }

@@ -105,6 +105,15 @@ class TrainGroups(Labels):
         """The groups of both splits. Each split numbers its own: a group may be missing in one."""
         return cls(_number(_groups(task, "train")), ValidationGroups.of(task))
 
+    def check_complete(self) -> None:
+        """Raises ConfigError if held-out images have more groups than training images: nothing can be balanced against a group without images."""
+        here, there = len(self.train_groups.unique()), len(self.held_out.validation_groups.unique())
+        if here < there:
+            raise ConfigError(
+                f"the training images are of {here} groups and the held-out images of {there}, so that a group has no training image: "
+                "leave out the methods subg and group-dro"
+            )
+
 
 def _groups(task: Task, split: str) -> GroundTruth:
     if split not in task.truth:

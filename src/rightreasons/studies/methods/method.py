@@ -42,3 +42,4 @@ class Method(Generic[Known]):
 # How fine-tuning chooses its epoch, in the words of a result file.
 PASTED = "epoch, by accuracy on held-out images with segments pasted in"
 LAST = "last epoch"
+WORST_GROUP = "epoch, by accuracy of the worst group of held-out images"

@@ -28,6 +28,17 @@ def steps_per_epoch(run: Run) -> int:
     return math.ceil(count_images(run.train) / split_batch(run.config.align)[1])
 
 
+def drawn_per_epoch(run: Run) -> int:
+    """How many images an epoch shows: whole batches."""
+    return steps_per_epoch(run) * run.config.align.batch_size
+
+
+def draw_in_passes(indices: Int[Tensor, " kept"], count: int, generator: torch.Generator) -> Int[Tensor, " drawn"]:
+    """``count`` of the ``indices`` in passes: all of them in random order, then all of them in another, until there are enough."""
+    passes = [indices[torch.randperm(len(indices), generator=generator)] for _ in range(math.ceil(count / len(indices)))]
+    return torch.cat(passes)[:count]
+
+
 def fine_tune_equally(
     bench: Bench,
     draw: Callable[[torch.Generator], Int[Tensor, " drawn"]],
