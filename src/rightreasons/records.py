@@ -190,6 +190,9 @@ class Scores:
     average_group_accuracy: float | None = None
     weighted_group_accuracy: float | None = None
     mu_align: float | None = None
+    mu_align_floor: float | None = None
+    shortcut_lift: float | None = None
+    spurious_lift: float | None = None
     groups: Mapping[str, GroupScore] = field(default_factory=dict)
     other_groups: Mapping[str, Mapping[str, GroupScore]] = field(default_factory=dict)
     intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)

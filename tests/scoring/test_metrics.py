@@ -98,30 +98,64 @@ def test_groups_unknown_to_training_have_no_weight():
     assert metrics.average_groups(groups, {"a": 0, "b": 0, "empty in both": 0}).weighted is None
 
 
-def test_mu_align_by_hand(generator):
+def test_shortcut_attribution_by_hand(generator):
+    """Equations 9 and 9b with loops; an image without attribution or without a mask is left out of all three."""
     heatmaps = torch.randn(6, 4, 5, generator=generator)
     masks = torch.rand(6, 4, 5, generator=generator) > 0.6
     heatmaps[1], masks[2], masks[4] = 0, False, True
-    shares = []
+    shares, areas = [], []
     for n in range(6):
-        inside = total = 0.0
+        inside = total = area = 0.0
         for y in range(4):
             for x in range(5):
                 total += abs(heatmaps[n, y, x].item())
                 inside += abs(heatmaps[n, y, x].item()) * int(masks[n, y, x])
-        if total > 0 and masks[n].any():
+                area += int(masks[n, y, x]) / 20
+        if total > 0 and area > 0:
             shares.append(inside / total)
-    value, left_out = metrics.mu_align(heatmaps, masks)
-    assert (value, left_out) == (pytest.approx(1 - sum(shares) / len(shares)), 2)
+            areas.append(area)
+    told = metrics.measure_shortcut(heatmaps, masks)
+    assert (told.mu_align, told.left_out) == (pytest.approx(1 - sum(shares) / len(shares)), 2)
+    assert told.floor == pytest.approx(1 - sum(areas) / len(areas))
+    assert told.lift == pytest.approx(sum(share / area for share, area in zip(shares, areas, strict=True)) / len(shares))
 
 
-def test_mu_align_at_its_ends():
+def test_shortcut_attribution_at_its_ends():
     masks = torch.zeros(1, 4, 4, dtype=torch.bool)
     masks[:, 0] = True
-    assert metrics.mu_align(masks.float(), masks) == (0.0, 0)
-    assert metrics.mu_align((~masks).float(), masks) == (1.0, 0)
-    assert metrics.mu_align(torch.zeros(1, 4, 4), masks) == (None, 1)
-    assert metrics.mu_align(torch.full((1, 4, 4), torch.nan), masks) == (None, 1)
+    assert metrics.measure_shortcut(masks.float(), masks) == metrics.ShortcutAttribution(0.0, 0.75, 4.0, 0)
+    assert metrics.measure_shortcut((~masks).float(), masks) == metrics.ShortcutAttribution(1.0, 0.75, 0.0, 0)
+    nothing = metrics.ShortcutAttribution(None, None, None, 1)
+    assert metrics.measure_shortcut(torch.zeros(1, 4, 4), masks) == nothing
+    assert metrics.measure_shortcut(torch.full((1, 4, 4), torch.nan), masks) == nothing
+    assert metrics.measure_shortcut(torch.ones(1, 4, 4), ~masks & masks) == nothing
+
+
+def test_an_even_map_has_its_floor_and_a_lift_of_one(generator):
+    """Whatever the masks, its sign and its scale; and no map's lift depends on its scale."""
+    masks = torch.rand(7, 6, 5, generator=generator) > 0.7
+    for value in (1.0, -3.0, 1e-4):
+        even = metrics.measure_shortcut(torch.full((7, 6, 5), value), masks)
+        assert even.lift == pytest.approx(1) and even.mu_align == pytest.approx(even.floor)
+    assert metrics.spurious_lift(torch.full((7, 6, 5), 2.0), masks) == pytest.approx(1)
+    heatmaps = torch.randn(7, 6, 5, generator=generator)
+    assert metrics.measure_shortcut(heatmaps, masks).lift == pytest.approx(metrics.measure_shortcut(5 * heatmaps, masks).lift)
+
+
+def test_spurious_lift_by_hand(generator):
+    """Only positive effect counts, and only the images with a spurious segment and any such effect."""
+    heatmaps = torch.randn(5, 3, 4, generator=generator)
+    masks = torch.rand(5, 3, 4, generator=generator) > 0.5
+    heatmaps[3], masks[1] = -1, False
+    lifts = []
+    for heatmap, mask in zip(heatmaps.tolist(), masks.tolist(), strict=True):
+        cells = [(max(value, 0), flag) for row, flags in zip(heatmap, mask, strict=True) for value, flag in zip(row, flags, strict=True)]
+        total, area = sum(value for value, _ in cells), sum(flag for _, flag in cells) / 12
+        if total > 0 and area > 0:
+            lifts.append(sum(value * flag for value, flag in cells) / total / area)
+    assert len(lifts) == 3
+    assert metrics.spurious_lift(heatmaps, masks) == pytest.approx(sum(lifts) / 3)
+    assert metrics.spurious_lift(-torch.ones(2, 3, 4), masks[:2]) is None
 
 
 def test_spurious_share_by_hand(generator):

@@ -17,6 +17,7 @@ from tests.support.plates import write_folder
 
 SCORES = {
     "spurious_share", "swap_flip_rate", "accuracy", "worst_group_accuracy", "average_group_accuracy", "weighted_group_accuracy", "mu_align",
+    "mu_align_floor", "shortcut_lift", "spurious_lift",
     "mean_entropy", "groups", "other_groups",
 }  # fmt: skip
 

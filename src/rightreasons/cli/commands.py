@@ -249,7 +249,8 @@ def _show(metrics: dict[str, Any], folder: RunFolder, as_json: bool) -> None:
     columns = {name: metrics[name] for name in ("before", "after", "rejected") if metrics[name]} | metrics["reference"]
     title = f"{metrics['task']}: {metrics['outcome']}" + _who_judged(metrics["critic"])
     rows = []
-    for key in ("accuracy", "worst_group_accuracy", "average_group_accuracy", "mu_align", "spurious_share", "swap_flip_rate"):
+    attribution = ("mu_align", "mu_align_floor", "shortcut_lift", "spurious_share")
+    for key in ("accuracy", "worst_group_accuracy", "average_group_accuracy", *attribution, "swap_flip_rate"):
         values = [scores[key] for scores in columns.values()]
         if any(value is not None for value in values):
             rows.append([key, *("-" if value is None else f"{value:.3f}" for value in values)])

@@ -34,7 +34,10 @@ _COLUMNS = (
     ("average_group_accuracy", "Average group", "mean over groups"),
     ("weighted_group_accuracy", "Weighted average", "groups weighted as in training"),
     ("mu_align", "mu_align", "share of the attribution outside the shortcut; 1 is best"),
+    ("mu_align_floor", "mu_align of an even map", "which looks at everything alike: a mu_align below it prefers the shortcut"),
+    ("shortcut_lift", "Lift", "of the shortcut: its share of the attribution over its share of the area; 1 as an even map, below 1 avoids it"),
     ("spurious_share", "Spurious share", "of the positive effect, on segments judged spurious; 0 is best"),
+    ("spurious_lift", "Spurious lift", "the same ratio for the segments judged spurious, by positive effect"),
     ("swap_flip_rate", "Swap flip rate", "how often pasting such a segment in changes the answer; 0 is best"),
     ("mean_entropy", "Mean entropy", "of the output, in nats"),
 )

@@ -118,11 +118,29 @@ def cluster_intervals(
     return {name: (low, high) for name, values in told.items() for low, high in [torch.quantile(values, ends).tolist()]}
 
 
-def mu_align(heatmaps: Float[Tensor, "image height width"], masks: Bool[Tensor, "image height width"]) -> tuple[float | None, int]:
-    """Mean share of the attribution that lies outside the shortcut (eq. 9), and how many images are left out for lack of mask or attribution."""
-    inside = _shares_inside(heatmaps, masks, torch.abs)
-    inside = inside[inside.isfinite() & masks.flatten(1).any(1)]
-    return (1 - inside.mean().item() if len(inside) else None), len(heatmaps) - len(inside)
+@dataclass(frozen=True)
+class ShortcutAttribution:
+    """How much attribution lies in the shortcut, over the images that have a mask and any attribution (eq. 9, 9b).
+
+    ``mu_align`` is the mean share outside; ``floor`` is what a map has that is the same everywhere; ``lift`` is the mean ratio of the share inside
+    to the share that the shortcut has of the area. All are None if there is no such image; ``left_out`` counts the others.
+    """
+
+    mu_align: float | None
+    floor: float | None
+    lift: float | None
+    left_out: int
+
+
+def measure_shortcut(heatmaps: Float[Tensor, "image height width"], masks: Bool[Tensor, "image height width"]) -> ShortcutAttribution:
+    """The share of the attribution in the shortcut, beside the share of the area that the shortcut has."""
+    inside, areas = _shares_inside(heatmaps, masks, torch.abs), _areas(masks)
+    known = inside.isfinite() & (areas > 0)
+    left_out = len(heatmaps) - int(known.sum())
+    if not known.any():
+        return ShortcutAttribution(None, None, None, left_out)
+    inside, areas = inside[known], areas[known]
+    return ShortcutAttribution(1 - inside.mean().item(), 1 - areas.mean().item(), (inside / areas).mean().item(), left_out)
 
 
 def spurious_share(heatmaps: Float[Tensor, "image height width"], masks: Bool[Tensor, "image height width"]) -> float | None:
@@ -130,6 +148,18 @@ def spurious_share(heatmaps: Float[Tensor, "image height width"], masks: Bool[Te
     shares = _shares_inside(heatmaps, masks, torch.relu)
     shares = shares[shares.isfinite()]
     return shares.mean().item() if len(shares) else None
+
+
+def spurious_lift(heatmaps: Float[Tensor, "image height width"], masks: Bool[Tensor, "image height width"]) -> float | None:
+    """The mean ratio of the share of positive effect in judged-spurious segments to their share of the area, over images that have any (eq. 9b)."""
+    inside, areas = _shares_inside(heatmaps, masks, torch.relu), _areas(masks)
+    known = inside.isfinite() & (areas > 0)
+    return (inside[known] / areas[known]).mean().item() if known.any() else None
+
+
+def _areas(masks: Bool[Tensor, "image height width"]) -> Float[Tensor, " image"]:
+    """The share of each image that its mask has."""
+    return masks.flatten(1).double().mean(1)
 
 
 def _shares_inside(

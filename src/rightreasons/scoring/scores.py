@@ -31,7 +31,7 @@ from rightreasons.runs.folder import RunFolder
 from rightreasons.scoring import metrics
 from rightreasons.scoring.effect import judge_effect
 
-# mu_align is measured on at most MU_ALIGN_IMAGES test images, and on at most MU_ALIGN_PIXELS pixels in all of them together.
+# mu_align and the lift are measured on at most MU_ALIGN_IMAGES test images, and on at most MU_ALIGN_PIXELS pixels in all of them together.
 MU_ALIGN_IMAGES = 1000
 MU_ALIGN_PIXELS = 2**21
 # A score is a mean over many heatmaps, so that each needs fewer baselines than a heatmap that is cut into segments.
@@ -61,8 +61,8 @@ def score(
     if run is None:
         return scores
     proofs = _label_free_proofs(model, run)
-    aligned = _mu_align(model, test_set, truth, run, set(predictions.indices.tolist())) if truth is not None else None
-    return Scores(**{**vars(scores), **proofs, "mu_align": aligned})
+    aligned = _shortcut_attribution(model, test_set, truth, run, set(predictions.indices.tolist())) if truth is not None else {}
+    return Scores(**{**vars(scores), **proofs, **aligned})
 
 
 def score_run(model: nn.Module, run: Run) -> Scores:
@@ -259,29 +259,33 @@ def _truly_spurious(run: Run, truth: GroundTruth) -> list[Tensor]:
 
 def _label_free_proofs(model: nn.Module, run: Run) -> dict[str, float | None]:
     if not run.found:
-        return {"spurious_share": 0.0 if run.coverage.mostly_judged else None, "swap_flip_rate": None}
+        return {"spurious_share": 0.0 if run.coverage.mostly_judged else None, "spurious_lift": None, "swap_flip_rate": None}
     # The other inspected images have no spurious segment, so that their share is 0 for any heatmap.
     masks = run.masks
     marked = masks.flatten(1).any(1)
     images, masks = StoredImages(run.train, run.selection.indices[marked]), masks[marked]
     smooth = smooth_width(run.model, run.config.segment)
-    known = []
+    known, lifts = [], []
     for part in explain_parts(model, images, read_baselines(model, run.train, run.config, SCORED_BASELINES), run.config):
         for heatmap in part.heatmaps:
             row = len(known)
-            known.append(metrics.spurious_share(smooth_heatmaps(heatmap[None], smooth), masks[row : row + 1]))
-    shares = [share for share in known if share is not None]
-    share = sum(shares) / len(shares) * len(masks) / len(run.selection) if shares else None
-    return {"spurious_share": share, "swap_flip_rate": run.flip_rate(model)}
+            smoothed = smooth_heatmaps(heatmap[None], smooth)
+            known.append(metrics.spurious_share(smoothed, masks[row : row + 1]))
+            lifts.append(metrics.spurious_lift(smoothed, masks[row : row + 1]))
+    share, lift = (sum(values) / len(values) if (values := [value for value in each if value is not None]) else None for each in (known, lifts))
+    whole = None if share is None else share * len(masks) / len(run.selection)
+    return {"spurious_share": whole, "spurious_lift": lift, "swap_flip_rate": run.flip_rate(model)}
 
 
-def _mu_align(model: nn.Module, test_set: Dataset, truth: GroundTruth, run: Run, readable: Container[int]) -> float | None:
+def _shortcut_attribution(model: nn.Module, test_set: Dataset, truth: GroundTruth, run: Run, readable: Container[int]) -> dict[str, float | None]:
+    """mu_align with its floor, and the lift; none of them without a mask."""
     masked = truth.masked if truth.masked is not None else [index for index in range(len(truth.groups)) if truth.mask(index) is not None]
     most = min(MU_ALIGN_IMAGES, MU_ALIGN_PIXELS // run.attribution.heatmaps[0].numel())
     chosen = torch.randperm(len(masked), generator=seeded(run.config.run.seed, "mu_align"))[:most].tolist()
     masks = {masked[i]: mask for i in chosen if masked[i] in readable and (mask := truth.mask(masked[i])) is not None}
     if not masks:
-        return None
+        return {}
     baselines = read_baselines(model, run.train, run.config, SCORED_BASELINES)
     found = explain_parts(model, StoredImages(test_set, list(masks)), baselines, run.config)
-    return metrics.mu_align(torch.cat([part.heatmaps for part in found]), torch.stack(list(masks.values())))[0]
+    told = metrics.measure_shortcut(torch.cat([part.heatmaps for part in found]), torch.stack(list(masks.values())))
+    return {"mu_align": told.mu_align, "mu_align_floor": told.floor, "shortcut_lift": told.lift}

@@ -19,11 +19,11 @@ from rightreasons.studies.methods import METHODS
 
 # What `--smoke` lays over every row, so that a study takes seconds. A study's own table [smoke] comes on top.
 SMOKE: dict[str, Any] = {
-    "model": {"epochs": 1},
+    "model": {"epochs": 1, "batch_size": 128},
     "sample": {"size": 20},
     "attribute": {"baselines": 2},
     "segment": {"components": 2},
-    "align": {"epochs": 1},
+    "align": {"epochs": 1, "batch_size": 128},
 }
 # The row that others are compared with unless the study names another one, ours, and the upper bound.
 BEFORE, OURS, UPPER = "before", "ours", "without-shortcut"

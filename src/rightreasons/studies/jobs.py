@@ -20,7 +20,7 @@ import torch
 from rightreasons.common.progress import Advance, Reporter, Silent
 from rightreasons.errors import RightReasonsError
 from rightreasons.studies.definition import Study
-from rightreasons.studies.row import run_row
+from rightreasons.studies.row import find_shortcut, run_row
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,13 @@ def group_rows(study: Study, names: Sequence[str], seeds: Sequence[int], out: Pa
 
 def run_groups(study: Study, groups: Sequence[Group], out: Path, reporter: Reporter, *, jobs: int) -> list[Failure]:
     """Runs every row of every group in ``jobs`` processes, or in this one if that is 1. Returns what failed."""
-    if jobs == 1:
-        return [failure for group in groups for failure in _run_group(study, group, out, reporter)]
     failures: list[Failure] = []
+    if jobs == 1:
+        for group in groups:
+            failed = _run_group(study, group, out, reporter)
+            _tell(failed, reporter)
+            failures += failed
+        return failures
     waiting, running = list(groups), {}
     threads = max(1, torch.get_num_threads() // jobs)
     try:
@@ -65,8 +69,7 @@ def run_groups(study: Study, groups: Sequence[Group], out: Path, reporter: Repor
             for sentinel in connection.wait(list(running)):
                 ended = running.pop(sentinel)
                 failed = ended.failures()
-                for failure in failed:
-                    reporter.note(f"{study.name}, seed {failure.seed}: {failure.row} failed: {failure.why}")
+                _tell(failed, reporter)
                 failures += failed
                 reporter.note(f"{len(waiting) + len(running)} of {len(groups)} parts are still to do")
     finally:
@@ -75,15 +78,25 @@ def run_groups(study: Study, groups: Sequence[Group], out: Path, reporter: Repor
     return failures
 
 
+def _tell(failures: Sequence[Failure], reporter: Reporter) -> None:
+    for failure in failures:
+        reporter.note(f"seed {failure.seed}, {failure.row} failed: {failure.why}")
+
+
 def _run_group(study: Study, group: Group, out: Path, reporter: Reporter) -> list[Failure]:
+    """Finds the shortcut once, and runs each row on it."""
+    reporter.note(f"{study.name}, seed {group.seed}: finding the shortcut for {', '.join(group.rows)}")
+    try:
+        found = find_shortcut(study, study.row(group.rows[0]), group.seed, out, reporter)
+    except RightReasonsError as error:
+        return [Failure(row, group.seed, str(error)) for row in group.rows]
     failures = []
-    for row in group.rows:
-        reporter.note(f"{study.name}, seed {group.seed}: {row}")
+    for name in group.rows:
+        reporter.note(f"{study.name}, seed {group.seed}: {name}")
         try:
-            run_row(study, row, group.seed, out, reporter)
+            run_row(study, study.row(name), group.seed, out, found, reporter)
         except RightReasonsError as error:
-            reporter.note(f"{row} failed: {error}")
-            failures.append(Failure(row, group.seed, str(error)))
+            failures.append(Failure(name, group.seed, str(error)))
     return failures
 
 

@@ -38,20 +38,30 @@ class FindSeconds:
     find: float | None
 
 
-def run_row(study: Study, name: str, seed: int, out: Path, reporter: Reporter) -> None:
-    """Runs a row on a seed and writes its result. Raises RightReasonsError if it cannot be run."""
-    row = study.row(name)
-    folder = study.work_folder(row, seed, out)
+@dataclass(frozen=True)
+class Found:
+    """What rows share: the run in its folder, with the shortcut found, and the time that this took."""
+
+    run: Run
+    seconds: FindSeconds
+
+
+def find_shortcut(study: Study, row: Row, seed: int, out: Path, reporter: Reporter) -> Found:
+    """The shortcut found on a row's data, or read back from its work folder; its model comes from the store below ``out``."""
     project = open_project(study.settings(row, seed), source=study.name, root=study.root)
-    run, shared = _find(project, RunFolder(folder), out / "models", reporter)
-    method = choose_method(row)
+    return _find(project, RunFolder(study.work_folder(row, seed, out)), out / "models", reporter)
+
+
+def run_row(study: Study, row: Row, seed: int, out: Path, found: Found, reporter: Reporter) -> None:
+    """Runs a row on a seed and writes its result. Raises RightReasonsError if it cannot be run."""
+    run, method = found.run, choose_method(row)
     start = time.perf_counter()
-    model = method(Bench(_with_align(study, row, run), _own_folder(row, folder), reporter))
+    model = method(Bench(_with_align(study, row, run), _own_folder(row, run.folder.path), reporter))
     seconds = time.perf_counter() - start
     scores, critic, judged = score_run(model, run), critic_scores(run), study.uses_critic(row)
     result: dict[str, Any] = {
         "study": study.name,
-        "method": name,
+        "method": row.name,
         "seed": seed,
         "critic": _critic_words(critic) if judged else "none",
         "labels_used": method.labels.words,
@@ -61,12 +71,12 @@ def run_row(study: Study, name: str, seed: int, out: Path, reporter: Reporter) -
         "metrics": {key: getattr(scores, key) for key in METRICS},
         # 95 % intervals over whole objects; None if every image shows another object.
         "intervals": dict(scores.intervals) or None,
-        "seconds": {"method": seconds, **vars(shared)},
+        "seconds": {"method": seconds, **vars(found.seconds)},
         "threads": torch.get_num_threads(),
     }
     if study.smoke:
         result["smoke"] = True
-    path = study.result_path(name, seed, out)
+    path = study.result_path(row.name, seed, out)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, to_json(result) + "\n")
 
@@ -92,19 +102,18 @@ def _with_align(study: Study, row: Row, run: Run) -> Run:
     return replace(run, project=replace(run.project, config=run.config.model_copy(update={"align": align})))
 
 
-def _find(project: Project, folder: RunFolder, store: Path, reporter: Reporter) -> tuple[Run, FindSeconds]:
-    """The shortcut found, or read back; and the time that it took when it was found."""
+def _find(project: Project, folder: RunFolder, store: Path, reporter: Reporter) -> Found:
     kept, begun = folder.path / "seconds.json", (folder.path / "config.toml").exists()
     training = place_model(project, folder, store, reporter)
     earlier, start = {stage: reporter.seconds.get(stage, 0.0) for stage in _CRITIC_STAGES}, time.perf_counter()
     run = find(project, folder, reporter=reporter)
     seconds = time.perf_counter() - start
     if kept.exists():
-        return run, FindSeconds(**json.loads(kept.read_text(encoding="utf-8")))
+        return Found(run, FindSeconds(**json.loads(kept.read_text(encoding="utf-8"))))
     critic = sum(reporter.seconds.get(stage, 0.0) - earlier[stage] for stage in _CRITIC_STAGES)
     shared = FindSeconds(training, None, None) if begun else FindSeconds(training, critic, seconds - critic)
     write_text(kept, json.dumps(vars(shared)) + "\n")
-    return run, shared
+    return Found(run, shared)
 
 
 def _critic_words(critic: dict[str, Any]) -> str:

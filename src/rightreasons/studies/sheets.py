@@ -191,7 +191,7 @@ def _difference(compared: dict[str, Any] | None, notes: _Notes) -> list[str]:
     least = compared["least_wilcoxon_p"]
     if least is not None and least >= 0.05:
         notes.add(
-            f"With {len(compared['seeds'])} seeds signed ranks cannot give a p-value below {least:.3g} before correction: none of them shows anything."
+            f"With {len(compared['seeds'])} seeds signed ranks give no p-value below {least:.3g}, even before correction: none can show anything."
         )
     mean = f"{compared['mean']:+.3f}" + ("" if compared["std"] is None else f" ±{compared['std']:.3f}")
     return [mean, _interval(compared["interval"], "+.3f"), _p_value(compared["t_p_holm"]), _p_value(compared["wilcoxon_p_holm"])]

@@ -1,0 +1,40 @@
+"""Every study that comes with the package runs from its first row to its table and figure, at a tiny size."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from rightreasons.common.progress import Silent
+from rightreasons.data import open_data
+from rightreasons.errors import DataError, MissingExtra
+from rightreasons.studies.definition import open_study, packaged_studies, row_config
+from rightreasons.studies.study import run_study
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    """One folder for all, so that studies on the same data share a model, as in use."""
+    return tmp_path_factory.mktemp("smoke")
+
+
+@pytest.mark.parametrize("name", packaged_studies())
+def test_every_row_of_a_study_runs(name, out):
+    study = open_study(name, smoke=True)
+    configs = [row_config(study, study.row(row), 0).data for row in study.names]
+    try:
+        for data in {data.path: data for data in configs}.values():
+            open_data(data, root=study.root, seed=0)
+    except (DataError, MissingExtra) as error:
+        pytest.skip(str(error))
+    table = run_study(study, seeds=[0], methods=None, out=out, reporter=Silent())
+    assert table["failed"] == [] and [row["method"] for row in table["rows"]] == list(study.names)
+    written = out / "smoke" / name
+    assert {path.name for path in written.glob("table.*")} | {path.name for path in written.glob("figure.*")} == {
+        "table.txt", "table.md", "table.csv", "table.tex", "table.json", "figure.png", "figure.svg",
+    }  # fmt: skip
+    assert not (out / name).exists(), "nothing of a smoke test lies where real results do"
+    stored = [json.loads(path.read_text()) for path in written.glob("*/0.json")]
+    assert len(stored) == len(study.names) and all(result["smoke"] is True for result in stored)
+    assert "SMOKE" in (written / "table.txt").read_text()
