@@ -254,6 +254,9 @@ def test_decoy_exceptions(mnist, monkeypatch, share, count):
         assert images[~odd].equal(split(plain, name)[0][~odd])
         assert [group.endswith("misleads") for group in task.truth[name].groups] == odd.tolist()
     assert split(task, "test")[0].equal(split(plain, "test")[0])
+    images, labels = split(task, "balanced validation")
+    assert labels.equal(split(task, "validation")[1]) and "balanced validation" not in plain.splits
+    assert (torch.bincount(labels[patches(images)[1] != 255 - 25 * labels]) - torch.bincount(labels) / 2).abs().max() <= 0.5
 
 
 @pytest.mark.parametrize(

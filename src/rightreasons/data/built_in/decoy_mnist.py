@@ -2,7 +2,8 @@
 
 The patch is 4x4, its corner is drawn with both axes Bernoulli(0.5); its grey is 255 - 25 * digit in the training and validation
 splits, and 255 - 25 * a digit drawn at random in the test split. The variant ``exceptions=SHARE`` has that share of training and validation
-digits with the grey of another digit.
+digits with the grey of another digit, and the split ``balanced validation``: the validation digits once more, half of them with another
+digit's grey, for methods that declare groups.
 """
 
 from __future__ import annotations
@@ -74,7 +75,9 @@ def open_task(variant: tuple[str, ...], *, size: int | None = None, seed: int) -
         raise DataError("decoy-mnist:without-patch has no patch that could contradict a class: leave out without-patch or the exceptions")
     digits = read_digits("decoy-mnist", packaged="packaged" in words, size=size, seed=seed)
     splits, truth, unbiased = {}, {}, None
-    for name, indices in digits.splits.items():
+    shares = dict.fromkeys(digits.splits, exceptions or 0.0) | ({} if exceptions is None else {"balanced validation": 0.5})
+    for name, share in shares.items():
+        indices = digits.splits[name.removeprefix("balanced ")]
         images, classes = digits.images[indices], digits.labels[indices]
         if "without-patch" in words:
             splits[name] = TensorImages(images[:, None], classes)
@@ -85,7 +88,7 @@ def open_task(variant: tuple[str, ...], *, size: int | None = None, seed: int) -
         generator = seeded(seed, "decoy-mnist patch", name)
         random_digits = torch.randint(10, classes.shape, generator=generator)
         corners = torch.randint(2, (len(classes), 2), generator=generator)
-        odd = draw_exceptions(classes, exceptions or 0.0, seed, "decoy-mnist exceptions", name)
+        odd = draw_exceptions(classes, share, seed, "decoy-mnist exceptions", name)
         others = (classes + torch.randint(1, 10, classes.shape, generator=generator)) % 10
         shown = random_digits if name == "test" else torch.where(odd, others, classes)
         splits[name] = TensorImages(_add_patches(images, corners, shown), classes)
