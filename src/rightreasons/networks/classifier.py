@@ -99,10 +99,11 @@ def small_mlp(classes: int = 10) -> nn.Module:
 
 
 def small_cnn(classes: int = 2) -> nn.Module:
-    """A network for coloured digits of 28 pixels a side: three convolutions with ReLU, two max-pools, two linear layers."""
+    """A network for coloured digits of 28 pixels a side: three convolutions with ReLU and two max-pools between them, and two linear layers."""
     return nn.Sequential(
-        *(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
-        *(nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(32, 32, 3, padding=1), nn.ReLU()),
         *(nn.Flatten(), nn.Linear(32 * 7 * 7, 64), nn.ReLU(), nn.Linear(64, classes)),
     )
 
