@@ -170,6 +170,23 @@ def test_the_forms_say_the_same(opened):
     assert tex.count(r"\toprule") == tex.count(r"\midrule") == tex.count(r"\bottomrule") == len(sheets.make_sheets(table)[0])
 
 
+def test_what_signed_ranks_can_show_at_best_is_told(opened):
+    """Seven seeds give 2^-6, which three rows triple: 0.047 is told of by nobody; four rows make it 0.0625."""
+    study, out = opened
+    for name in WORST:
+        for seed in range(7):
+            write(study, out, name, seed, {"before": 0.1, "ours": 0.8}.get(name, 0.5) + seed / 50)
+    _, notes = sheets.make_sheets(build_table(study, study.names, range(7), out))
+    assert not any("signed ranks" in note for note in notes)
+    (out / "mine.toml").write_text(STUDY + '[arms.swap]\nalign.term = "swap"\n')
+    five = open_study(str(out / "mine.toml"))
+    for seed in range(7):
+        write(five, out, "swap", seed, 0.6 + seed / 50)
+    table = build_table(five, five.names, range(7), out)
+    assert by_name(table)["swap"]["against"]["worst_group_accuracy"]["wilcoxon_p_holm"] == pytest.approx(4 / 64)
+    assert any("With 7 seeds and 4 rows signed ranks give no corrected p-value below 0.0625" in note for note in sheets.make_sheets(table)[1])
+
+
 def test_what_latex_would_read_as_a_command_is_escaped():
     assert sheets.escape_latex("a_b & 5 % of {x}^2 # $1 ~ \\ < > ±") == (
         r"a\_b \& 5 \% of \{x\}\textasciicircum{}2 \# \$1 \textasciitilde{} \textbackslash{} \textless{} \textgreater{} $\pm$"

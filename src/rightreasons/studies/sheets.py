@@ -157,15 +157,13 @@ def _making(table: dict[str, Any], notes: _Notes) -> Sheet:
     """How each row came about: what it was told, who judged, how its model was chosen, and how long that took."""
     rows = []
     for row in table["rows"]:
-        critic = (
-            row["critic"]
-            if row["critic"] == "none"
-            else f"{'simulated' if 'simulated' in row['critic'] else 'a model'} {notes.number(row['critic'])}"
-        )
+        chosen, critic = notes.number(row["selection"]), row["critic"]
+        if critic != "none":
+            critic = f"{'simulated' if 'simulated' in critic else 'a model'} {notes.number(critic)}"
         seconds = [_seconds(row["seconds"].get(key)) for key in ("method", "critic", "find", "shortcut_model")]
         threads = "/".join(map(str, row["threads"])) or NOTHING
         images = _mean(row["inspected"].get("spurious_fraction"), row["seeds"])
-        rows.append([row["method"], notes.number(row["selection"]), critic, str(row["seeds"]), images, *seconds, threads])
+        rows.append([row["method"], chosen, critic, str(row["seeds"]), images, *seconds, threads])
     heads = ["method", "model chosen", "critic", "seeds", "shortcut images"]
     return Sheet("how each row was made; mean seconds", [*heads, "method s", "critic s", "find s", "shortcut model s", "threads"], rows)
 
@@ -187,29 +185,30 @@ def _critics(table: dict[str, Any], notes: _Notes) -> Sheet:
 
 
 def _differences(table: dict[str, Any], key: str, title: str, notes: _Notes) -> Sheet:
-    rows = []
+    rows, count = [], sum(row[key] is not None for row in table["rows"])
     for row in table["rows"]:
         if not (compared := row[key]):
             continue
         other = "" if compared["row"] == table["reference"] or key == "against_ours" else f" (to {compared['row']})"
         cells = [row["method"] + other]
         for metric in COMPARED:
-            cells += _difference(compared.get(metric), notes)
+            cells += _difference(compared.get(metric), count, notes)
         rows.append(cells)
     heads = [head for metric in COMPARED for head in (f"{SHOWN[metric]}, difference", "95 %", "p (t)", "p (ranks)")]
     return Sheet(f"{title}; p-values after Holm's correction over the rows", ["method", *heads], rows)
 
 
-def _difference(compared: dict[str, Any] | None, notes: _Notes) -> list[str]:
+def _difference(compared: dict[str, Any] | None, rows: int, notes: _Notes) -> list[str]:
+    """The cells of one comparison among ``rows``; a note says what its signed ranks could show at best."""
     if compared is None:
         return [NOTHING] * 4
     if compared["why"]:
         notes.add(f"{compared['why']}.")
-    least = compared["least_wilcoxon_p"]
+    least, seeds = compared["least_wilcoxon_p"], len(compared["seeds"])
     if least is not None and least >= 0.05:
-        notes.add(
-            f"With {len(compared['seeds'])} seeds signed ranks give no p-value below {least:.3g}, even before correction: none can show anything."
-        )
+        notes.add(f"With {seeds} seeds signed ranks give no p-value below {least:.3g}, even before correction: none can show anything.")
+    elif least is not None and least * rows >= 0.05:
+        notes.add(f"With {seeds} seeds and {rows} rows signed ranks give no corrected p-value below {least * rows:.3g}: none can show anything.")
     mean = f"{compared['mean']:+.3f}" + ("" if compared["std"] is None else f" ±{compared['std']:.3f}")
     return [mean, _interval(compared["interval"], "+.3f"), _p_value(compared["t_p_holm"]), _p_value(compared["wilcoxon_p_holm"])]
 
