@@ -60,7 +60,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = RunFolder(Path(place) / "run")
         model = prepare(project, folder, Silent())
-        evidence = gather_evidence(project.config, folder, model, project.train, project.validation, project.task.classes, Silent())
+        evidence = gather_evidence(
+            project.config, folder, model, project.train, project.validation, project.task.classes, Silent(), root=project.root
+        )
         cases = Cases(evidence, project.descriptions, folder)
         modes = [count_mode(cases, project, mode, options.images) for mode in ("two-call", "fused")]
     two, fused = modes

@@ -119,8 +119,13 @@ class AttributeConfig(_Table):
 
 
 class SegmentConfig(_Table):
-    """How heatmaps are cut into segments: by a weighted Gaussian mixture on the positive effect (PPEPS-WGM)."""
+    """How heatmaps are cut into segments: by a weighted Gaussian mixture on the positive effect (PPEPS-WGM).
 
+    The other methods cut the picture, whatever the heatmap, and the ``components`` regions with the most positive effect are kept: for comparison.
+    """
+
+    method: Literal["ppeps-wgm", "slic", "felzenszwalb", "sam", "grid"] = "ppeps-wgm"
+    weights: str | None = Field(default=None, description="SAM's weights: a folder, or the name of a model in Hugging Face's cache")
     components: Annotated[int, Field(ge=1, le=20)] | Auto = 5
     smooth: Annotated[float, Field(ge=0, le=0.5)] | Auto = "auto"
     peak_share: Annotated[float, Field(ge=0, lt=1)] = 0.15
@@ -130,6 +135,14 @@ class SegmentConfig(_Table):
     def _read_old_peak_share(cls, value: object) -> object:
         """Reads the "auto" of older run folders, in which the default was not yet a number."""
         return 0.15 if value == "auto" else value
+
+    @model_validator(mode="after")
+    def _fits_its_method(self) -> SegmentConfig:
+        if (self.method == "sam") != (self.weights is not None):
+            raise ValueError('weights and method = "sam" go together: SAM needs weights that lie on this machine, and the other methods have none')
+        if self.method != "ppeps-wgm" and self.components == "auto":
+            raise ValueError(f'components = "auto" is for method = "ppeps-wgm"; {self.method} needs the number of segments that are kept')
+        return self
 
 
 class CriticConfig(_Table):

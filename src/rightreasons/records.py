@@ -70,7 +70,8 @@ class Attribution:
 class Segmentation:
     """The positive effect of each heatmap, cut into segments 0, 1, ...
 
-    ``segments`` partitions the pixels of every image whose outcome is "segmented" (-1 everywhere in the others);
+    ``segments`` partitions the pixels of every image whose outcome is "segmented" (-1 everywhere in the others, and, where the picture
+    rather than the heatmap was cut, at the pixels of regions with little effect);
     ``effect`` marks the pixels that carry a segment's effect: those above a share of the segment's peak;
     ``shares`` is each segment's part of the positive effect (0 where the image has fewer segments).
     """

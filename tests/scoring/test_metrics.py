@@ -250,7 +250,7 @@ def test_an_image_without_segments_has_no_truly_spurious_ones():
 
 
 def test_verdict_agreement_equals_sklearn(generator):
-    from sklearn.metrics import accuracy_score, recall_score
+    from sklearn.metrics import accuracy_score, precision_score, recall_score
 
     truths = (torch.rand(100, generator=generator) > 0.6).tolist()
     values = [["spurious", "relevant", "unsure"][i] for i in torch.randint(3, (100,), generator=generator).tolist()]
@@ -260,6 +260,7 @@ def test_verdict_agreement_equals_sklearn(generator):
     assert agreement.accuracy == pytest.approx(accuracy_score(truth, says))
     assert agreement.spurious_recall == pytest.approx(recall_score(truth, says))
     assert agreement.core_recall == pytest.approx(recall_score(truth, says, pos_label=False))
+    assert agreement.spurious_precision == pytest.approx(precision_score(truth, says))
     assert agreement.unsure == 100 - len(pairs)
 
 
@@ -267,6 +268,7 @@ def test_verdict_agreement_where_a_rate_has_nothing_to_count():
     assert metrics.verdict_agreement([], []) == metrics.VerdictAgreement(None, None, None, 0)
     assert metrics.verdict_agreement(["unsure"], [True]) == metrics.VerdictAgreement(None, None, None, 1)
     only = metrics.verdict_agreement(["relevant"], [False])
+    assert only.spurious_precision is None
     assert (only.accuracy, only.spurious_recall, only.core_recall, only.unsure) == (1.0, None, 1.0, 0)
     assert only.spurious_recall_interval is None and only.core_recall_interval == only.accuracy_interval == metrics.wilson_interval(1, 1)
 

@@ -31,7 +31,7 @@ WRITERS = {
     "folder": lambda root: folders.write_class_folders(root, names=("scratch", "sound")),
 }
 STUDIES = {"isic-study": "isic", "knees-study": "knees"}
-BUILT_IN = ("decoy-mnist", "solar", "stamps")
+BUILT_IN = ("biased-mnist", "decoy-mnist", "solar", "stamps")
 # What a laptop can do in a second: the rest of a configuration stays as it stands.
 SMALL = {
     "data": {"size": 16, "mode": "rgb"},
@@ -105,7 +105,7 @@ def test_a_study_makes_its_table(tmp_path, name):
         json.dumps({"critic": ["S1: A.\nS2: B.\nS3: C."], "judge": ['{"S1": "spurious", "S2": "relevant", "S3": "relevant"}']})
     )
     critic = "simulated:" if name == "isic-study" else f"scripted:{tmp_path / 'script.json'}"
-    study = open_study(str(tmp_path / f"{name}.toml"), critic=critic)
+    study = open_study(str(tmp_path / f"{name}.toml"), critics=[critic])
     table = run_study(study, seeds=range(2), methods=None, out=tmp_path / "out", reporter=Silent())
     rows = {row["method"]: row for row in table["rows"]}
     assert list(rows) == [*study.methods, *study.arms] and all(row["seeds"] == 2 for row in rows.values())

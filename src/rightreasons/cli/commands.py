@@ -186,7 +186,7 @@ def bench(
     study: Annotated[str, typer.Argument(help="The name of a study, such as decoy-mnist, or a TOML file.")],
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds: 0, 1, ... Finished ones are not run again.")] = 1,
     methods: Annotated[str | None, typer.Option(help="Only these methods, separated by commas.")] = None,
-    critic: Annotated[str | None, typer.Option(help="Another critic, such as simulated:0.87.")] = None,
+    critic: Annotated[list[str] | None, typer.Option(help="Another critic, such as simulated:0.87; given several times, one row for each.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="How many processes; each has its share of the threads.")] = 1,
     smoke: Annotated[bool, typer.Option("--smoke", help="Run every row at a tiny size, into OUT/smoke: does it run at all?")] = False,
     out: Out = None,
@@ -199,7 +199,7 @@ def bench(
     from rightreasons.studies.study import describe_failures, open_study, run_study
 
     table = run_study(
-        open_study(study, critic=critic, smoke=smoke),
+        open_study(study, critics=critic or (), smoke=smoke),
         seeds=range(seeds),
         methods=methods.split(",") if methods else None,
         out=out or Path("runs/bench"),

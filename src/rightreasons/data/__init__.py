@@ -10,7 +10,7 @@ from typing import Any
 from rightreasons.config import DataConfig, Format
 from rightreasons.data.assemble import assemble_task
 from rightreasons.data.beside import look_beside
-from rightreasons.data.built_in import decoy_mnist, solar, stamps
+from rightreasons.data.built_in import biased_mnist, decoy_mnist, solar, stamps
 from rightreasons.data.formats import celeba, class_folders, huggingface, isic, label_table, parquet, spuco
 from rightreasons.data.task import Task
 from rightreasons.data.tree import IMAGE_SUFFIXES, Tree, list_tree
@@ -18,7 +18,7 @@ from rightreasons.data.unread import describe_unread, list_unread
 from rightreasons.errors import DataError
 
 # A task's name may carry a variant: "decoy-mnist:packaged".
-_TASKS = {"decoy-mnist": decoy_mnist, "solar": solar, "stamps": stamps}
+_TASKS = {"biased-mnist": biased_mnist, "decoy-mnist": decoy_mnist, "solar": solar, "stamps": stamps}
 # Each has ``recognise(tree, config)`` and ``list_images(tree, config)``. The first that recognises a folder reads it, so the strictest come first.
 _FORMATS: dict[Format, ModuleType] = {
     "huggingface": huggingface,

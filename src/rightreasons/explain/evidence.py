@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
@@ -19,7 +20,8 @@ from rightreasons.config import Config, SegmentConfig
 from rightreasons.data.loading import Batch, StoredImages, check_labels, count_images, read_batches, some_images
 from rightreasons.explain.attribute import attribute_images, part_size
 from rightreasons.explain.sample import select_images
-from rightreasons.explain.segment import segment_heatmaps, smooth_heatmaps
+from rightreasons.explain.segment import segment_heatmaps, segment_regions, smooth_heatmaps
+from rightreasons.explain.segmenters import Segmenter, open_segmenter
 from rightreasons.networks.answers import TRIED_IMAGES, Answers, check_chance, count_answers, describe_answers, judge_answers
 from rightreasons.networks.classifier import as_classifier, check_finite, model_device
 from rightreasons.records import Attribution, Segmentation, Selection
@@ -54,17 +56,30 @@ class Evidence:
 
 
 def gather_evidence(
-    config: Config, folder: RunFolder, model: nn.Module, train: Dataset, validation: Dataset, classes: Sequence[str], reporter: Reporter
+    config: Config,
+    folder: RunFolder,
+    model: nn.Module,
+    train: Dataset,
+    validation: Dataset,
+    classes: Sequence[str],
+    reporter: Reporter,
+    *,
+    root: Path,
 ) -> Evidence:
-    """Runs the stages up to the segments, or loads those that ``folder`` has. The caller has locked the folder."""
+    """Runs the stages up to the segments, or loads those that ``folder`` has. The caller has locked the folder.
+
+    ``root`` is where the configuration lies.
+    """
     release_memory()
+    # A segmenter that cannot be opened should stop the run before the heatmaps are made.
+    segmenter = None if folder.load_segmentation() else open_segmenter(config.segment, root=root)
     selection = folder.load_selection() or _select(model, train, validation, classes, config, folder, reporter)
     _report_answers(folder, classes, reporter)
     images = StoredImages(train, selection.indices)
     attribution = folder.load_attribution() or _attribute(model, train, images, config, folder, reporter)
     folder.drop_attribution_parts()
     release_memory()
-    segmentation = folder.load_segmentation() or _segment(model, attribution, config, folder, reporter)
+    segmentation = folder.load_segmentation() or _segment(model, images, attribution, segmenter, config, folder, reporter)
     release_memory()
     _report_outcomes(segmentation, attribution, reporter)
     return Evidence(images, selection, attribution, segmentation, smooth_width(model, config.segment))
@@ -208,17 +223,33 @@ def _attribute(model: nn.Module, train: Dataset, images: StoredImages, config: C
     return attribution
 
 
-def _segment(model: nn.Module, attribution: Attribution, config: Config, folder: RunFolder, reporter: Reporter) -> Segmentation:
+def _segment(
+    model: nn.Module,
+    images: StoredImages,
+    attribution: Attribution,
+    segmenter: Segmenter | None,
+    config: Config,
+    folder: RunFolder,
+    reporter: Reporter,
+) -> Segmentation:
+    smooth, peak_share = smooth_width(model, config.segment), config.segment.peak_share
     with reporter.stage("segment") as advance:
         advance(0, len(attribution.heatmaps))
-        segmentation = segment_heatmaps(
-            attribution.heatmaps,
-            components=config.segment.components,
-            smooth=smooth_width(model, config.segment),
-            peak_share=config.segment.peak_share,
-            generator=seeded(config.run.seed, "segment"),
-            progress=advance,
-        )
+        if segmenter is not None:
+            assert config.segment.components != "auto"  # the configuration is refused
+            regions = (segmenter(images[row : row + 1][0]) for row in range(len(images)))
+            segmentation = segment_regions(
+                attribution.heatmaps, regions, components=config.segment.components, smooth=smooth, peak_share=peak_share, progress=advance
+            )
+        else:
+            segmentation = segment_heatmaps(
+                attribution.heatmaps,
+                components=config.segment.components,
+                smooth=smooth,
+                peak_share=peak_share,
+                generator=seeded(config.run.seed, "segment"),
+                progress=advance,
+            )
     folder.save_segmentation(segmentation)
     return segmentation
 

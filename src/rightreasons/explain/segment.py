@@ -7,11 +7,12 @@ log N(z) is linear in [1, x, y, xx, xy, yy], so that one EM step over a batch of
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int8
+from jaxtyping import Bool, Float, Int, Int8
 from torch import Tensor
 
 from rightreasons.common.memory import WORKING_BYTES, how_many
@@ -81,6 +82,50 @@ def segment_heatmaps(
         if progress is not None:
             progress(min(start + at_once, len(heatmaps)), len(heatmaps))
     return Segmentation(segments, effect, shares, tuple(outcomes))
+
+
+def segment_regions(
+    heatmaps: Float[Tensor, "image height width"],
+    regions: Iterable[Int[Tensor, "height width"]],
+    *,
+    components: int,
+    smooth: float = 0.0,
+    peak_share: float = 0.0,
+    progress: Advance | None = None,
+) -> Segmentation:
+    """The ``components`` regions of each image with the largest shares of its positive effect, as its segments.
+
+    ``regions`` has for each image the number of the region that a pixel belongs to, from 0 on. Pixels of the other regions have no segment (-1), so
+    that an image's shares may sum to less than one. The other arguments are those of ``segment_heatmaps``.
+    """
+    segments = torch.full(heatmaps.shape, -1, dtype=torch.int8)
+    effect = torch.zeros(heatmaps.shape, dtype=torch.bool)
+    shares = torch.zeros(len(heatmaps), components)
+    outcomes: list[Outcome] = []
+    for row, numbers in enumerate(regions):
+        raw = heatmaps[row : row + 1].float()
+        smoothed = smooth_heatmaps(raw, smooth)
+        outcomes += _outcomes(raw, smoothed)
+        if outcomes[row] == "segmented":
+            positive = smoothed.clamp_min(0)
+            segments[row], shares[row] = _keep_largest(positive[0], numbers, components)
+            marked = _above_peak_share(positive, segments[row : row + 1], components, peak_share)[0]
+            effect[row] = marked & (segments[row] >= 0)
+        if progress is not None:
+            progress(row + 1, len(heatmaps))
+    return Segmentation(segments, effect, shares, tuple(outcomes))
+
+
+def _keep_largest(
+    positive: Float[Tensor, "height width"], regions: Int[Tensor, "height width"], most: int
+) -> tuple[Int8[Tensor, "height width"], Float[Tensor, " segment"]]:
+    """Regions renumbered by falling share of the positive effect, at most ``most`` of them, and their shares, 0 where there are fewer."""
+    sums = torch.bincount(regions.flatten(), weights=positive.flatten().double())
+    order = sums.argsort(descending=True, stable=True)[:most]
+    order = order[sums[order] > 0]
+    number = torch.full((len(sums),), -1, dtype=torch.int8)
+    number[order] = torch.arange(len(order), dtype=torch.int8)
+    return number[regions], F.pad((sums[order] / sums.sum()).float(), (0, most - len(order)))
 
 
 def smooth_heatmaps(heatmaps: Float[Tensor, "image height width"], smooth: float) -> Float[Tensor, "image height width"]:

@@ -98,6 +98,16 @@ def small_mlp(classes: int = 10) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(784, 50), nn.ReLU(), nn.Linear(50, 30), nn.ReLU(), nn.Linear(30, classes))
 
 
+def small_cnn(classes: int = 2) -> nn.Module:
+    """A network for coloured digits of 28 pixels a side: three convolutions with ReLU and two max-pools between them, and two linear layers."""
+    return nn.Sequential(
+        *(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(32, 32, 3, padding=1), nn.ReLU()),
+        *(nn.Flatten(), nn.Linear(32 * 7 * 7, 64), nn.ReLU(), nn.Linear(64, classes)),
+    )
+
+
 def load_checkpoint(model: nn.Module, path: Path, *, note: Note = lambda _: None) -> None:
     """Loads weights from a safetensors file, a state dict saved by torch or a training checkpoint; ``note`` reports which part was taken.
 

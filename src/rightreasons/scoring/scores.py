@@ -127,6 +127,7 @@ def critic_scores(run: Run) -> dict[str, Any]:
         "cached": run.criticism.cached,
         "cost_usd": 0.0 if run.criticism.simulated else run.criticism.cost_usd,
         **{f"verdict_{name}" if name.startswith("accuracy") else name: value for name, value in told.items()},
+        "spurious_precision": getattr(agreement, "spurious_precision", None),
         "unsure": sum(verdict.value == "unsure" for verdict in settled),
         "spurious": sum(verdict.value == "spurious" for verdict in settled),
         "segments": len(settled),

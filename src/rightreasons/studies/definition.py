@@ -116,9 +116,10 @@ def packaged_studies() -> list[str]:
     return sorted(entry.name.removesuffix(".toml") for entry in tables if entry.name.endswith(".toml"))
 
 
-def open_study(name: str, *, critic: str | None = None, smoke: bool = False) -> Study:
-    """A packaged study by name, or one from a TOML file with ``methods``, ``[config]`` and ``[arms]``; ``critic`` replaces its LVLM.
+def open_study(name: str, *, critics: Sequence[str] = (), smoke: bool = False) -> Study:
+    """A packaged study by name, or one from a TOML file with ``methods``, ``[config]`` and ``[arms]``; ``critics`` replace its LVLM.
 
+    With several critics each row that asks one becomes a row for each of them, unless it names its own.
     ``config`` may be the name of a configuration beside the file instead. ``smoke`` makes every row tiny, to see that all of them run.
     Raises ConfigError for a study that is not one, and for a row that cannot be run as it is written.
     """
@@ -138,7 +139,7 @@ def open_study(name: str, *, critic: str | None = None, smoke: bool = False) -> 
         raise ConfigError(
             f"{name} is not a study: it needs a list methods, and a table [config] with the configuration that they share, or config = 'FILE.toml'"
         )
-    tables = merge_tables(config if isinstance(config, dict) else read_toml(root / config), {"critic": {"lvlm": critic}} if critic else {})
+    tables = merge_tables(config if isinstance(config, dict) else read_toml(root / config), {"critic": {"lvlm": critics[0]}} if critics else {})
     arms = stored.get("arms", {})
     rows = [*stored["methods"], *arms]
     if len({slug(row) for row in rows}) < len(rows):
@@ -146,10 +147,13 @@ def open_study(name: str, *, critic: str | None = None, smoke: bool = False) -> 
     known([arm["method"] for arm in arms.values() if "method" in arm], METHODS)
     for row, arm in arms.items():
         _check_place(f"{name}: [arms.{row!r}]", arm)
+    methods = known(stored["methods"], METHODS)
+    if len(critics) > 1:
+        methods, arms = _ask_each(critics, methods, arms)
     figure = stored.get("figure", {})
     _check_figure(name, figure)
     tiny = merge_tables(SMOKE, stored.get("smoke", {})) if smoke else {}
-    return Study(short, known(stored["methods"], METHODS), arms, tables, root, stored.get("reference", BEFORE), figure, tiny)
+    return Study(short, methods, arms, tables, root, stored.get("reference", BEFORE), figure, tiny)
 
 
 def check_rows(study: Study, names: Iterable[str]) -> None:
@@ -180,6 +184,21 @@ def known(names: Sequence[str], valid: Iterable[str]) -> tuple[str, ...]:
     if unknown:
         raise ConfigError(f"no method {unknown[0]!r}; there are {', '.join(valid)}")
     return tuple(names)
+
+
+def _ask_each(
+    critics: Sequence[str], methods: Sequence[str], arms: Mapping[str, dict[str, Any]]
+) -> tuple[tuple[str, ...], dict[str, dict[str, Any]]]:
+    """The methods that ask no critic, and as arms the other rows, once for each critic. Raises ConfigError if a critic is named twice."""
+    if len(set(critics)) < len(critics):
+        raise ConfigError(f"--critic was given {', '.join(critics)}: each critic makes a row, so name each of them once")
+    asked: dict[str, dict[str, Any]] = {}
+    for name, arm in ({method: {"method": method} for method in methods if METHODS[method].uses_critic} | dict(arms)).items():
+        if METHODS[arm.get("method", OURS)].uses_critic and "critic" not in arm:
+            asked |= {f"{name} {critic}": {**arm, "critic": {"lvlm": critic}} for critic in critics}
+        else:
+            asked[name] = arm
+    return tuple(method for method in methods if not METHODS[method].uses_critic), asked
 
 
 def _check_place(where: str, arm: Mapping[str, Any]) -> None:

@@ -41,6 +41,7 @@ def make_sheets(table: dict[str, Any]) -> tuple[list[Sheet], list[str]]:
     sheets = [
         _scores(table),
         _making(table, notes),
+        _critics(table, notes),
         _differences(table, "against", f"difference to {table['reference']}, paired by seed", notes),
         _differences(table, "against_ours", "difference to ours, paired by seed", notes),
         _covered(table),
@@ -165,6 +166,22 @@ def _making(table: dict[str, Any], notes: _Notes) -> Sheet:
         rows.append([row["method"], chosen, critic, str(row["seeds"]), images, *seconds, threads])
     heads = ["method", "model chosen", "critic", "seeds", "shortcut images"]
     return Sheet("how each row was made; mean seconds", [*heads, "method s", "critic s", "find s", "shortcut model s", "threads"], rows)
+
+
+def _critics(table: dict[str, Any], notes: _Notes) -> Sheet:
+    """What each critic said, whether it was right, what came of it and what it cost."""
+    rows = []
+    for row in table["rows"]:
+        told = row["critic_scores"]
+        if row["critic"] == "none" or not told:
+            continue
+        gained = (row["against"] or {}).get("worst_group_accuracy")
+        rates = [_mean(told.get(key), row["seeds"]) for key in ("verdict_accuracy", "spurious_recall", "spurious_precision", "core_recall")]
+        cost = NOTHING if told.get("cost_usd") is None else f"{told['cost_usd']['mean']:.2f}"
+        difference = NOTHING if gained is None else f"{gained['mean']:+.3f}"
+        rows.append([row["method"], notes.number(row["critic"]), *rates, difference, cost, _seconds(row["seconds"].get("critic"))])
+    heads = ["verdicts right", "spurious recall", "spurious precision", "core recall", f"worst group over {table['reference']}", "US$", "seconds"]
+    return Sheet("the critics", ["method", "critic", *heads], rows)
 
 
 def _differences(table: dict[str, Any], key: str, title: str, notes: _Notes) -> Sheet:

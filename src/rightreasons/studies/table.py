@@ -16,6 +16,9 @@ from rightreasons.studies.statistics import Comparison, compare_pairs, covered_s
 COMPARED = ("worst_group_accuracy", "average_group_accuracy")
 COVERED = (*COMPARED, "mu_align")
 
+# What a study tells of a row's critic, of all that its result files have.
+JUDGED = ("verdict_accuracy", "spurious_recall", "spurious_precision", "core_recall", "cost_usd")
+
 # The results of a row, by seed.
 Results = Mapping[int, dict[str, Any]]
 
@@ -61,6 +64,7 @@ def _row(study: Study, name: str, results: Results) -> dict[str, Any]:
         "seeds": len(found),
         "seed_list": list(results),
         **summaries,
+        "critic_scores": _summaries([{key: (result.get("critic_scores") or {}).get(key) for key in JUDGED} for result in found]),
         # One interval for each seed: seeds differ in their objects too, and the standard deviation shows that.
         "intervals": [result.get("intervals") for result in found],
         # A file from before times were kept has none.

@@ -5,6 +5,7 @@ The photographs are the electroluminescence images of ELPV (Buerhop-Lukas et al.
 95 % of one class and 5 % of the other in the training and the validation split, and of half of each class in the test split, in the
 ``balanced validation`` split (the validation cells once more, for methods that declare groups) and in the training set without correlation.
 
+The variant ``exceptions=SHARE`` has another share of such exceptions than 5 %.
 The variant ``texture`` has no plate. There the cells' own make (mono- or polycrystalline, a texture over the whole picture) gives the class away.
 """
 
@@ -21,7 +22,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from rightreasons.common.seeds import seeded
-from rightreasons.data.built_in.planted import PLANS, UNBIASED, draw_carriers, name_groups
+from rightreasons.data.built_in.planted import PLANS, UNBIASED, draw_carriers, name_groups, read_exceptions
 from rightreasons.data.task import Task, TensorImages, hash_tensors
 from rightreasons.errors import DataError, MissingExtra
 from rightreasons.records import GroundTruth
@@ -65,16 +66,23 @@ def defaults(variant: tuple[str, ...]) -> dict[str, Any]:
 
 
 def open_task(variant: tuple[str, ...], *, size: int | None, seed: int) -> Task:
-    """The task at ``size`` pixels a side. Raises MissingExtra if the photographs are not installed."""
-    unknown = [word for word in variant if word not in VARIANTS]
+    """The task at ``size`` pixels a side; ``exceptions=0.01`` has that share of cells with the other class's plate, instead of 5 %.
+
+    Raises MissingExtra if the photographs are not installed.
+    """
+    words, exceptions = read_exceptions("solar", variant)
+    unknown = [word for word in words if word not in VARIANTS]
     if unknown:
-        raise DataError(f"solar has no variant {unknown[0]!r}; it has {', '.join(VARIANTS)}")
+        raise DataError(f"solar has no variant {unknown[0]!r}; it has {', '.join(VARIANTS)}, exceptions=SHARE")
+    if words and exceptions is not None:
+        raise DataError("solar:texture has as many exceptions as there are cells of each make: leave out texture or the exceptions")
+    correlated = CORRELATED if exceptions is None else {"functional": exceptions, "defective": 1 - exceptions}
     cells = _read_cells(size or SIZE)
-    render = _render_textured if variant else _render_tagged
+    render = _render_textured if words else _render_tagged
     sets = _split_cells(cells, seed)
     splits, truth = {}, {}
-    for split, (source, correlated) in PLANS.items():
-        splits[split], truth[split] = render(cells, sets[source], CORRELATED if correlated else BALANCED, split, seed)
+    for split, (source, is_correlated) in PLANS.items():
+        splits[split], truth[split] = render(cells, sets[source], correlated if is_correlated else BALANCED, split, seed)
     unbiased = splits.pop(UNBIASED)
     truth.pop(UNBIASED)
     # As many as the training set has: the variant has to leave out other cells for another share.

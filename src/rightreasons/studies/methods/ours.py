@@ -11,7 +11,7 @@ from rightreasons.pipeline.fix import fix
 from rightreasons.studies.methods.labels import NoLabels
 from rightreasons.studies.methods.method import PASTED, Bench, Method
 
-# The best lambda for the published loss on digits and on photographs: `rightreasons bench published-loss`, `rightreasons bench solar-choices`.
+# The best lambda for the published loss on digits and on photographs: `rightreasons bench decoy-mnist-lambda`, `rightreasons bench ablation-repair`.
 PUBLISHED_LAMBDA = 1.0
 
 
