@@ -153,7 +153,7 @@ def open_study(name: str, *, critics: Sequence[str] = (), smoke: bool = False) -
     figure = stored.get("figure", {})
     _check_figure(name, figure)
     tiny = merge_tables(SMOKE, stored.get("smoke", {})) if smoke else {}
-    return Study(short, methods, arms, tables, root, stored.get("reference", BEFORE), figure, tiny)
+    return Study(short, methods, _first_places(arms) if smoke else arms, tables, root, stored.get("reference", BEFORE), figure, tiny)
 
 
 def check_rows(study: Study, names: Iterable[str]) -> None:
@@ -199,6 +199,18 @@ def _ask_each(
         else:
             asked[name] = arm
     return tuple(method for method in methods if not METHODS[method].uses_critic), asked
+
+
+def _first_places(arms: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The arms with the first place of each line of a sweep alone: that the others run as well, it shows."""
+    kept: dict[str, dict[str, Any]] = {}
+    seen: set[str] = set()
+    for name, arm in arms.items():
+        line = arm.get("series", arm.get("method", OURS)) if "x" in arm else name
+        if line not in seen:
+            kept[name] = arm
+        seen.add(line)
+    return kept
 
 
 def _check_place(where: str, arm: Mapping[str, Any]) -> None:
