@@ -176,8 +176,9 @@ def test_the_best_epoch_is_kept_also_over_a_kill(model, tiny_dataset, tmp_path, 
     """The second of four epochs is the best, of equal ones the later, and with slack a later one that is not much worse."""
     merits, states = iter([0.1, 0.7, 0.7, 0.3]), []
 
-    def judge(candidate):
+    def judge(candidate, epoch):
         states.append(copy.deepcopy(candidate.state_dict()))
+        assert epoch == len(states)
         return next(merits)
 
     def kill(done, total):

@@ -9,7 +9,7 @@ from torch import nn
 
 from rightreasons.data.loading import read_all
 from rightreasons.repair.align import AlignmentSet, neutral_images
-from rightreasons.repair.propagate import spread_verdicts
+from rightreasons.repair.propagate import NEAR_CELLS, spread_verdicts
 
 SIDE, COUNT, INSPECTED = 48, 60, 20
 PATCH = 12
@@ -104,6 +104,35 @@ def test_judged_relevant_goes_before_what_the_probe_says(network, scene):
     assert found.masks(torch.tensor([0]), (SIDE, SIDE)).any(), "the probe takes it for spurious"
     spurious, protected = alignment.look_up(torch.tensor([0, 2]))
     assert not (spurious & protected).any() and torch.equal(protected[0], relevant[0]) and spurious[1].any()
+
+
+def test_in_an_inspected_image_the_probe_counts_only_beside_the_verdict(network, scene):
+    """A second patch far from the judged one looks the same to the probe, as an object beside a shortcut may: it is no part of what is pasted."""
+    dataset, masks = scene
+    found, cell = spread(network, scene), SIDE / 24
+    images, judged = read_all(dataset, range(INSPECTED)), masks[:INSPECTED]
+    # The image whose patch lies furthest up, and a second patch at its lower edge.
+    second = int(judged.any(2).double().argmax(1).masked_fill(~judged.flatten(1).any(1), SIDE).argmin())
+    far = (second, slice(SIDE - PATCH, SIDE), slice(SIDE - PATCH, SIDE))
+    shown = images.images.clone()
+    shown[far[0], 0, far[1], far[2]] = 1.0
+    scores = found.scores.clone()
+    assert found.score is not None
+    scores[second] = found.score(shown[second : second + 1])[0]
+    found = type(found)(scores, found.recall, found.score)
+    assert found.masks(torch.tensor([second]), (SIDE, SIDE))[0][far[1:]].any(), "the probe marks both"
+    spurious = AlignmentSet(images, judged, torch.zeros_like(judged), found).look_up(torch.tensor([second]))[0][0]
+    assert (spurious & judged[second]).sum() == PATCH**2, "to the edge"
+    reach = math.ceil((NEAR_CELLS + 1) * cell)
+    near = F.max_pool2d(judged[second][None, None].float(), 2 * reach + 1, stride=1, padding=reach)[0, 0] > 0
+    assert not (spurious & ~near).any()
+
+
+def test_a_verdict_stands_where_the_probe_marks_nothing_beside_it(network, scene):
+    dataset, masks = scene
+    found, inspected, judged = spread(network, scene), read_all(dataset, range(INSPECTED)), masks[:INSPECTED]
+    alone = AlignmentSet(inspected, judged, torch.zeros_like(judged), type(found)(torch.full_like(found.scores, -1.0), 1.0))
+    assert torch.equal(alone.look_up(torch.arange(INSPECTED))[0], judged)
 
 
 def test_the_same_is_found_in_images_that_are_not_of_the_training_set(network, scene):

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import shutil
 
 import pytest
@@ -196,6 +197,20 @@ def test_a_rejected_repair_is_kept_scored_and_can_be_accepted(project, monkeypat
     assert all(aligned[name].equal(value) for name, value in rejected.items())
     run = load_run(RunFolder(project / "run"))
     assert run.rejected is None and hash_weights(run.aligned) != original
+
+
+def test_a_collapse_is_told_in_words_and_the_original_is_kept(project):
+    """A real training at a rate at which no network lives."""
+    result = invoke("fix", project / "run", "--set", "align.learning_rate=1000", "--json")
+    assert result.exit_code == 0, result.stderr
+    told = " ".join(result.stderr.split())
+    assert "fine-tuning has collapsed in epoch 1, at a learning rate of 1000: of " in told
+    assert re.search(r"held-out images \d+\.\d% are called (bolt|nut) \(\d+\.\d% before\), and \d+\.\d% are right", told)
+    assert "It begins again from the original model, at a learning rate of 250" in told
+    assert "at a learning rate of 250: of " in told and "or lower [align] learning_rate" in told
+    metrics = json.loads(result.stdout)
+    assert metrics["alignment"]["outcome"] == "original kept" and metrics["after"] == metrics["before"]
+    assert not list((project / "run").glob("aligning-*"))
 
 
 def test_python_is_told_that_the_original_was_kept(model, train, tmp_path, monkeypatch, caplog):  # noqa: F811

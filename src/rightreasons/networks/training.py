@@ -51,7 +51,7 @@ def train_model(
     recipe: Recipe,
     seed: int,
     freeze_statistics: bool = False,
-    judge_epoch: Callable[[nn.Module], float] | None = None,
+    judge_epoch: Callable[[nn.Module, int], float] | None = None,
     slack: float = 0.0,
     checkpoint: Path | None = None,
     progress: Advance | None = None,
@@ -60,8 +60,8 @@ def train_model(
 
     Each epoch draws from generators of its own, and ``checkpoint`` is written after each: if training is stopped at any moment and called
     again, it ends at the same weights as in one go. ``freeze_statistics`` keeps BatchNorm's statistics fixed, so that images of one
-    batch do not influence one another. With ``judge_epoch`` the model ends with the weights of its best epoch: the latest whose merit is no more
-    than ``slack`` below the highest. On CUDA, the forward pass runs in half precision.
+    batch do not influence one another. With ``judge_epoch``, a merit from the model and the epoch's number from 1, the model ends with the weights
+    of its best epoch: the latest whose merit is no more than ``slack`` below the highest. On CUDA, the forward pass runs in half precision.
 
     Raises ModelError if the model has no weights to train, and if training diverges: the weights are then those before that step.
     """
@@ -89,7 +89,7 @@ def train_model(
                     if not precision.step(value, optimizer, chosen):
                         raise _divergence(model, chosen, batch, epoch, value.item())
             if judge_epoch is not None:
-                merit = judge_epoch(model)
+                merit = judge_epoch(model, epoch + 1)
                 if best is None or merit >= best[0] - slack:
                     highest = merit if best is None else max(merit, best[0])
                     best = (highest, {name: tensor.detach().clone() for name, tensor in model.state_dict().items()})

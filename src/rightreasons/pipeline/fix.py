@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from rightreasons.errors import ConfigError
 from rightreasons.networks.classifier import copy_model, hash_weights, load_checkpoint, save_checkpoint
 from rightreasons.networks.predictions import Predictions, predict_labels
 from rightreasons.records import HeldOut
-from rightreasons.repair.align import AlignmentSet, align_model
+from rightreasons.repair.align import AGAIN, AlignmentSet, align_model
+from rightreasons.repair.collapse import Collapse
 from rightreasons.repair.guard import find_harm, measure_held_out
 from rightreasons.repair.masks import build_masks
 from rightreasons.repair.propagate import spread_verdicts
@@ -69,7 +71,8 @@ def fix(run: Run, *, reporter: Reporter, out: Path | None = None, accept: bool =
             result, run.rejected = (replace(result, outcome="accepted"), None) if accept else (result, repaired)
         folder.save_alignment(job, vars(result), config.model_dump(by_alias=True), held_out)
         if checkpoint is not None:
-            checkpoint.unlink(missing_ok=True)
+            for file in (checkpoint, checkpoint.with_suffix(AGAIN)):
+                file.unlink(missing_ok=True)
         if result.outcome != "original kept":
             rejected.unlink(missing_ok=True)
         load_checkpoint(aligned, folder.path / "aligned.safetensors")
@@ -149,7 +152,24 @@ def align(model: nn.Module, run: Run, alignment: AlignmentSet, *, checkpoint: Pa
             hosts=hosts,
             checkpoint=checkpoint,
             progress=advance,
+            warn=lambda collapse: reporter.note(_tell_collapse(collapse, run.project.task.classes)),
         )
+
+
+def _tell_collapse(collapse: Collapse, classes: Sequence[str]) -> str:
+    """What was measured, what is done about it and what a person can do."""
+    before, after, name = collapse.before, collapse.after, classes[collapse.label]
+    measured = (
+        f"fine-tuning has collapsed in epoch {collapse.epoch}, at a learning rate of {collapse.learning_rate:g}: of {after.count} held-out images "
+        f"{after.shares[collapse.label]:.1%} are called {name} ({before.shares[collapse.label]:.1%} before), and {after.accuracy:.1%} are right "
+        f"({before.accuracy:.1%} before)"
+    )
+    if collapse.next_rate is not None:
+        return f"{measured}. It begins again from the original model, at a learning rate of {collapse.next_rate:g}"
+    advice = "look in report.html whether a verdict calls a part of the object spurious, or lower [align] learning_rate"
+    if collapse.epoch > 1:
+        return f"{measured}. Such an epoch is not chosen; if the repair falls short, {advice}"
+    return f"{measured}. It ends here: {advice}"
 
 
 def judged_alignment(run: Run, reporter: Reporter) -> AlignmentSet:

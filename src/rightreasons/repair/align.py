@@ -15,7 +15,7 @@ only if a gradient penalty is chosen. BatchNorm statistics stay as they are.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from rightreasons.config import AlignConfig, Flips
 from rightreasons.data.loading import Batch, count_images, read_batches
 from rightreasons.networks.classifier import model_device
 from rightreasons.networks.training import Recipe, flip_together, train_model
+from rightreasons.repair.collapse import Answers, Collapse, has_collapsed, read_answers
 from rightreasons.repair.penalties import GRADIENT_PENALTIES, effect_penalty
 from rightreasons.repair.propagate import Spread
 
@@ -45,6 +46,10 @@ FILL_TRIES = 4
 EFFECT_WEIGHT = 1.0
 # Steps over which the learning rate rises: the first ones would otherwise wreck features that took long to learn.
 WARM_UP = 20
+# Where the first epoch collapses, fine-tuning begins again at this part of its learning rate, once.
+GENTLER = 0.25
+# What the name of that second attempt's checkpoint ends with.
+AGAIN = ".again.pt"
 # Neutral images are made in batches of this many held-out images, which are filled from one another.
 NEUTRAL_BATCH = 64
 
@@ -72,11 +77,13 @@ class AlignmentSet:
         height, width = self.masks.shape[1:]
         protected = torch.zeros(len(indices), height, width, dtype=torch.bool)
         spurious = torch.zeros_like(protected) if self.spread is None else self.spread.masks(indices, (height, width))
-        for place, index in enumerate(indices.tolist()):
-            if index in row_of:
-                protected[place] = self.protected[row_of[index]]
-                if not spurious[place].any():  # else the probe has cut it out more sharply than the heatmap
-                    spurious[place] = self.masks[row_of[index]]
+        places = [place for place, index in enumerate(indices.tolist()) if index in row_of]
+        rows = [row_of[int(indices[place])] for place in places]
+        protected[places] = self.protected[rows]
+        judged = self.masks[rows].flatten(1).any(1)  # where nothing was judged spurious, the probe may have found it
+        places, rows = ([number for number, some in zip(part, judged.tolist(), strict=True) if some] for part in (places, rows))
+        masks = self.masks[rows]
+        spurious[places] = masks if self.spread is None else self.spread.sharpen(masks, indices[places])
         return spurious & ~protected, protected
 
 
@@ -91,12 +98,92 @@ def align_model(
     hosts: Batch | None = None,
     checkpoint: Path | None = None,
     progress: Advance | None = None,
+    warn: Callable[[Collapse], None] | None = None,
 ) -> None:
     """Fine-tunes ``model`` in place. An epoch has ceil(n_train / (batch - alignment part)) batches.
 
     With held-out ``hosts`` it ends at the latest epoch whose ``swapped_accuracy`` is within a standard error of the best; else at the last.
+    If the model has collapsed after its first epoch, ``warn`` is told, and fine-tuning begins again from the original weights at ``GENTLER`` of the
+    learning rate; if that collapses too, it is told again, and the model stays as that epoch left it, for the harm guard to judge. A later epoch
+    that collapses is told and never chosen.
     With ``config.term`` "none" this is the control: the same steps, data and ratio, but no alignment term.
     """
+    weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    before = None if hosts is None else read_answers(model, hosts)
+    again = None if checkpoint is None else checkpoint.with_suffix(AGAIN)
+    gentler = GENTLER * config.learning_rate
+    for rate, next_rate, file in ((config.learning_rate, gentler, checkpoint), (gentler, None, again)):
+        judge = None
+        if hosts is not None and before is not None:
+            began = file is not None and file.exists()
+            judge = _Judge(hosts, before, alignment, seed, rate=rate, next_rate=next_rate, warn=warn, began=began)
+        settings = config.model_copy(update={"learning_rate": rate})
+        try:
+            _fine_tune(model, dataset, alignment, config=settings, seed=seed, flips=flips, judge=judge, checkpoint=file, progress=progress)
+        except _Collapsed:
+            if next_rate is not None:
+                model.load_state_dict(weights)
+            continue
+        return
+
+
+class _Collapsed(Exception):
+    """The first epoch of fine-tuning ended with a collapsed model."""
+
+
+class _Judge:
+    """The merit of an epoch: ``swapped_accuracy``, and nothing for a collapsed model. Raises ``_Collapsed`` if that is so after the first.
+
+    ``began`` says that an earlier process finished the first epoch, which then did not collapse.
+    """
+
+    def __init__(
+        self,
+        hosts: Batch,
+        before: Answers,
+        alignment: AlignmentSet,
+        seed: int,
+        *,
+        rate: float,
+        next_rate: float | None,
+        warn: Callable[[Collapse], None] | None,
+        began: bool,
+    ) -> None:
+        self.hosts, self.before, self.alignment, self.seed = hosts, before, alignment, seed
+        self.rate, self.next_rate, self.warn, self.began, self.told = rate, next_rate, warn, began, False
+
+    @property
+    def slack(self) -> float:
+        """A standard error of the merit, at most."""
+        return 0.5 / math.sqrt(len(self.hosts))
+
+    def __call__(self, model: nn.Module, epoch: int) -> float:
+        after = read_answers(model, self.hosts)
+        if has_collapsed(self.before, after):
+            first, label = not self.began, after.shares.index(max(after.shares))
+            if self.warn is not None and not self.told:
+                self.warn(Collapse(epoch, self.rate, label, self.before, after, self.next_rate if first else None))
+            self.told = True
+            if first:
+                raise _Collapsed
+            return 0.0
+        self.began = True
+        return swapped_accuracy(model, self.hosts, self.alignment, seeded(self.seed, "epoch donors"))
+
+
+def _fine_tune(
+    model: nn.Module,
+    dataset: Dataset,
+    alignment: AlignmentSet,
+    *,
+    config: AlignConfig,
+    seed: int,
+    flips: Flips,
+    judge: _Judge | None,
+    checkpoint: Path | None,
+    progress: Advance | None,
+) -> None:
+    """Fine-tunes ``model`` in place, once."""
     count = count_images(dataset)
     part, ordinary = split_batch(config)
 
@@ -123,8 +210,8 @@ def align_model(
         recipe=Recipe(config.epochs, config.learning_rate, config.gamma, config.layers, WARM_UP),
         seed=seed,
         freeze_statistics=True,
-        judge_epoch=None if hosts is None else lambda model: swapped_accuracy(model, hosts, alignment, seeded(seed, "epoch donors")),
-        slack=0.0 if hosts is None else 0.5 / math.sqrt(len(hosts)),
+        judge_epoch=judge,
+        slack=0.0 if judge is None else judge.slack,
         checkpoint=checkpoint,
         progress=progress,
     )

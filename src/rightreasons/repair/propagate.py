@@ -40,6 +40,8 @@ WEIGHT_DECAY = 1e-3
 # The score of a cell that is not marked in any case.
 NOTHING = -1e3
 FOLDS = 2
+# Where a verdict says what is spurious, the probe's marks count up to this many cells from it: it also marks cells that merely see the shortcut.
+NEAR_CELLS = 2
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,19 @@ class Spread:
     def masks(self, indices: Int[Tensor, " chosen"], side: tuple[int, int]) -> Bool[Tensor, "chosen height width"]:
         """The pixels of these images that look like what was judged spurious."""
         return _enlarge(self.scores[indices], side)
+
+    def sharpen(self, masks: Bool[Tensor, "image height width"], indices: Int[Tensor, " image"]) -> Bool[Tensor, "image height width"]:
+        """What was judged spurious in these training images, cut out by the probe: its marks beside a verdict, or the mask where there are none.
+
+        Marks further away are left out. A feature sees much more than its cell, so that a probe may mark the object beside the shortcut; pasted
+        into other images with the shortcut, the object would be taken for spurious as well.
+        """
+        grid = self.scores.shape[1:]
+        touched = F.adaptive_max_pool2d(masks[:, None].float(), (grid[0], grid[1]))
+        near = F.max_pool2d(touched, 2 * NEAR_CELLS + 1, stride=1, padding=NEAR_CELLS)
+        side = (masks.shape[1], masks.shape[2])
+        marked = self.masks(indices, side) & (F.interpolate(near, size=side)[:, 0] > 0)
+        return torch.where(marked.flatten(1).any(1)[:, None, None], marked, masks)
 
     def find(self, images: Float[Tensor, "image channel height width"]) -> Bool[Tensor, "image height width"]:
         """The pixels of other images that look like what was judged spurious; no pixels if the probe was not kept."""
