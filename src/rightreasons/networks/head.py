@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -31,7 +32,9 @@ def read_features(model: nn.Module, batches: Iterable[Batch]) -> Features:
     for batch in batches:
         images = batch.images.to(model_device(model))
         if head is None:
-            head = model.get_submodule(find_head(model, images[:2]))  # type: ignore[assignment]  # find_head names a Linear
+            found = model.get_submodule(find_head(model, images[:2]))
+            assert isinstance(found, nn.Linear)  # find_head names no other
+            head = found
         values = _read_input(model, head, images).float().cpu()
         check_finite(values, batch.images, batch.indices, "features of the head")
         columns.append((batch.indices, batch.labels, values))
@@ -42,9 +45,7 @@ def find_head(model: nn.Module, images: Tensor) -> str:
     """The name of the linear layer that is called last. Raises ModelError if there is none, or if the logits are not its outputs."""
     called: list[tuple[str, Tensor]] = []
     hooks = [
-        module.register_forward_hook(lambda _, __, output, name=name: called.append((name, output)))
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear)
+        module.register_forward_hook(partial(_note_output, called, name)) for name, module in model.named_modules() if isinstance(module, nn.Linear)
     ]
     model.eval()
     try:
@@ -64,6 +65,20 @@ def find_head(model: nn.Module, images: Tensor) -> str:
     raise ModelError(f"the model has no linear head to fit anew: {last}; leave out the methods that fit the last layer")
 
 
+def read_head(model: nn.Module, name: str) -> tuple[Float[Tensor, "class feature"], Float[Tensor, " class"]]:
+    """Weight and bias of the linear layer ``name``, with which the features give the logits; rows are in the order of the classes."""
+    layer = model.get_submodule(name)
+    assert isinstance(layer, nn.Linear)  # find_head names no other
+    weight = layer.weight.detach().float().cpu()
+    bias = torch.zeros(len(weight)) if layer.bias is None else layer.bias.detach().float().cpu()
+    if len(weight) == 1:  # as a Classifier makes two logits of one
+        weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
+    if isinstance(model, Classifier) and model.moves_outputs and model.order is not None:
+        rows = torch.tensor(model.order)
+        weight, bias = weight[rows], bias[rows]
+    return weight, bias
+
+
 def replace_head(model: nn.Module, name: str, weight: Float[Tensor, "class feature"], bias: Float[Tensor, " class"]) -> nn.Module:
     """A copy of ``model`` whose linear layer ``name`` gives these logits; rows are in the order of the classes."""
     within = name if isinstance(model, Classifier) else f"network.{name}"
@@ -76,6 +91,10 @@ def replace_head(model: nn.Module, name: str, weight: Float[Tensor, "class featu
     parent, _, attribute = within.rpartition(".")
     setattr(classifier.get_submodule(parent), attribute, new.to(next(old.parameters()).device))
     return classifier.eval()
+
+
+def _note_output(called: list[tuple[str, Tensor]], name: str, layer: nn.Module, inputs: object, output: Tensor) -> None:
+    called.append((name, output))
 
 
 def _read_input(model: nn.Module, head: nn.Linear, images: Tensor) -> Tensor:

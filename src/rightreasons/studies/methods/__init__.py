@@ -4,7 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from rightreasons.studies.methods import before, dfr, fine_tune_only, ground_truth_masks, group_dro, jtt, ours, subg, without_shortcut
+from rightreasons.studies.methods import (
+    afr,
+    before,
+    dfr,
+    fine_tune_only,
+    ground_truth_masks,
+    group_dro,
+    jtt,
+    longer_training,
+    mask_tune,
+    ours,
+    subg,
+    without_shortcut,
+    xrm,
+)
 from rightreasons.studies.methods.method import Method
 
 METHODS: dict[str, Method[Any]] = {
@@ -18,4 +32,8 @@ METHODS: dict[str, Method[Any]] = {
     "group-dro": group_dro.METHOD,
     "jtt": jtt.METHOD,
     "dfr": dfr.METHOD,
+    "longer-training": longer_training.METHOD,
+    "mask-tune": mask_tune.METHOD,
+    "xrm": xrm.METHOD,
+    "afr": afr.METHOD,
 }

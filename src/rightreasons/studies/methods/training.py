@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -43,7 +44,7 @@ def fine_tune_equally(
     bench: Bench,
     draw: Callable[[torch.Generator], Int[Tensor, " drawn"]],
     *,
-    judge: Callable[[nn.Module], float],
+    judge: Callable[[nn.Module], float] | None = None,
     dataset: Dataset | None = None,
     loss: BatchLoss | None = None,
     model: nn.Module | None = None,
@@ -52,7 +53,7 @@ def fine_tune_equally(
     """The shortcut model, or a copy of ``model``, fine-tuned on the training images, or ``dataset``, that ``draw`` names for each epoch.
 
     ``draw`` gives ``steps_per_epoch * batch_size`` dataset indices, an image as often as it should be shown. ``judge`` is the merit by which the
-    epoch is chosen: the latest of the best. ``loss`` is the mean cross-entropy unless it is given.
+    epoch is chosen: the latest of the best; without it, the last. ``loss`` is the mean cross-entropy unless it is given.
     """
     run = bench.run
     config, tuned = run.config.align, copy_model(run.model if model is None else model)
@@ -79,6 +80,17 @@ def fine_tune_equally(
             progress=advance,
         )
     return tuned
+
+
+def fine_tune_plainly(bench: Bench, *, epochs: int | None = None) -> nn.Module:
+    """The shortcut model fine-tuned on all training images alike; the epoch is chosen by accuracy on the held-out images."""
+    run = bench.run
+    return fine_tune_equally(
+        bench,
+        partial(draw_in_passes, torch.arange(count_images(run.train)), drawn_per_epoch(run)),
+        judge=lambda model: predict_labels(model, read_batches(run.validation)).correct.double().mean().item(),
+        epochs=epochs,
+    )
 
 
 def worst_group_accuracy(model: nn.Module, dataset: Dataset, groups: Int[Tensor, " image"]) -> float:
