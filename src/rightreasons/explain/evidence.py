@@ -64,7 +64,7 @@ def gather_evidence(
     attribution = folder.load_attribution() or _attribute(model, train, images, config, folder, reporter)
     folder.drop_attribution_parts()
     release_memory()
-    segmentation = folder.load_segmentation() or _segment(model, attribution, config, folder, reporter)
+    segmentation = folder.load_segmentation() or _segment(model, images, attribution, config, folder, reporter)
     release_memory()
     _report_outcomes(segmentation, attribution, reporter)
     return Evidence(images, selection, attribution, segmentation, smooth_width(model, config.segment))
@@ -208,11 +208,12 @@ def _attribute(model: nn.Module, train: Dataset, images: StoredImages, config: C
     return attribution
 
 
-def _segment(model: nn.Module, attribution: Attribution, config: Config, folder: RunFolder, reporter: Reporter) -> Segmentation:
+def _segment(model: nn.Module, images: StoredImages, attribution: Attribution, config: Config, folder: RunFolder, reporter: Reporter) -> Segmentation:
     with reporter.stage("segment") as advance:
         advance(0, len(attribution.heatmaps))
         segmentation = segment_heatmaps(
             attribution.heatmaps,
+            images=images if config.segment.points == "place+colour" else None,
             components=config.segment.components,
             smooth=smooth_width(model, config.segment),
             peak_share=config.segment.peak_share,
