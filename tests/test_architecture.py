@@ -45,7 +45,7 @@ INSIDE = {
 TORCH_FREE = ("errors", "common", "lvlm")
 NEEDS_TORCH = {"common.device", "common.seeds", "common.memory", "lvlm.backends.simulated", "lvlm.backends.local"}
 # Who may see groups and ground-truth masks, by room or module.
-SEES_TRUTH = ("records", "data", "project", "lvlm.__init__", "lvlm.backends.simulated", "scoring", "studies", "__init__")
+SEES_TRUTH = ("records", "data", "project", "lvlm.__init__", "lvlm.backends.simulated", "scoring", "studies.methods.labels", "__init__")
 MOST_ENTRIES = 22
 MOST_ROOMS = 24
 
@@ -169,6 +169,7 @@ PLANTED = {
     "a room that nobody placed": ("arrows", "attic.py", "x = 1"),
     "a circle inside a room": ("circles", "critic/parse.py", "from . import judge"),
     "the truth of a task": ("truth", "repair/align.py", 'def peek(task):\n    return task.truth["train"]'),
+    "the truth in a method": ("truth", "studies/methods/before.py", 'def peek(task):\n    return task.truth["test"]'),
     "the type of the truth": ("truth", "critic/case.py", "from rightreasons.records import GroundTruth"),
     "torch on the way to a server": ("torch", "lvlm/wire/privacy.py", "import torch"),
 }

@@ -98,7 +98,7 @@ def align_model(
     With ``config.term`` "none" this is the control: the same steps, data and ratio, but no alignment term.
     """
     count = count_images(dataset)
-    part, ordinary = _split_batch(config)
+    part, ordinary = split_batch(config)
 
     def mixed(generator: torch.Generator) -> Iterator[Batch]:
         for batch in read_batches(dataset, indices=torch.randperm(count, generator=generator), batch_size=ordinary):
@@ -133,10 +133,10 @@ def align_model(
 def images_seen(config: AlignConfig, count: int) -> int:
     """The number of images in all forward passes of fine-tuning on ``count`` images, with those that are only compared."""
     compared = len(range(config.batch_size)[PASTED][COMPARED]) if config.penalty == "effect" else 0
-    return config.epochs * math.ceil(count / _split_batch(config)[1]) * (config.batch_size + compared)
+    return config.epochs * math.ceil(count / split_batch(config)[1]) * (config.batch_size + compared)
 
 
-def _split_batch(config: AlignConfig) -> tuple[int, int]:
+def split_batch(config: AlignConfig) -> tuple[int, int]:
     """How many of a batch are alignment samples, and how many are ordinary."""
     part = min(max(1, round(config.ratio * config.batch_size)), config.batch_size - 1)
     return part, config.batch_size - part

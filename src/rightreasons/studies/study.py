@@ -24,7 +24,9 @@ from rightreasons.records import Scores
 from rightreasons.run import Run
 from rightreasons.runs.folder import RunFolder
 from rightreasons.scoring.scores import critic_scores, score_run, segment_scores, spurious_fraction
-from rightreasons.studies.methods import Bench, Method, fine_tune_only, ground_truth_masks, ours, without_shortcut
+from rightreasons.studies.methods import METHODS, ours
+from rightreasons.studies.methods.labels import NoLabels
+from rightreasons.studies.methods.method import PASTED, Bench, Method
 
 METRICS = tuple(field.name for field in dataclasses.fields(Scores) if not field.name.endswith(("groups", "intervals")))
 # The metrics in the table for people, by their heads.
@@ -34,30 +36,6 @@ SHOWN = {
     "average_group_accuracy": "average group",
     "mu_align": "mu_align",
     "swap_flip_rate": "swap flips",
-}
-
-
-# How fine-tuning chooses its epoch, in the words of a result file.
-PASTED = "epoch, by accuracy on held-out images with segments pasted in"
-
-
-@dataclass(frozen=True)
-class _Entry:
-    """A method: how it trains, which labels it sees, and how its model is chosen among epochs or settings."""
-
-    train: Method
-    labels_used: str
-    selection: str = "last epoch"
-    uses_critic: bool = False
-
-
-_METHODS = {
-    "before": _Entry(lambda bench: bench.run.model, "none"),
-    "fine-tune-only": _Entry(fine_tune_only.train, "none", PASTED),
-    "ours": _Entry(ours.train, "none", PASTED, uses_critic=True),
-    "ours-published-loss": _Entry(ours.train_published, "none", PASTED, uses_critic=True),
-    "ground-truth-masks": _Entry(ground_truth_masks.train, "masks", PASTED),
-    "without-shortcut": _Entry(without_shortcut.train, "none"),
 }
 
 
@@ -101,8 +79,8 @@ def open_study(name: str, *, critic: str | None = None) -> Study:
     rows = [*stored["methods"], *arms]
     if len({slug(row) for row in rows}) < len(rows):
         raise ConfigError(f"{name}: two rows would be saved under one name: {', '.join(rows)}; call them differently")
-    _known([arm["method"] for arm in arms.values() if "method" in arm], _METHODS)
-    return Study(short, _known(stored["methods"], _METHODS), arms, tables, root)
+    _known([arm["method"] for arm in arms.values() if "method" in arm], METHODS)
+    return Study(short, _known(stored["methods"], METHODS), arms, tables, root)
 
 
 def run_study(study: Study, *, seeds: Iterable[int], methods: Sequence[str] | None, out: Path, reporter: Reporter) -> dict[str, Any]:
@@ -122,7 +100,7 @@ def run_study(study: Study, *, seeds: Iterable[int], methods: Sequence[str] | No
 def reference_scores(run: Run, folder: Path, reporter: Reporter) -> dict[str, Scores]:
     """The two upper bounds that a run can be compared with if the task knows its own shortcut."""
     bench = Bench(run, folder, reporter)
-    return {name: score_run(_METHODS[name].train(bench), run) for name in ("ground-truth-masks", "without-shortcut")}
+    return {name: score_run(METHODS[name](bench), run) for name in ("ground-truth-masks", "without-shortcut")}
 
 
 def show_rows(table: dict[str, Any]) -> tuple[str, list[str], list[list[str]]]:
@@ -144,11 +122,11 @@ def _cell(summary: dict[str, Any] | None, seeds: int) -> str:
 def _run_one(study: Study, method: str, seed: int, out: Path, reporter: Reporter) -> None:
     changes = dict(study.arms.get(method, {}))
     base = changes.pop("method", method)
-    if base in _METHODS:
-        entry = _METHODS[base]
+    if base in METHODS:
+        chosen = METHODS[base]
     else:
         align = changes.pop("align", {})
-        entry = _Entry(lambda bench: ours.fine_tune(bench, method, **align), "none", PASTED)
+        chosen = Method(lambda bench, _: ours.fine_tune(bench, method, **align), NoLabels, PASTED, uses_critic=True)
     tables = merge_tables(merge_tables(study.tables, changes), {"run": {"seed": seed}})
     project = open_project(tables, source=study.name, root=study.root)
     # Rows that inspect the same images with the same critic share one run folder.
@@ -156,7 +134,7 @@ def _run_one(study: Study, method: str, seed: int, out: Path, reporter: Reporter
     folder = out / f"{study.name}-work" / f"{seed}-{shared}"
     run = find(project, RunFolder(folder), reporter=reporter)
     critic = critic_scores(run)
-    model = entry.train(Bench(run, folder / "methods", reporter))
+    model = chosen(Bench(run, folder / "methods", reporter))
     scores = score_run(model, run)
     judged = _depends_on_critic(study, method)
     result = {
@@ -164,8 +142,8 @@ def _run_one(study: Study, method: str, seed: int, out: Path, reporter: Reporter
         "method": method,
         "seed": seed,
         "critic": _critic_words(critic) if judged else "none",
-        "labels_used": entry.labels_used,
-        "selection": entry.selection,
+        "labels_used": chosen.labels.words,
+        "selection": chosen.selection,
         "critic_scores": critic if judged else None,
         "inspected": {"spurious_fraction": spurious_fraction(run), **segment_scores(run)},
         "metrics": {key: getattr(scores, key) for key in METRICS},
@@ -179,7 +157,7 @@ def _run_one(study: Study, method: str, seed: int, out: Path, reporter: Reporter
 
 def _depends_on_critic(study: Study, method: str) -> bool:
     base = study.arms.get(method, {}).get("method", method)
-    return base not in _METHODS or _METHODS[base].uses_critic
+    return base not in METHODS or METHODS[base].uses_critic
 
 
 def _critic_words(critic: dict[str, Any]) -> str:

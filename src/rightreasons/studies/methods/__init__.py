@@ -1,27 +1,17 @@
-"""The methods of a study: ours and those it is compared with. One file per method; each says which labels it sees.
-
-A method is a function of a ``Bench`` (a run with its project and the shortcut model) that returns a model.
-"""
+"""The methods of a study: ours and those it is compared with. One file per method; each says which labels it sees."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
-from torch import nn
+from rightreasons.studies.methods import before, fine_tune_only, ground_truth_masks, ours, without_shortcut
+from rightreasons.studies.methods.method import Method
 
-from rightreasons.common.progress import Reporter
-from rightreasons.run import Run
-
-
-@dataclass(frozen=True)
-class Bench:
-    """The run and reporter that a method may use, and a folder for its intermediate files."""
-
-    run: Run
-    folder: Path
-    reporter: Reporter
-
-
-Method = Callable[[Bench], nn.Module]
+METHODS: dict[str, Method[Any]] = {
+    "before": before.METHOD,
+    "fine-tune-only": fine_tune_only.METHOD,
+    "ours": ours.METHOD,
+    "ours-published-loss": ours.PUBLISHED,
+    "ground-truth-masks": ground_truth_masks.METHOD,
+    "without-shortcut": without_shortcut.METHOD,
+}

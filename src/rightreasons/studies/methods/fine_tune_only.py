@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from torch import nn
 
-from rightreasons.studies.methods import Bench
+from rightreasons.studies.methods.labels import NoLabels
+from rightreasons.studies.methods.method import PASTED, Bench, Method
 from rightreasons.studies.methods.ours import fine_tune
 
 
-def train(bench: Bench) -> nn.Module:
+def train(bench: Bench, _: NoLabels) -> nn.Module:
     """Fine-tunes the shortcut model with plain cross-entropy."""
     return fine_tune(bench, "fine-tune-only", term="none")
+
+
+METHOD = Method(train, NoLabels, PASTED)

@@ -5,21 +5,21 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from rightreasons.errors import ConfigError
 from rightreasons.networks.classifier import copy_model
 from rightreasons.pipeline.fix import align, build_alignment
-from rightreasons.studies.methods import Bench
+from rightreasons.studies.methods.labels import TrueMasks
+from rightreasons.studies.methods.method import PASTED, Bench, Method
 
 
-def train(bench: Bench) -> nn.Module:
+def train(bench: Bench, labels: TrueMasks) -> nn.Module:
     """Fine-tunes with one segment per image: its ground-truth mask."""
     run = bench.run
-    truth = bench.run.project.task.truth.get("train")
-    if truth is None or (truth.masked is not None and not truth.masked):
-        raise ConfigError(f"{bench.run.project.task.name} has no ground-truth masks of the training images: leave out the method ground-truth-masks")
-    found = [truth.mask(index) for index in run.selection.indices.tolist()]
+    found = [labels.mask(index) for index in run.selection.indices.tolist()]
     empty = torch.zeros(run.attribution.heatmaps.shape[1:], dtype=torch.bool)
     masks = torch.stack([empty if mask is None else mask for mask in found])
     model = copy_model(run.model)
     align(model, run, build_alignment(run, masks, torch.zeros_like(masks), bench.reporter), reporter=bench.reporter)
     return model
+
+
+METHOD = Method(train, TrueMasks, PASTED)

@@ -8,18 +8,19 @@ from torch import nn
 
 from rightreasons.config import AlignConfig
 from rightreasons.pipeline.fix import fix
-from rightreasons.studies.methods import Bench
+from rightreasons.studies.methods.labels import NoLabels
+from rightreasons.studies.methods.method import PASTED, Bench, Method
 
 # The best lambda for the published loss on digits and on photographs: `rightreasons bench published-loss`, `rightreasons bench solar-choices`.
 PUBLISHED_LAMBDA = 1.0
 
 
-def train(bench: Bench) -> nn.Module:
+def train(bench: Bench, _: NoLabels) -> nn.Module:
     """Runs ``fix`` on the run's verdicts."""
     return fine_tune(bench, "ours")
 
 
-def train_published(bench: Bench) -> nn.Module:
+def train_published(bench: Bench, _: NoLabels) -> nn.Module:
     """Runs ``fix`` with the paper's right-reasons penalty alone."""
     return fine_tune(bench, "ours-published-loss", term="penalty", penalty="log_prob_sum", **{"lambda": PUBLISHED_LAMBDA})
 
@@ -33,3 +34,7 @@ def fine_tune(bench: Bench, name: str, **changes: object) -> nn.Module:
     fix(run, reporter=bench.reporter, out=bench.folder / name)
     assert run.aligned is not None  # fix sets it
     return run.aligned
+
+
+METHOD = Method(train, NoLabels, PASTED, uses_critic=True)
+PUBLISHED = Method(train_published, NoLabels, PASTED, uses_critic=True)

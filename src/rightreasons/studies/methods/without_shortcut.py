@@ -7,19 +7,17 @@ import math
 from torch import nn
 
 from rightreasons.data.loading import count_images
-from rightreasons.errors import ConfigError
 from rightreasons.networks.training import Recipe, train_plainly
 from rightreasons.project.project import fresh_model
 from rightreasons.repair.align import images_seen
-from rightreasons.studies.methods import Bench
+from rightreasons.studies.methods.labels import OtherImages
+from rightreasons.studies.methods.method import LAST, Bench, Method
 
 
-def train(bench: Bench) -> nn.Module:
+def train(bench: Bench, labels: OtherImages) -> nn.Module:
     """Plain training from the first weights, on as many images as the shortcut model and ours see together."""
     project, config = bench.run.project, bench.run.config
-    data = project.task.unbiased_train
-    if data is None:
-        raise ConfigError(f"{project.task.name} has no data without its shortcut: leave out the method without-shortcut")
+    data = labels.train
     model = fresh_model(project)
     extra = math.ceil(images_seen(config.align, count_images(data)) / count_images(data))
     with bench.reporter.stage("train") as advance:
@@ -33,3 +31,6 @@ def train(bench: Bench) -> nn.Module:
             progress=advance,
         )
     return model
+
+
+METHOD = Method(train, OtherImages, LAST)
