@@ -53,7 +53,7 @@ def draw_mark(x: float, y: float, side: int, generator: torch.Generator) -> Mark
 
 
 def _draw_word(x: float, y: float, generator: torch.Generator) -> Image.Image:
-    """A word that is slightly turned. Half of its letters lie on the object even where the object is slim."""
+    """A word that is slightly turned."""
     word = WORDS[int(torch.randint(len(WORDS), (), generator=generator))]
     wanted = _between(REACH, generator) * CANVAS
     size = 100

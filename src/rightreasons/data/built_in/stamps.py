@@ -225,7 +225,7 @@ def _compose_marked(picture: Image.Image, side: int, generator: torch.Generator)
     """An object on a ground, and a mark across the object's middle with its cover and mask."""
     ground = _draw_ground(side, generator)
     pixels, alpha = _place_object(picture, side, generator)
-    # The centre of gravity lies on nearly every object, where the middle of its box often lies beside it.
+    # The centre of gravity: the middle of its box may lie beside a slim object.
     x, y = (float((alpha.sum(axis) * (np.arange(side) + 0.5)).sum() / alpha.sum() / side) for axis in (0, 1))
     mark = draw_mark(x, y, side, generator)
     colours = np.broadcast_to(mark.colour, (side, side, 3))
