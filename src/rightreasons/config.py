@@ -122,7 +122,7 @@ class SegmentConfig(_Table):
     """How heatmaps are cut into segments: by a weighted Gaussian mixture on the positive effect (PPEPS-WGM)."""
 
     points: Literal["place", "place+colour"] = Field(
-        default="place+colour", description="what tells a segment's pixels from others: with colour, thin marks are told from the object under them"
+        default="place", description="what tells a segment's pixels from others: with colour, thin marks are told from the object under them"
     )
     components: Annotated[int, Field(ge=1, le=20)] | Auto = 5
     smooth: Annotated[float, Field(ge=0, le=0.5)] | Auto = "auto"

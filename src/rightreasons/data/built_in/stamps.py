@@ -95,7 +95,7 @@ def defaults(variant: tuple[str, ...]) -> dict[str, Any]:
             },
         },
         "attribute": {"baselines": 8},
-        "segment": {"components": 8},
+        "segment": {"components": 8, "points": "place+colour" if variant else "place"},
         "critic": {"lvlm": "simulated:"},
         "align": {"epochs": 6, "learning_rate": 3e-4, "batch_size": 32, "ratio": 0.125},
     }
