@@ -126,6 +126,9 @@ class SegmentConfig(_Table):
 
     method: Literal["ppeps-wgm", "slic", "felzenszwalb", "sam", "grid"] = "ppeps-wgm"
     weights: str | None = Field(default=None, description="SAM's weights: a folder, or the name of a model in Hugging Face's cache")
+    points: Literal["place", "place+colour"] = Field(
+        default="place", description="what tells a segment's pixels from others: with colour, thin marks are told from the object under them"
+    )
     components: Annotated[int, Field(ge=1, le=20)] | Auto = 5
     smooth: Annotated[float, Field(ge=0, le=0.5)] | Auto = "auto"
     peak_share: Annotated[float, Field(ge=0, lt=1)] = 0.15

@@ -101,7 +101,7 @@ def test_a_plaster_lies_whole_in_the_picture_and_never_on_the_object():
     picture = Image.new("RGBA", (80, 50), (10, 200, 30, 255))
     for _ in range(20):
         state = generator.get_state()
-        _, _, cover = stamps._compose(picture, SIDE, generator)
+        _, _, cover, _ = stamps._compose(picture, SIDE, generator)
         # The same draws again, up to where the object lay when a plaster fitted.
         generator.set_state(state)
         stamps._draw_ground(SIDE, generator)
@@ -110,6 +110,39 @@ def test_a_plaster_lies_whole_in_the_picture_and_never_on_the_object():
         area = (cover / 255).sum() / SIDE**2
         length, width = (sum(span) / 2 for span in stamps.PLASTER)
         assert area == pytest.approx(length * width - (1 - np.pi / 4) * width**2, rel=0.35)
+
+
+def test_in_the_variant_a_mark_lies_across_the_object_with_the_same_correlation(use_drawn):
+    task, plain = stamps.open_task(("overlay",), size=SIDE, seed=0), stamps.open_task((), size=SIDE, seed=0)
+    assert task.name == "stamps:overlay" and task.classes == plain.classes
+    assert Counter(task.truth["train"].groups) == {"animal, no mark": 15, "animal, mark": 1, "thing, mark": 15, "thing, no mark": 1}
+    assert len(set(Counter(task.truth["test"].groups).values())) == 1
+    one, other = task.splits["train"], task.unbiased_train
+    truth, changed = task.truth["train"], 0
+    for row in range(len(one)):
+        mask = truth.mask(row)
+        assert (mask is not None) == bool(truth.spurious[row])
+        if mask is not None and 0.3 < (mask.nonzero()[:, 0].float().mean() / SIDE).item() < 0.7:
+            assert 0.005 < mask.float().mean() < 0.12
+        changed += not torch.equal(one.images[row], other.images[row])
+    assert changed > 5
+
+
+def test_marks_cross_the_drawn_object():
+    picture = Image.new("RGBA", (80, 50), (10, 200, 30, 255))
+    for seed in range(10):
+        generator = torch.Generator().manual_seed(seed)
+        state = generator.get_state()
+        _, _, _, mask = stamps._compose_marked(picture, SIDE, generator)
+        generator.set_state(state)
+        stamps._draw_ground(SIDE, generator)
+        alpha = stamps._place_object(picture, SIDE, generator)[1]
+        assert (mask & (alpha > 0.5)).sum() > 0.25 * mask.sum()
+
+
+def test_an_expert_names_the_shortcut_of_each_variant():
+    words = [stamps.defaults(variant)["classes"]["animal"]["irrelevant"] for variant in ((), ("overlay",))]
+    assert "Plasters" in words[0] and "pen strokes" in words[1] and "Plasters" not in words[1]
 
 
 def test_seeds_draw_other_pictures_and_the_same_seed_the_same(use_drawn):

@@ -42,6 +42,19 @@ def test_segments_do_not_depend_on_how_the_work_is_cut(monkeypatch):
     torch.testing.assert_close(whole.shares, strips.shares)
 
 
+def test_segments_by_colour_do_not_depend_on_how_the_work_is_cut(monkeypatch):
+    heatmaps = torch.randn(3, 40, 56, generator=seeded(0, "heatmaps")).cumsum(1).cumsum(2)
+    images = torch.rand(3, 3, 40, 56, generator=seeded(0, "images"))
+    settings = {"images": images, "components": 4, "smooth": 0.05, "peak_share": 0.15, "restarts": 1}
+    whole = segment_heatmaps(heatmaps, **settings, generator=seeded(0, "segment"))
+    rows = []
+    monkeypatch.setattr("rightreasons.explain.segment.how_many", lambda each, budget, most=7: rows.append(most) or most)  # seven rows at a time
+    strips = segment_heatmaps(heatmaps, **settings, generator=seeded(0, "segment"))
+    assert rows == [64, 7, 7]  # images, then rows of the two assignments
+    assert (whole.segments != strips.segments).double().mean() < 1e-3
+    torch.testing.assert_close(whole.shares, strips.shares)
+
+
 def test_depth_is_the_number_of_erosions():
     mask = torch.rand(23, 31, generator=seeded(0, "mask")) > 0.1
     left, depth = torch.nn.functional.pad(mask.float(), (1, 1, 1, 1))[None, None], torch.zeros(1, 1, 25, 33)
@@ -90,6 +103,30 @@ def test_a_stop_loses_one_part_of_the_heatmaps_and_changes_nothing(project, monk
     assert torch.equal(folder.load_attribution().heatmaps, whole.heatmaps)
     folder.drop_attribution_parts()
     assert [path.name for path in folder.path.iterdir()] == ["heatmaps.safetensors"]
+
+
+def with_points(config, points):
+    return config.model_copy(update={"segment": config.segment.model_copy(update={"points": points})})
+
+
+def test_colours_are_used_if_the_configuration_says_so(project, monkeypatch):
+    network, data, config, folder = project
+    images, given = StoredImages(data, torch.arange(9)), []
+    cut = inspection.segment_heatmaps
+    monkeypatch.setattr(inspection, "segment_heatmaps", lambda *heatmaps, **options: given.append(options["images"]) or cut(*heatmaps, **options))
+    attribution = inspection.explain_images(network, images, data, config)
+    for points in ("place", "place+colour"):
+        inspection._segment(network, images, attribution, with_points(config, points), folder, Silent())
+    assert given == [None, images] and config.segment.points == "place"
+
+
+def test_a_run_that_was_segmented_keeps_its_segments(project):
+    """Whatever the points are by now: the verdicts are on the segments that were cut."""
+    network, data, config, folder = project
+    with folder.locked():
+        first = inspection.gather_evidence(config, folder, network, data, data, ("a", "b"), Silent()).segmentation
+        again = inspection.gather_evidence(with_points(config, "place+colour"), folder, network, data, data, ("a", "b"), Silent()).segmentation
+    assert torch.equal(first.segments, again.segments) and torch.equal(first.shares, again.shares)
 
 
 def test_long_work_is_told_of_before_it_starts(project, monkeypatch):

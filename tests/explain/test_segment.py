@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.distributions import MultivariateNormal
 
-from rightreasons.explain.segment import Mixture, fit_mixture, responsibilities, segment_heatmaps, smooth_heatmaps
+from rightreasons.explain.mixture import Mixture, fit_mixture, responsibilities
+from rightreasons.explain.segment import COLOUR_WEIGHT, scale_colours, segment_heatmaps, smooth_heatmaps
 
 SMALLEST = 1e-4
 
@@ -158,6 +159,31 @@ def test_single_precision_is_enough_for_a_narrow_segment_in_a_large_image():
     assert (weights * different).sum() < 1e-3
 
 
+def test_em_in_five_dimensions_equals_sklearn():
+    """Places and colours: each image has its own points, and each coordinate its own smallest variance."""
+    from sklearn.mixture import GaussianMixture
+
+    points = torch.stack([draw(200, 5, seed=seed) ** (1 + seed) for seed in (1, 2)])
+    floor = torch.tensor([1e-4, 1e-4, 1e-3, 1e-3, 1e-3], dtype=torch.float64)
+    weights = torch.full((2, 200), 1 / 200, dtype=torch.float64)
+    ours = fit_mixture(weights, points, points[:, [0, 70, 130]], smallest_variance=floor, iterations=300, tolerance=1e-9)
+    for row in range(2):
+        # scikit-learn adds one number to every coordinate: at a fixed point its next step without any gives our moments.
+        responsible = responsibilities(ours, points)[row]
+        total = responsible.sum(0)
+        theirs = GaussianMixture(3, reg_covar=0)
+        theirs.weights_, theirs.means_ = ours.weights[row].numpy(), ours.means[row].numpy()
+        theirs.precisions_cholesky_ = torch.linalg.cholesky(torch.linalg.inv(ours.covariances[row])).numpy()
+        torch.testing.assert_close(responsible, torch.tensor(theirs.predict_proba(points[row].numpy())), atol=1e-8, rtol=1e-8)
+        torch.testing.assert_close(ours.weights[row], total / 200, atol=1e-5, rtol=0)
+        for component in range(3):
+            part = responsible[:, component, None] / total[component]
+            mean = (part * points[row]).sum(0)
+            covariance = (part * (points[row] - mean)).T @ (points[row] - mean)
+            torch.testing.assert_close(ours.means[row, component], mean, atol=1e-5, rtol=0)
+            torch.testing.assert_close(ours.covariances[row, component], covariance + torch.diag(floor), atol=1e-5, rtol=0)
+
+
 # Segments
 
 
@@ -302,6 +328,96 @@ def test_effect_by_hand(peak_share, generator):
             value = heatmap[y, x].item()
             expected = value > 0 and value >= torch.tensor(peak_share * peaks[segments[y][x]]).item() - 1e-7
             assert bool(result.effect[0, y, x]) == expected
+
+
+# Colour
+
+
+def word_on_a_disc(seed: int = 0):
+    """An image of a disc with thin half-transparent bars across it, a heatmap as wide as the disc, and where the bars are."""
+    generator = torch.Generator().manual_seed(seed)
+    y, x = torch.meshgrid(torch.arange(64), torch.arange(64), indexing="ij")
+    disc = (y - 32) ** 2 + (x - 32) ** 2 < 22**2
+    bars = (x % 9 < 2) & ((y - 32).abs() < 7) & ((x - 32).abs() < 27)
+    image = torch.where(disc, 0.5, 0.3) * torch.ones(3, 1, 1) + 0.02 * torch.randn(3, 64, 64, generator=generator)
+    image[1] += 0.3 * disc
+    image = torch.where(bars, 0.5 * image + torch.tensor([0.5, 0.0, 0.0])[:, None, None], image)
+    heatmap = 1.0 * disc + 1.0 * bars + 0.1 * torch.randn(64, 64, generator=generator)
+    return image, heatmap, bars
+
+
+def mostly_inside(result, heatmap, mask, smooth):
+    """Whether more than half of some segment's effect lies in the mask, and the share of the mask that such segments hold."""
+    positive = smooth_heatmaps(heatmap[None], smooth)[0].clamp_min(0)
+    held = torch.zeros_like(mask)
+    for segment in range(result.count(0)):
+        inside = result.segments[0] == segment
+        if (positive * inside * mask).sum() > (positive * inside).sum() / 2:
+            held |= inside & mask
+    return bool(held.any()), (held.sum() / mask.sum()).item()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_thin_word_across_an_object_is_a_segment_by_colour_and_none_by_place(seed):
+    image, heatmap, bars = word_on_a_disc(seed)
+    settings = {"components": 5, "smooth": 0.035}
+    by_place = segment_heatmaps(heatmap[None], **settings, generator=torch.Generator().manual_seed(seed))
+    by_colour = segment_heatmaps(heatmap[None], images=image[None], **settings, generator=torch.Generator().manual_seed(seed))
+    assert mostly_inside(by_place, heatmap, bars, 0.035) == (False, 0)
+    found, share = mostly_inside(by_colour, heatmap, bars, 0.035)
+    assert found and share > 0.9
+    assert by_colour.segments.min() == 0 and by_colour.shares.sum().item() == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("components", [2, 4])
+def test_an_image_of_one_colour_is_cut_as_by_place_alone(components):
+    heatmaps = torch.stack([blobs([(8, 8), (24, 20)], noise=0.1), blobs([(6, 20), (20, 6), (26, 26)], noise=0.1)])
+    images = torch.tensor([0.0, 0.7])[:, None, None, None].expand(2, 3, 32, 32)
+    one = segment_heatmaps(heatmaps, components=components, generator=torch.Generator().manual_seed(1))
+    other = segment_heatmaps(heatmaps, images=images, components=components, generator=torch.Generator().manual_seed(1))
+    # A share may differ in its last digit.
+    assert (one.segments != other.segments).float().mean() < 0.01
+    torch.testing.assert_close(one.shares, other.shares, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 6])
+@pytest.mark.parametrize("shape", [(16, 16), (9, 200), (131, 67)])
+def test_segments_by_colour_partition_the_pixels(channels, shape, generator):
+    images, heatmaps = torch.rand(2, channels, *shape, generator=generator), torch.randn(2, *shape, generator=generator)
+    result = segment_heatmaps(heatmaps, images=images, components=3, generator=generator)
+    for row in range(2):
+        assert result.segments[row].unique().tolist() == list(range(result.count(row)))
+        assert result.shares[row].sum().item() == pytest.approx(1, abs=1e-5)
+
+
+def test_colours_in_another_order_or_upside_down_or_stretched_change_nothing(generator):
+    image, heatmap, _ = word_on_a_disc()
+    settings = {"components": 4, "smooth": 0.035}
+    cut = [
+        segment_heatmaps(heatmap[None], images=other[None], **settings, generator=torch.Generator().manual_seed(0))
+        for other in (image, image[[2, 0, 1]], 1 - image, 0.2 * image + 0.3)
+    ]
+    for other in cut[1:]:
+        assert (other.segments != cut[0].segments).float().mean() < 0.01
+
+
+def test_scaled_colours_by_hand(generator):
+    images = torch.rand(2, 3, 5, 7, generator=generator) * torch.tensor([1.0, 0.2])[:, None, None, None]
+    for image, ours in zip(images, scale_colours(images), strict=True):
+        means = [image[channel].mean().item() for channel in range(3)]
+        square = sum((image[c, y, x].item() - means[c]) ** 2 for c in range(3) for y in range(5) for x in range(7)) / 105
+        for c, y, x in ((0, 0, 0), (1, 4, 6), (2, 2, 3)):
+            assert ours[y, x, c].item() == pytest.approx(COLOUR_WEIGHT * (image[c, y, x].item() - means[c]) / math.sqrt(square), abs=1e-5)
+
+
+def test_of_many_channels_the_principal_axes_are_used(generator):
+    """Six channels that are mixtures of two colours: all of their variance is in two of the three axes."""
+    mixed = torch.einsum("kc,nkhw->nchw", torch.randn(2, 6, generator=generator), torch.rand(1, 2, 20, 20, generator=generator))
+    ours = scale_colours(mixed)
+    assert ours.shape == (1, 20, 20, 3)
+    deviations = ours.flatten(1, 2).std(1)[0].sort().values
+    assert deviations[0] < 1e-3 < deviations[1]
+    assert ours.square().mean().sqrt().item() == pytest.approx(COLOUR_WEIGHT, abs=1e-5)
 
 
 # Smoothing

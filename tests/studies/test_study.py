@@ -119,7 +119,10 @@ def test_an_arm_of_an_unknown_method(tmp_path):
 
 
 def test_segment_scores(tmp_path):
-    """A segment on half of the first image's mask and as much beside it, one beside the second image's mask, and a third image without a mask."""
+    """A segment on half of the first image's mask and as much beside it, one beside the second image's mask, and a third image without a mask.
+
+    Two pixels around the second image's mask of one row are all rows but that of its segment.
+    """
     segments = torch.full((3, 4, 4), -1)
     segments[0, :2] = 0
     segments[1, 3] = 0
@@ -142,6 +145,8 @@ def test_segment_scores(tmp_path):
         Segmentation(segments, effect, torch.ones(3, 1), ("segmented",) * 3),
         [], [], [], Criticism("simulated:", True),
     )  # fmt: skip
-    assert segment_scores(run) == {"found": 0.5, "recall": 0.25, "precision": 0.5}
+    assert segment_scores(run) == {"found": 0.5, "found_near": 0.5, "recall": 0.25, "precision": 0.5}
+    masks[1, 0], masks[1, 1] = False, True
+    assert segment_scores(run) == {"found": 0.5, "found_near": 1.0, "recall": 0.25, "precision": 0.5}
     run.project = replace(project, task=replace(task, truth={}))
-    assert segment_scores(run) == {"found": None, "recall": None, "precision": None}
+    assert segment_scores(run) == {"found": None, "found_near": None, "recall": None, "precision": None}

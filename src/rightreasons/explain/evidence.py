@@ -244,6 +244,7 @@ def _segment(
         else:
             segmentation = segment_heatmaps(
                 attribution.heatmaps,
+                images=images if config.segment.points == "place+colour" else None,
                 components=config.segment.components,
                 smooth=smooth,
                 peak_share=peak_share,

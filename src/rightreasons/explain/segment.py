@@ -1,14 +1,13 @@
 """PPEPS-WGM: cuts a heatmap's positive effect into segments with a weighted Gaussian mixture.
 
-Each pixel is a point z in [0, 1]^2 with the weight w = M p, p its share of the positive effect (docs/method.md, eq. 4-6).
-log N(z) is linear in [1, x, y, xx, xy, yy], so that one EM step over a batch of images is two matrix products.
+Each pixel is a point with the weight w = M p, p its share of the positive effect (docs/method.md, eq. 4-6): its place in [0, 1]^2, and its colour
+beside it if images are given. So a thin word is told apart from the object that it lies on.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -17,10 +16,18 @@ from torch import Tensor
 
 from rightreasons.common.memory import WORKING_BYTES, how_many
 from rightreasons.common.progress import Advance
+from rightreasons.data.loading import StoredImages
+from rightreasons.explain.mixture import Mixture, expand_points, fit_mixture, log_density
 from rightreasons.records import Outcome, Segmentation
 
 # Added to each covariance's diagonal, in pixels squared: a segment is never narrower than about half a pixel.
 SMALLEST_VARIANCE = 0.25
+# A standard deviation of an image's colours counts as much as this share of its side: about the deviation of its pixels' places.
+COLOUR_WEIGHT = 0.25
+# Added to each covariance's diagonal for colours: a segment is never of a purer colour than a seventh of the image's deviation.
+SMALLEST_COLOUR_VARIANCE = 0.02 * COLOUR_WEIGHT**2
+# Of an image with more channels, the principal axes of its colours are used.
+MOST_COLOURS = 3
 # A component with a smaller share of the positive effect than this is dropped, and its pixels go to the others.
 SMALLEST_SHARE = 1e-3
 # The mixture is fitted on a heatmap pooled to at most this many pixels on the shorter side. The result is as good, and larger images take no longer.
@@ -29,23 +36,15 @@ FITTED_SIDE = 64
 AUTO_COMPONENTS = range(1, 7)
 # The most heatmaps that are fitted together. They take about as many steps as the slowest of them.
 LARGEST_CHUNK = 64
-# Bytes of temporary arrays per pixel: for smoothing a heatmap, and for each component's responsibility.
-SMOOTHING_BYTES, COMPONENT_BYTES = 32, 24
-
-
-@dataclass(frozen=True)
-class Mixture:
-    """One Gaussian mixture per image, on coordinates (x, y) in [0, 1]^2."""
-
-    weights: Float[Tensor, "image component"]
-    means: Float[Tensor, "image component 2"]
-    covariances: Float[Tensor, "image component 2 2"]
-    objective: Float[Tensor, " image"]
+# Bytes of temporary arrays per pixel: for smoothing a heatmap, for each component's responsibility, for an image's colours,
+# and for the products of all coordinates with colours among them (in a fit, with all components).
+SMOOTHING_BYTES, COMPONENT_BYTES, COLOUR_BYTES, PRODUCT_BYTES, FITTED_BYTES = 32, 24, 48, 160, 400
 
 
 def segment_heatmaps(
     heatmaps: Float[Tensor, "image height width"],
     *,
+    images: StoredImages | Float[Tensor, "image channel height width"] | None = None,
     components: int | str = 5,
     smooth: float = 0.0,
     peak_share: float = 0.0,
@@ -56,6 +55,7 @@ def segment_heatmaps(
 ) -> Segmentation:
     """Segments of the positive effect, largest share first.
 
+    With ``images``, pixels are told apart by place and colour, without by place alone.
     ``smooth`` is the width (sigma) of a Gaussian as a share of the side, applied to the signed heatmap so that noise cancels;
     ``peak_share`` limits a segment's ``effect`` to pixels above that share of its peak (0: every pixel with positive effect).
     ``components`` is their greatest number, or "auto" to choose by BIC. A heatmap without a positive pixel, with equal pixels
@@ -67,7 +67,10 @@ def segment_heatmaps(
     effect = torch.zeros(heatmaps.shape, dtype=torch.bool)
     shares = torch.zeros(len(heatmaps), size)
     outcomes: list[Outcome] = []
-    at_once = how_many(heatmaps.shape[1:].numel() * SMOOTHING_BYTES, WORKING_BYTES, chunk)
+    each = heatmaps.shape[1:].numel() * SMOOTHING_BYTES
+    if images is not None:
+        each = heatmaps.shape[1:].numel() * (SMOOTHING_BYTES + COLOUR_BYTES) + restarts * FITTED_SIDE**2 * FITTED_BYTES
+    at_once = how_many(each, WORKING_BYTES, chunk)
     for start in range(0, len(heatmaps), at_once):
         raw = heatmaps[start : start + at_once].float()
         smoothed = smooth_heatmaps(raw, smooth)
@@ -75,8 +78,9 @@ def segment_heatmaps(
         usable = torch.tensor([row for row in range(len(raw)) if outcomes[start + row] == "segmented"], dtype=torch.int64)
         if len(usable):
             positive = smoothed[usable].clamp_min(0)
-            mixtures = _fit(smoothed[usable], components, restarts, generator)
-            cut, shares[start + usable] = _order_by_share(mixtures, positive, size)
+            colours = None if images is None else scale_colours(images[start : start + at_once][usable])
+            mixtures = _fit(smoothed[usable], colours, components, restarts, generator)
+            cut, shares[start + usable] = _order_by_share(mixtures, positive, colours, size)
             segments[start + usable] = cut
             effect[start + usable] = _above_peak_share(positive, cut, size, peak_share)
         if progress is not None:
@@ -137,6 +141,17 @@ def smooth_heatmaps(heatmaps: Float[Tensor, "image height width"], smooth: float
     return down @ heatmaps @ across
 
 
+def scale_colours(images: Float[Tensor, "image channel height width"]) -> Float[Tensor, "image height width colour"]:
+    """Each image's colours about their mean, so that their deviation counts as ``COLOUR_WEIGHT``. Zero for an image of one colour."""
+    central = (images.float() - images.float().mean((2, 3), keepdim=True)).movedim(1, -1)
+    if central.shape[-1] > MOST_COLOURS:
+        flat = central.flatten(1, 2)
+        axes = torch.linalg.eigh(flat.mT @ flat).eigenvectors[:, None, :, -MOST_COLOURS:]
+        central = central @ axes
+    deviation = central.square().mean((1, 2, 3), keepdim=True).sqrt()
+    return COLOUR_WEIGHT * central / torch.where(deviation > 0, deviation, 1.0)
+
+
 def _gaussian(side: int, sigma: float) -> Float[Tensor, "side side"]:
     """A Gaussian cut off at three sigma, as a symmetric matrix. A product with it is many times faster than a convolution with so wide a kernel."""
     radius = max(1, math.ceil(3 * sigma))
@@ -146,88 +161,20 @@ def _gaussian(side: int, sigma: float) -> Float[Tensor, "side side"]:
     return torch.where(distance <= radius, kernel[(distance + radius).clamp_max(2 * radius)], 0.0)
 
 
-def fit_mixture(
-    weights: Float[Tensor, "image pixel"],
-    points: Float[Tensor, "pixel 2"],
-    means: Float[Tensor, "image component 2"],
-    *,
-    smallest_variance: float,
-    iterations: int = 100,
-    tolerance: float = 1e-5,
+def _fit(
+    smoothed: Float[Tensor, "image height width"],
+    colours: Float[Tensor, "image height width colour"] | None,
+    components: int | str,
+    restarts: int,
+    generator: torch.Generator,
 ) -> Mixture:
-    """EM from given means, for all images at once, until no component's share or mean moves by more than ``tolerance``.
-
-    ``weights`` sum to one per image. Component covariances start isotropic: the data's mean variance, divided by their number.
-    """
-    features = _features(points)
-    count = means.shape[1]
-    spread = (weights @ points.square() - (weights @ points).square()).mean(1) / count + smallest_variance
-    means = means.clone()
-    covariances = spread[:, None, None, None] * torch.eye(2, dtype=points.dtype, device=points.device).expand(len(weights), count, 2, 2)
-    shares = torch.full(means.shape[:2], 1 / count, dtype=points.dtype, device=points.device)
-    objective = torch.zeros(len(weights), dtype=points.dtype, device=points.device)
-    active = torch.arange(len(weights), device=points.device)
-    for _ in range(iterations):
-        share = weights[active]
-        joint = features @ _log_density(shares[active], means[active], covariances[active])
-        density = joint.logsumexp(2, keepdim=True)
-        moments = features.T @ (share[:, :, None] * (joint - density).exp())
-        moved = (moments[:, 0] - shares[active]).abs().amax(1)
-        objective[active] = (share * density[:, :, 0]).sum(1)
-        earlier = means[active]
-        shares[active], means[active], covariances[active] = _maximise(moments, smallest_variance)
-        moved = torch.maximum(moved, (means[active] - earlier).abs().amax((1, 2)))
-        # An image whose mixture has converged drops out, so its result does not depend on the others in the batch.
-        active = active[moved >= tolerance]
-        if len(active) == 0:
-            break
-    return Mixture(shares, means, covariances, objective)
-
-
-def responsibilities(mixture: Mixture, points: Float[Tensor, "pixel 2"]) -> Float[Tensor, "image pixel component"]:
-    """r_ij: how far pixel i belongs to component j; sums to one over the components."""
-    features = _features(points)
-    return (features @ _log_density(mixture.weights, mixture.means, mixture.covariances)).softmax(2)
-
-
-def _features(points: Float[Tensor, "pixel 2"]) -> Float[Tensor, "pixel 6"]:
-    x, y = points.unbind(1)
-    return torch.stack([torch.ones_like(x), x, y, x * x, x * y, y * y], 1)
-
-
-def _log_density(
-    shares: Float[Tensor, "image component"], means: Float[Tensor, "image component 2"], covariances: Float[Tensor, "image component 2 2"]
-) -> Float[Tensor, "image 6 component"]:
-    """log pi_j + log N(z | mu_j, Sigma_j) as coefficients of [1, x, y, xx, xy, yy]."""
-    a, b, d = covariances[..., 0, 0], covariances[..., 0, 1], covariances[..., 1, 1]
-    determinant = a * d - b * b
-    p, q, s = d / determinant, -b / determinant, a / determinant
-    x, y = means[..., 0], means[..., 1]
-    constant = shares.clamp_min(torch.finfo(shares.dtype).tiny).log() - math.log(2 * math.pi) - determinant.log() / 2
-    constant = constant - (p * x * x + 2 * q * x * y + s * y * y) / 2
-    return torch.stack([constant, p * x + q * y, q * x + s * y, -p / 2, -q, -s / 2], 1)
-
-
-def _maximise(moments: Float[Tensor, "image 6 component"], smallest_variance: float) -> tuple[Tensor, Tensor, Tensor]:
-    shares = moments[:, 0]
-    scale = shares.clamp_min(1e-12)
-    means = moments[:, 1:3] / scale[:, None]
-    second = moments[:, 3:6] / scale[:, None]
-    variance_x = (second[:, 0] - means[:, 0] ** 2).clamp_min(0) + smallest_variance
-    variance_y = (second[:, 2] - means[:, 1] ** 2).clamp_min(0) + smallest_variance
-    covariance = second[:, 1] - means[:, 0] * means[:, 1]
-    matrix = torch.stack([torch.stack([variance_x, covariance], -1), torch.stack([covariance, variance_y], -1)], -1)
-    return shares, means.transpose(1, 2), matrix
-
-
-def _fit(smoothed: Float[Tensor, "image height width"], components: int | str, restarts: int, generator: torch.Generator) -> Mixture:
     """A mixture per image, fitted on the pooled signed heatmap. Mixtures of "auto" are padded with empty components."""
     pooled = _pool(smoothed).clamp_min(0)
     # Pooling may cancel the little that was positive. Such an image is fitted on the pooled positive part of its full map instead.
     flat = pooled.sum((1, 2)) <= 0
     pooled[flat] = _pool(smoothed[flat].clamp_min(0))
     weights = pooled.flatten(1) / pooled.sum((1, 2))[:, None]
-    points = _pooled_grid(smoothed.shape[1:])
+    points = _beside(_pooled_grid(smoothed.shape[1:]), None if colours is None else _thin_out(colours))
     if components != "auto":
         return _fit_best(weights, points, int(components), restarts, generator)
     chosen = None
@@ -235,8 +182,10 @@ def _fit(smoothed: Float[Tensor, "image height width"], components: int | str, r
     pixels = weights.shape[1]
     for count in AUTO_COMPONENTS:
         mixture = _fit_best(weights, points, count, restarts, generator)
-        # w_i = M p_i: a heatmap counts as M observations. A component has 6 free numbers; the sum of the shares takes one away.
-        criterion = (6 * count - 1) * math.log(pixels) - 2 * pixels * mixture.objective
+        # w_i = M p_i: a heatmap counts as M observations. A component has as many free numbers as a point has products: 6 for a place.
+        # The sum of the shares takes one away.
+        free = expand_points(points[..., :1, :]).shape[-1]
+        criterion = (free * count - 1) * math.log(pixels) - 2 * pixels * mixture.objective
         better = criterion < lowest
         lowest = torch.where(better, criterion, lowest)
         padded = _pad(mixture, max(AUTO_COMPONENTS))
@@ -272,20 +221,24 @@ def _pool_factor(shape: torch.Size) -> int:
 
 
 def _fit_best(
-    weights: Float[Tensor, "image pixel"], points: Float[Tensor, "pixel 2"], components: int, restarts: int, generator: torch.Generator
+    weights: Float[Tensor, "image pixel"], points: Float[Tensor, "*each pixel coordinate"], components: int, restarts: int, generator: torch.Generator
 ) -> Mixture:
     """The best of several seeded starts, image by image."""
-    smallest = SMALLEST_VARIANCE / len(points)
+    smallest = torch.full((points.shape[-1],), SMALLEST_COLOUR_VARIANCE)
+    smallest[:2] = SMALLEST_VARIANCE / points.shape[-2]
     repeated = weights.repeat_interleave(restarts, 0)
+    points = points if points.ndim == 2 else points.repeat_interleave(restarts, 0)
     fitted = fit_mixture(repeated, points, _seed_means(repeated, points, components, generator), smallest_variance=smallest)
     best = fitted.objective.view(-1, restarts).argmax(1) + torch.arange(len(weights), device=weights.device) * restarts
     return Mixture(*(getattr(fitted, name)[best] for name in ("weights", "means", "covariances", "objective")))
 
 
 def _seed_means(
-    weights: Float[Tensor, "image pixel"], points: Float[Tensor, "pixel 2"], components: int, generator: torch.Generator
-) -> Float[Tensor, "image component 2"]:
+    weights: Float[Tensor, "image pixel"], points: Float[Tensor, "*each pixel coordinate"], components: int, generator: torch.Generator
+) -> Float[Tensor, "image component coordinate"]:
     """k-means++ (Arthur and Vassilvitskii 2007) on weighted pixels: the next mean is drawn by weight times squared distance to the nearest."""
+    each = points.expand(len(weights), -1, -1)
+    images = torch.arange(len(weights), device=points.device)
     means: list[Tensor] = []
     distance = torch.ones_like(weights)
     for _ in range(components):
@@ -293,22 +246,22 @@ def _seed_means(
         # If all positive pixels are taken already, any of them may be drawn again.
         chances = torch.where(chances.sum(1, keepdim=True) > 0, chances, weights)
         drawn = torch.multinomial(chances.cpu(), 1, generator=generator)[:, 0].to(points.device)
-        means.append(points[drawn])
-        away = torch.cdist(points[drawn][:, None], points[None].expand(len(drawn), -1, -1))[:, 0].square()
+        means.append(each[images, drawn])
+        away = torch.cdist(means[-1][:, None], each)[:, 0].square()
         distance = away if len(means) == 1 else torch.minimum(distance, away)
     return torch.stack(means, 1)
 
 
 def _order_by_share(
-    mixtures: Mixture, positive: Float[Tensor, "image height width"], size: int
+    mixtures: Mixture, positive: Float[Tensor, "image height width"], colours: Float[Tensor, "image height width colour"] | None, size: int
 ) -> tuple[Int8[Tensor, "image height width"], Float[Tensor, "image segment"]]:
     """Hard assignment c_i = argmax_j r_ij, segments numbered by falling share. The pixels of negligible components go to the others."""
     total = positive.sum((1, 2))[:, None]
     # The first assignment uses all components, the second leaves out the negligible ones.
     negligible = torch.zeros_like(mixtures.weights, dtype=torch.bool)
-    assigned = _assign(mixtures, negligible, positive.shape)
+    assigned = _assign(mixtures, negligible, positive.shape, colours)
     negligible = _sum_by_segment(positive, assigned, negligible.shape[1]) / total < SMALLEST_SHARE
-    assigned = _assign(mixtures, negligible, positive.shape)
+    assigned = _assign(mixtures, negligible, positive.shape, colours)
     shares = _sum_by_segment(positive, assigned, negligible.shape[1]) / total
     order = shares.argsort(dim=1, descending=True, stable=True)
     rank = order.argsort(dim=1).to(torch.int8)
@@ -316,16 +269,20 @@ def _order_by_share(
     return segments, F.pad(shares.gather(1, order), (0, size - shares.shape[1]))
 
 
-def _assign(mixtures: Mixture, left_out: Bool[Tensor, "image component"], shape: torch.Size) -> Int8[Tensor, "image height width"]:
+def _assign(
+    mixtures: Mixture, left_out: Bool[Tensor, "image component"], shape: torch.Size, colours: Float[Tensor, "image height width colour"] | None
+) -> Int8[Tensor, "image height width"]:
     """The component that each pixel belongs to, a strip of rows at a time."""
     count, height, width = shape
-    coefficients = _log_density(mixtures.weights, mixtures.means, mixtures.covariances)
+    coefficients = log_density(mixtures.weights, mixtures.means, mixtures.covariances)
     assigned = torch.empty(shape, dtype=torch.int8)
-    rows = how_many(count * width * left_out.shape[1] * COMPONENT_BYTES, WORKING_BYTES)
+    each = left_out.shape[1] * COMPONENT_BYTES + (0 if colours is None else PRODUCT_BYTES)
+    rows = how_many(count * width * each, WORKING_BYTES)
     for top in range(0, height, rows):
         part = slice(top, min(top + rows, height))
         # r_ij grows with log pi_j + log N(z_i), so the largest is found without dividing by the sum.
-        joint = (_features(_grid(shape[1:], part)) @ coefficients).masked_fill_(left_out[:, None], -math.inf)
+        points = _beside(_grid(shape[1:], part), None if colours is None else colours[:, part])
+        joint = (expand_points(points) @ coefficients).masked_fill_(left_out[:, None], -math.inf)
         assigned[:, part] = joint.argmax(2).view(count, -1, width)
     return assigned
 
@@ -367,6 +324,18 @@ def _grid(shape: torch.Size, rows: slice = slice(None)) -> Float[Tensor, "pixel 
     height, width = shape
     y, x = torch.meshgrid(((torch.arange(height) + 0.5) / height)[rows], (torch.arange(width) + 0.5) / width, indexing="ij")
     return torch.stack([x.flatten(), y.flatten()], 1)
+
+
+def _beside(places: Float[Tensor, "pixel 2"], colours: Float[Tensor, "image row column colour"] | None) -> Float[Tensor, "*each pixel coordinate"]:
+    """Points of places alone, which all images share, or of places and each image's own colours."""
+    return places if colours is None else torch.cat([places.expand(len(colours), -1, -1), colours.flatten(1, 2)], -1)
+
+
+def _thin_out(colours: Float[Tensor, "image height width colour"]) -> Float[Tensor, "image pooled_height pooled_width colour"]:
+    """The colour in the middle of each of ``_pool``'s blocks: a mean would mix thin lines with what is beside them."""
+    factor = _pool_factor(colours.shape[1:3])
+    rows, columns = ((torch.arange(math.ceil(side / factor)) * factor + factor // 2).clamp_max(side - 1) for side in colours.shape[1:3])
+    return colours[:, rows][:, :, columns]
 
 
 def _pooled_grid(shape: torch.Size) -> Float[Tensor, "pixel 2"]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -36,6 +37,8 @@ MU_ALIGN_IMAGES = 1000
 MU_ALIGN_PIXELS = 2**21
 # A score is a mean over many heatmaps, so that each needs fewer baselines than a heatmap that is cut into segments.
 SCORED_BASELINES = 4
+# Thin marks are found by segments that are a little wider, and so a segment counts as near where it is mostly within this many pixels of the mask.
+NEAR_PIXELS = 2
 
 
 def score(
@@ -144,12 +147,13 @@ def segment_scores(run: Run) -> dict[str, float | None]:
     """How well the segments cut the shortcut out, whoever judges them.
 
     It is measured over the inspected images that have a ground-truth mask. ``found`` is the share of images in which a segment is mostly
-    shortcut, ``recall`` the share of the mask that such segments cover, and ``precision`` the share of such segments' pixels that lies in the
-    mask, if there are any.
+    shortcut, ``found_near`` the same for a mask that is ``NEAR_PIXELS`` wider all around, ``recall`` the share of the mask that the segments
+    of ``found`` cover, and ``precision`` the share of their pixels that lies in the mask, if there are any.
     """
     truth = run.project.task.truth.get("train")
-    shares: dict[str, list[float]] = {"found": [], "recall": [], "precision": []}
+    shares: dict[str, list[float]] = {"found": [], "found_near": [], "recall": [], "precision": []}
     if truth is not None:
+        nearly = _truly_spurious(run, truth, widened=NEAR_PIXELS)
         for row, spurious in enumerate(_truly_spurious(run, truth)):
             mask = truth.mask(int(run.selection.indices[row]))
             if mask is None:
@@ -158,6 +162,7 @@ def segment_scores(run: Run) -> dict[str, float | None]:
             cut = torch.isin(segments, spurious.nonzero()[:, 0].to(segments)) & run.segmentation.effect[row]
             inside = float((cut & mask).sum())
             shares["found"].append(float(spurious.any()))
+            shares["found_near"].append(float(nearly[row].any()))
             shares["recall"].append(inside / float(mask.sum()))
             if cut.any():
                 shares["precision"].append(inside / float(cut.sum()))
@@ -249,11 +254,15 @@ def stored_scores(scores: Scores) -> dict[str, Any]:
     return {key: value for key, value in asdict(scores).items() if key != "intervals" or value}
 
 
-def _truly_spurious(run: Run, truth: GroundTruth) -> list[Tensor]:
-    """For each inspected image, whether each of its segments is truly spurious."""
+def _truly_spurious(run: Run, truth: GroundTruth, *, widened: int = 0) -> list[Tensor]:
+    """For each inspected image, whether each of its segments is truly spurious, by a mask that is so many pixels ``widened`` all around."""
     smooth = smooth_width(run.model, run.config.segment)
+
+    def widen(mask: Tensor | None) -> Tensor | None:
+        return None if mask is None else F.max_pool2d(mask[None].float(), 2 * widened + 1, stride=1, padding=widened)[0] > 0
+
     return [
-        truly_spurious(run.segmentation.segments[row], shown_effect(run.attribution, run.segmentation, smooth, row), truth.mask(index))
+        truly_spurious(run.segmentation.segments[row], shown_effect(run.attribution, run.segmentation, smooth, row), widen(truth.mask(index)))
         for row, index in enumerate(run.selection.indices.tolist())
     ]
 

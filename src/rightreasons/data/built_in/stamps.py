@@ -5,6 +5,8 @@ exact mask in its alpha channel. They are split by object before anything is com
 place, on another ground. A coloured adhesive plaster lies beside the object in 95 % of one class and 5 % of the other in the training and the
 validation split, and in half of each class in the test split, in the ``balanced validation`` split (the same pictures with other plasters, for
 methods that declare groups) and in the training set without correlation (again the same pictures with other plasters).
+
+The variant ``overlay`` has no plaster but a mark across the object (``marks``), with the same correlation: no region of the picture holds it alone.
 """
 
 from __future__ import annotations
@@ -27,11 +29,13 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 
 from rightreasons.common.seeds import seeded
+from rightreasons.data.built_in.marks import draw_mark
 from rightreasons.data.built_in.planted import PLANS, UNBIASED, draw_carriers, name_groups
 from rightreasons.data.task import Task, TensorImages, hash_tensors
 from rightreasons.errors import DataError
 from rightreasons.records import GroundTruth
 
+VARIANTS = ("overlay",)
 PACKAGE = "tuxpaint-stamps-default"
 INSTALLED = Path("/usr/share/tuxpaint/stamps")
 CLASSES = ("animal", "thing")
@@ -62,6 +66,12 @@ APART = 0.02
 TRIES = 30
 # Skin, orange, and the colours of plasters for children.
 COLOURS = ((232, 180, 140), (238, 140, 60), (225, 60, 60), (60, 120, 220), (60, 170, 90), (245, 205, 60))
+# An expert's words on what does not matter, by the shortcut's name.
+IRRELEVANT = {
+    "plaster": "Plasters or anything else that was stuck onto the picture, whatever its colour and wherever it lies. The ground behind the object.",
+    "mark": "Words, pen strokes, scales or anything else that was laid over the picture, also where it crosses the object. "
+    "The ground behind the object.",
+}
 # How far the colour of a ground is moved towards grey.
 MUTED = 0.6
 # The coarsest to the finest cells of a ground's noise, across the picture.
@@ -70,7 +80,7 @@ CELLS = (3, 6, 12, 24, 48)
 
 def defaults(variant: tuple[str, ...]) -> dict[str, Any]:
     """The pretrained network, an expert's words and the settings of this task."""
-    irrelevant = "Plasters or anything else that was stuck onto the picture, whatever its colour and wherever it lies. The ground behind the object."
+    irrelevant = IRRELEVANT[_shortcut(variant)]
     return {
         "data": {"flips": "horizontal"},
         "model": {"source": "packaged:efficientnet-lite0", "epochs": 4, "learning_rate": 1e-3, "batch_size": 32},
@@ -85,7 +95,7 @@ def defaults(variant: tuple[str, ...]) -> dict[str, Any]:
             },
         },
         "attribute": {"baselines": 8},
-        "segment": {"components": 8},
+        "segment": {"components": 8, "points": "place+colour" if variant else "place"},
         "critic": {"lvlm": "simulated:"},
         "align": {"epochs": 6, "learning_rate": 3e-4, "batch_size": 32, "ratio": 0.125},
     }
@@ -93,18 +103,24 @@ def defaults(variant: tuple[str, ...]) -> dict[str, Any]:
 
 def open_task(variant: tuple[str, ...], *, size: int | None, seed: int) -> Task:
     """The task at ``size`` pixels a side. Raises DataError if the stamps cannot be had, or are too few. Never silently fewer."""
-    if variant:
-        raise DataError(f"stamps has no variant {variant[0]!r}; it has none")
-    side = size or SIZE
+    unknown = [word for word in variant if word not in VARIANTS]
+    if unknown:
+        raise DataError(f"stamps has no variant {unknown[0]!r}; it has {', '.join(VARIANTS)}")
+    side, shortcut = size or SIZE, _shortcut(variant)
     stamps = _read_stamps(_find_or_fetch())
-    sets = {split: _compose_all(stamps, rows, split, side, seed) for split, rows in _split_objects(stamps, seed).items()}
+    sets = {split: _compose_all(stamps, rows, split, side, seed, shortcut) for split, rows in _split_objects(stamps, seed).items()}
     splits, truth = {}, {}
     for split, (source, correlated) in PLANS.items():
-        splits[split], truth[split] = _stick_plasters(sets[source], CORRELATED if correlated else BALANCED, split, seed)
+        splits[split], truth[split] = _add_shortcuts(sets[source], CORRELATED if correlated else BALANCED, split, seed, shortcut)
     unbiased = splits.pop(UNBIASED)
     truth.pop(UNBIASED)
     manifest = hash_tensors(*(torch.from_numpy(np.array(stamp.picture)) for stamp in stamps))
-    return Task("stamps", CLASSES, splits, manifest, truth, unbiased)
+    return Task(":".join(("stamps", *variant)), CLASSES, splits, manifest, truth, unbiased)
+
+
+def _shortcut(variant: tuple[str, ...]) -> str:
+    """What the shortcut is called in the names of groups."""
+    return "mark" if variant else "plaster"
 
 
 @dataclass(frozen=True)
@@ -118,13 +134,14 @@ class _Stamp:
 
 @dataclass(frozen=True)
 class _Composites:
-    """Pictures without plasters, and for each the plaster that would fit beside its object: its pixels, and how far it covers each (0 to 1)."""
+    """Pictures without a shortcut, and for each one that would fit: its pixels, how far it covers each (0 to 1), and its mask."""
 
     images: UInt8[np.ndarray, "image channel side side"]
     labels: Int[Tensor, " image"]
     objects: tuple[str, ...]
-    plasters: UInt8[np.ndarray, "image channel side side"]
+    shortcuts: UInt8[np.ndarray, "image channel side side"]
     covers: UInt8[np.ndarray, "image side side"]
+    masks: Bool[np.ndarray, "image side side"]
 
 
 @functools.cache
@@ -176,16 +193,17 @@ def _split_objects(stamps: tuple[_Stamp, ...], seed: int) -> dict[str, list[int]
     return parts
 
 
-def _compose_all(stamps: tuple[_Stamp, ...], rows: list[int], split: str, side: int, seed: int) -> _Composites:
+def _compose_all(stamps: tuple[_Stamp, ...], rows: list[int], split: str, side: int, seed: int, shortcut: str) -> _Composites:
     generator = seeded(seed, "stamps compose", split)
+    compose = {"plaster": _compose, "mark": _compose_marked}[shortcut]
     shown = [stamps[row] for row in rows for _ in range(PICTURES[split])]
-    columns = [_compose(stamp.picture, side, generator) for stamp in shown]
-    images, plasters, covers = (np.stack(column) for column in zip(*columns, strict=True))
-    return _Composites(images, torch.tensor([stamp.label for stamp in shown]), tuple(stamp.name for stamp in shown), plasters, covers)
+    columns = [compose(stamp.picture, side, generator) for stamp in shown]
+    images, shortcuts, covers, masks = (np.stack(column) for column in zip(*columns, strict=True))
+    return _Composites(images, torch.tensor([stamp.label for stamp in shown]), tuple(stamp.name for stamp in shown), shortcuts, covers, masks)
 
 
-def _compose(picture: Image.Image, side: int, generator: torch.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """An object on a ground, and a plaster that fits beside it with its cover. Every picture has room for one, so that room tells nothing.
+def _compose(picture: Image.Image, side: int, generator: torch.Generator) -> tuple[np.ndarray, ...]:
+    """An object on a ground, and a plaster that fits beside it with its cover and mask. Every picture has room for one, so that room tells nothing.
 
     In numpy: pictures this small are drawn faster by one thread than they are handed out to several.
     """
@@ -199,9 +217,25 @@ def _compose(picture: Image.Image, side: int, generator: torch.Generator) -> tup
             shape = _draw_shape(generator)
             cover = _soft_strip(*_plaster_axes(shape, side), shape.length, shape.width, shape.width / 2)
             if not (near & (cover > 0)).any():
-                composed = ground * (1 - alpha[..., None]) + pixels * alpha[..., None]
                 plaster = _paint_plaster(shape, side, generator)
-                return _channels_first(composed), _channels_first(plaster), _to_bytes(cover)
+                return _channels_first(_lay(pixels, alpha, ground)), _channels_first(plaster), _to_bytes(cover), _to_bytes(cover) > 127
+
+
+def _compose_marked(picture: Image.Image, side: int, generator: torch.Generator) -> tuple[np.ndarray, ...]:
+    """An object on a ground, and a mark across the object's middle with its cover and mask."""
+    ground = _draw_ground(side, generator)
+    pixels, alpha = _place_object(picture, side, generator)
+    # The centre of gravity: the middle of its box may lie beside a slim object.
+    x, y = (float((alpha.sum(axis) * (np.arange(side) + 0.5)).sum() / alpha.sum() / side) for axis in (0, 1))
+    mark = draw_mark(x, y, side, generator)
+    colours = np.broadcast_to(mark.colour, (side, side, 3))
+    return _channels_first(_lay(pixels, alpha, ground)), _channels_first(colours), _to_bytes(mark.cover), mark.mask
+
+
+def _lay(
+    pixels: Float[np.ndarray, "side side channel"], alpha: Float[np.ndarray, "side side"], ground: Float[np.ndarray, "side side channel"]
+) -> Float[np.ndarray, "side side channel"]:
+    return ground * (1 - alpha[..., None]) + pixels * alpha[..., None]
 
 
 def _place_object(
@@ -291,21 +325,21 @@ def _pixel_centres(side: int) -> tuple[Float[np.ndarray, "side 1"], Float[np.nda
     return centres[:, None], centres[None]
 
 
-def _stick_plasters(composites: _Composites, shares: dict[str, float], split: str, seed: int) -> tuple[TensorImages, GroundTruth]:
-    """The pictures with a plaster on exactly the given share of each class, at random."""
+def _add_shortcuts(composites: _Composites, shares: dict[str, float], split: str, seed: int, shortcut: str) -> tuple[TensorImages, GroundTruth]:
+    """The pictures with the shortcut on exactly the given share of each class, at random."""
     labels = composites.labels
-    stuck = draw_carriers(labels, shares, seed, "stamps plasters", split)
+    carry = draw_carriers(labels, shares, seed, "stamps plasters", split)
     images = composites.images.copy()
-    for row in stuck.nonzero()[:, 0].tolist():
+    for row in carry.nonzero()[:, 0].tolist():
         cover = composites.covers[row] / np.float32(255)
-        images[row] = np.rint(images[row] * (1 - cover) + composites.plasters[row] * cover)
-    groups = name_groups(CLASSES, labels, ["plaster" if has else "no plaster" for has in stuck.tolist()])
-    truth = GroundTruth(groups, functools.partial(_mask_at, torch.from_numpy(composites.covers), stuck), stuck, clusters=composites.objects)
+        images[row] = np.rint(images[row] * (1 - cover) + composites.shortcuts[row] * cover)
+    groups = name_groups(CLASSES, labels, [shortcut if has else f"no {shortcut}" for has in carry.tolist()])
+    truth = GroundTruth(groups, functools.partial(_mask_at, torch.from_numpy(composites.masks), carry), carry, clusters=composites.objects)
     return TensorImages(torch.from_numpy(images), labels), truth
 
 
-def _mask_at(covers: UInt8[Tensor, "image side side"], stuck: Bool[Tensor, " image"], index: int) -> Tensor | None:
-    return covers[index] > 127 if stuck[index] else None
+def _mask_at(masks: Bool[Tensor, "image side side"], carry: Bool[Tensor, " image"], index: int) -> Tensor | None:
+    return masks[index] if carry[index] else None
 
 
 def _draw(generator: torch.Generator, low: float, high: float) -> float:
