@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import functools
 import json
 import threading
 import time
@@ -14,7 +13,6 @@ import torch
 
 from rightreasons.common.progress import Silent
 from rightreasons.config import merge_tables
-from rightreasons.data.built_in import decoy_mnist
 from rightreasons.errors import ConfigError, StudyUnfinished
 from rightreasons.networks.classifier import hash_weights
 from rightreasons.project.project import fresh_model, go_on, open_project
@@ -118,15 +116,6 @@ def test_a_mistake_in_any_row_is_told_before_anything_runs(tmp_path):
     with pytest.raises(ConfigError, match=r"row wrong: align\.term"):
         run_study(open_study(str(tmp_path / "mine.toml")), seeds=[0], methods=None, out=tmp_path / "out", reporter=Silent())
     assert not (tmp_path / "out").exists()
-
-
-@pytest.fixture(autouse=True, scope="module")
-def digits_read_once():
-    """The digits are a large table of text, and this file opens them a dozen times."""
-    read = decoy_mnist._packaged_digits
-    decoy_mnist._packaged_digits = functools.cache(read)
-    yield
-    decoy_mnist._packaged_digits = read
 
 
 def project(**changes):

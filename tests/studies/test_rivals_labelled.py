@@ -230,8 +230,9 @@ def test_an_empty_error_set_is_told_and_trained_plainly(tmp_path):
     task = bench.run.project.task
     bench.run.project = replace(bench.run.project, task=replace(task, splits={**task.splits, "train": images}, truth={**task.truth, "train": truth}))
     with torch.no_grad():  # the attribute decides, and it agrees with the class everywhere
-        _, first, _, last = bench.run.model.network
-        first.weight.zero_(), first.bias.zero_(), last.weight.zero_()
+        first, last = (layer for layer in bench.run.model.network.modules() if isinstance(layer, nn.Linear))
+        for tensor in (first.weight, first.bias, last.weight):
+            tensor.zero_()
         first.weight[0, 1], last.weight[1, 0] = 9, 9
         last.bias.copy_(torch.tensor([1.0, 0.0]))
     METHODS["jtt"](bench)

@@ -76,7 +76,7 @@ def fine_tune_equally(
             recipe=Recipe(config.epochs if epochs is None else epochs, config.learning_rate, config.gamma, config.layers, WARM_UP),
             seed=run.config.run.seed,
             freeze_statistics=True,
-            judge_epoch=lambda model, epoch: judge(model),
+            judge_epoch=None if judge is None else lambda model, epoch: judge(model),
             progress=advance,
         )
     return tuned
