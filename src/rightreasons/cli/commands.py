@@ -116,9 +116,9 @@ def find(
 ) -> None:
     """Find what the classifier leans on and have each piece judged; writes a run folder and report.html."""
     from rightreasons.pipeline.find import find as find_in
+    from rightreasons.pipeline.questions.open_questions import carried_backends
     from rightreasons.pipeline.results import write_results
     from rightreasons.project.project import read_project
-    from rightreasons.questions.open_questions import carried_backends
     from rightreasons.runs.folder import RunFolder
 
     reporter = _reporter()
