@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rightreasons.cli import lvlm, verdict
+from rightreasons.cli import again, lvlm, review, verdict
 from rightreasons.cli.shared import AllowRemote, ConfigFile, Device, Out, default_folder, note_left_out, print_table, register
 
 if TYPE_CHECKING:
@@ -177,6 +177,8 @@ def score(run_folder: Target, out: Out = None, as_json: AsJson = False, change: 
 
 
 register(app, "rightreasons verdict runs/parts 132 S1 spurious --by NAME")(verdict.verdict)
+register(app, "rightreasons review runs/parts")(review.review)
+register(app, 'rightreasons ask-again runs/parts 132 140 --role judge --by "Dr Ann"', "ask-again")(again.ask_again)
 
 
 @register(app, "rightreasons bench decoy-mnist --seeds 1 --json")

@@ -20,7 +20,6 @@ from rightreasons.networks.predictions import Predictions, predict_labels
 from rightreasons.records import HeldOut
 from rightreasons.repair.align import AlignmentSet, align_model
 from rightreasons.repair.guard import find_harm, measure_held_out
-from rightreasons.repair.masks import build_masks
 from rightreasons.repair.propagate import spread_verdicts
 from rightreasons.run import Alignment, Run
 from rightreasons.runs.folder import RunFolder
@@ -91,7 +90,7 @@ def alignment_job(run: Run) -> str:
     described = f"{settings} {run.config.data.flips} {run.config.run.seed} {hash_weights(run.model)} {count_images(run.train)}".encode()
     digest = hashlib.sha256(described)
     digest.update(run.masks.numpy().data)
-    digest.update(_relevant(run).numpy().data)
+    digest.update(run.protected.numpy().data)
     return digest.hexdigest()[:16]
 
 
@@ -154,12 +153,7 @@ def align(model: nn.Module, run: Run, alignment: AlignmentSet, *, checkpoint: Pa
 
 def judged_alignment(run: Run, reporter: Reporter) -> AlignmentSet:
     """The inspected images with what was judged spurious and relevant in them, and the verdicts spread to other training images if possible."""
-    return build_alignment(run, run.masks, _relevant(run), reporter)
-
-
-def _relevant(run: Run) -> Tensor:
-    """What was judged relevant in the inspected images, (image, height, width)."""
-    return build_masks(run.segmentation, run.selection, run.verdicts, kind="effect", value="relevant")
+    return build_alignment(run, run.masks, run.protected, reporter)
 
 
 def build_alignment(
