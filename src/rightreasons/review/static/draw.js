@@ -4,6 +4,7 @@
 const canvas = document.getElementById("canvas");
 const context = canvas.getContext("2d");
 const where = document.getElementById("where");
+const ring = document.getElementById("brush");
 const size = document.getElementById("size");
 const { width, height } = canvas;
 const TOOLS = ["clear", "paint", "erase"];
@@ -53,9 +54,13 @@ function show() {
   const picture = context.createImageData(width, height);
   marks.forEach((mark, place) => picture.data.set(COLOURS[mark], place * 4));
   context.putImageData(picture, 0, 0);
-  context.strokeStyle = "#fff";
-  context.lineWidth = Math.max(1, width / 200);
-  context.strokeRect(brush[0] - size.value / 2, brush[1] - size.value / 2, Number(size.value), Number(size.value));
+  const reach = Number(size.value) + 1;
+  Object.assign(ring.style, {
+    left: `${(brush[0] + 0.5 - reach / 2) / width * 100}%`,
+    top: `${(brush[1] + 0.5 - reach / 2) / height * 100}%`,
+    width: `${reach / width * 100}%`,
+    height: `${reach / height * 100}%`,
+  });
 }
 
 function tell() {
