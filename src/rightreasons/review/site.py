@@ -36,12 +36,11 @@ class Site:
     )
 
     def show(self, request: Request, template: str, *, status: int = 200, **values: object) -> Response:
-        """A page. Keys that an error might repeat are taken out of it."""
+        """A page. Keys that a model or an error might repeat are taken out of it."""
         session = session_of(request)
-        values = {key: redact(value) if isinstance(value, str) else value for key, value in values.items()}
         shared = {"session": session, "said": session.take_said(), "run": self.state.path.resolve().name, "here": request.url.path}
         page = self.templates.get_template(template).render(**shared, tell=tell_verdict, choices=list_choices, **values)
-        return HTMLResponse(page, status)
+        return HTMLResponse(redact(page), status)
 
     def check_image(self, index: int) -> int:
         """The number of an inspected image. Raises ConfigError for any other."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -43,7 +42,7 @@ def encode_mask(mask: Bool[Tensor, "height width"]) -> list[int]:
     return [0, *lengths] if bool(flat[0]) else lengths
 
 
-def decode_mask(lengths: Sequence[int], size: tuple[int, int]) -> Bool[Tensor, "height width"]:
+def decode_mask(lengths: object, size: tuple[int, int]) -> Bool[Tensor, "height width"]:
     """The mask of (height, width) pixels that ``encode_mask`` gave. Raises ValueError for lengths that do not cover it."""
     whole = size[0] * size[1]
     if not isinstance(lengths, list) or len(lengths) > whole + 1 or any(type(length) is not int or length < 0 for length in lengths):
