@@ -28,7 +28,7 @@ HEADERS = {
     "cross-origin-resource-policy": "same-origin",
 }
 # A cookie that is SameSite=Strict does not go along with a redirect that came from elsewhere, so the browser is told to ask anew.
-_HEAD = '<meta charset="utf-8"><meta http-equiv="refresh" content="0;url=/"><title>rightreasons</title>'
+_HEAD = '<meta charset="utf-8"><meta http-equiv="refresh" content="0;url=/"><link rel="icon" href="/static/icon.svg"><title>rightreasons</title>'
 _ENTER = f'<!doctype html><html lang="en"><head>{_HEAD}</head><body><a href="/">Go on</a></body></html>'
 
 
