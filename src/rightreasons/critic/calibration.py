@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from rightreasons.records import HUMAN, Verdict
 
@@ -34,10 +35,23 @@ class Calibration:
     """
 
     levels: tuple[Level, ...] = ()
-    curve: tuple[tuple[float, float], ...] = ()
-    _shares: Mapping[float, float] = field(default_factory=dict, repr=False)
+    _pairs: tuple[tuple[Verdict, str], ...] = field(default=(), repr=False)
 
-    @property
+    @cached_property
+    def curve(self) -> tuple[tuple[float, float], ...]:
+        """What share of the verdicts is right if a person, who is taken to be right, sees the most uncertain segments first."""
+        # A model that is unsure has not told; a coin would be right half the time.
+        right = [(self._sureness(model), 0.5 if model.value == "unsure" else float(model.value == value)) for model, value in self._pairs]
+        return _draw_curve(sorted(right, key=lambda pair: pair[0]))
+
+    @cached_property
+    def _shares(self) -> dict[float, float]:
+        return {level.p: level.share for level in self.levels}
+
+    def _sureness(self, verdict: Verdict) -> float:
+        return abs(2 * self._shares[float(verdict.p or 0.0)] - 1)
+
+    @cached_property
     def count(self) -> int:
         """How many segments it rests on."""
         return sum(level.count for level in self.levels)
@@ -65,10 +79,7 @@ def calibrate(said: Mapping[tuple[int, int], Verdict], settled: Mapping[tuple[in
         level[0] += 1
         level[1] += value == "spurious"
     levels = tuple(Level(p, count, spurious) for p, (count, spurious) in sorted(counts.items()))
-    shares = {level.p: level.share for level in levels}
-    # A model that is unsure has not told; a coin would be right half the time.
-    right = [(abs(2 * shares[float(model.p or 0.0)] - 1), 0.5 if model.value == "unsure" else float(model.value == value)) for model, value in pairs]
-    return Calibration(levels, _draw_curve(sorted(right, key=lambda pair: pair[0])), shares)
+    return Calibration(levels, tuple(pairs))
 
 
 def _draw_curve(right: list[tuple[float, float]]) -> tuple[tuple[float, float], ...]:

@@ -112,7 +112,7 @@ def add_routes(app: FastAPI, site: Site) -> None:
             images=images[(number - 1) * COMPARED : number * COMPARED],
             number=number,
             last=last,
-            by_image=snapshot.by_image,
+            items_of=snapshot.items_of,
             label_of=state.label_of,
         )
 
@@ -137,14 +137,14 @@ def _page(request: Request) -> int:
 def _image_values(site: Site, request: Request, index: int) -> dict[str, Any]:
     """What the page of an image shows."""
     state, filters, snapshot = site.state, Filters.read(request.query_params), site.state.snapshot()
-    items, segments = snapshot.by_image.get(index, []), state.shown_segments(index)
+    items, segments = snapshot.items_of(index), state.shown_segments(index)
     said = request.query_params.get("segment", "")
     wanted = int(said) if said.isascii() and said.isdecimal() and len(said) < 4 else -1
     if not any(item.segment == wanted for item in items):
         wanted = next((item.segment for item in snapshot.items if item.index == index), -1)
     listed = list_items(snapshot, filters)
     critiques = state.critiques(index)
-    histories = {item.segment: [v for v in snapshot.history if (v.index, v.segment) == (index, item.segment)] for item in items}
+    histories = {item.segment: snapshot.lines[index, item.segment] for item in items}
     after, before = (find(listed, (index, wanted)) for find in (find_next, find_previous))
     return {
         "index": index,

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from urllib.parse import urlencode
 
 from rightreasons.records import HUMAN, VALUES
-from rightreasons.review.state import Item, Place, Snapshot
+from rightreasons.review.snapshot import Item, Place, Snapshot
 
 PAGE_SIZE = 50
 SOURCES = ("model", "person")
@@ -68,15 +68,16 @@ def list_items(snapshot: Snapshot, filters: Filters) -> list[Item]:
 
 def find_next(items: list[Item], place: Place) -> Item | None:
     """The segment that follows ``place`` in the list, or the first one if ``place`` is not in it; None if nothing else is left."""
-    places = [(item.index, item.segment) for item in items]
-    if place not in places:
-        return items[0] if items else None
-    position = places.index(place) + 1
-    return items[position] if position < len(items) else None
+    position = _find(items, place)
+    following = 0 if position is None else position + 1
+    return items[following] if following < len(items) else None
 
 
 def find_previous(items: list[Item], place: Place) -> Item | None:
     """The segment before ``place`` in the list, or None."""
-    places = [(item.index, item.segment) for item in items]
-    position = places.index(place) if place in places else 0
+    position = _find(items, place)
     return items[position - 1] if position else None
+
+
+def _find(items: list[Item], place: Place) -> int | None:
+    return next((position for position, item in enumerate(items) if item.segment == place[1] and item.index == place[0]), None)

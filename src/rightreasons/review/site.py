@@ -15,7 +15,8 @@ from rightreasons.records import HUMAN, Verdict
 from rightreasons.review.jobs import Jobs
 from rightreasons.review.queue import Filters
 from rightreasons.review.security import Session
-from rightreasons.review.state import Item, ReviewState
+from rightreasons.review.snapshot import Item
+from rightreasons.review.state import ReviewState
 
 
 def _finalize(value: object) -> object:

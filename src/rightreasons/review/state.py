@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import threading
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,91 +14,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rightreasons.config import Config
-from rightreasons.critic.calibration import Calibration, calibrate
-from rightreasons.critic.votes import Waiting, queue_verdicts
 from rightreasons.data import open_data
 from rightreasons.errors import ConfigError
-from rightreasons.records import (
-    HUMAN,
-    ClassDescription,
-    Critique,
-    Drawing,
-    Segmentation,
-    Selection,
-    Verdict,
-    Words,
-    find_disputes,
-    settle_verdicts,
-)
+from rightreasons.records import ClassDescription, Critique, Drawing, Segmentation, Selection, Words
+from rightreasons.review.snapshot import Place, Snapshot, VerdictLog
 from rightreasons.runs.drawings import load_drawings
 from rightreasons.runs.folder import RunFolder
-from rightreasons.runs.verdict_lines import drop_withdrawn, parse_lines
 from rightreasons.runs.words import load_words
-
-Place = tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Item:
-    """One segment as the queue lists it. ``said`` is the model's verdict, ``verdict`` the one that counts; ``people`` have decided on it."""
-
-    index: int
-    segment: int
-    label: str
-    share: float
-    verdict: Verdict
-    said: Verdict | None
-    waiting: Waiting | None
-    uncertainty: float
-    people: tuple[str, ...]
-
-    @property
-    def name(self) -> str:
-        """S1 for segment 0."""
-        return f"S{self.segment + 1}"
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """All verdicts of a run at one moment; ``items`` are all segments, the most uncertain and important first."""
-
-    history: list[Verdict]
-    standing: list[Verdict]
-    items: list[Item]
-    disputes: dict[Place, list[Verdict]]
-    calibration: Calibration
-
-    @cached_property
-    def by_place(self) -> dict[Place, Item]:
-        """The items by image and segment."""
-        return {(item.index, item.segment): item for item in self.items}
-
-    @cached_property
-    def by_image(self) -> dict[int, list[Item]]:
-        """The items of each image, in the order of their segments."""
-        images: dict[int, list[Item]] = {}
-        for item in sorted(self.items, key=lambda item: item.segment):
-            images.setdefault(item.index, []).append(item)
-        return images
-
-    @cached_property
-    def reviewers(self) -> dict[str, int]:
-        """How many segments each person has a standing verdict on, by name."""
-        counts: dict[str, int] = {}
-        for item in self.items:
-            for name in item.people:
-                counts[name] = counts.get(name, 0) + 1
-        return dict(sorted(counts.items()))
-
-    @property
-    def waiting(self) -> int:
-        """How many segments wait for a person."""
-        return sum(item.waiting is not None for item in self.items)
-
-    @property
-    def decided(self) -> int:
-        """How many segments a person has decided on."""
-        return sum(item.verdict.source == HUMAN for item in self.items)
 
 
 @dataclass
@@ -122,11 +42,8 @@ class ReviewState:
         self.row_of = {int(index): row for row, index in enumerate(selection.indices.tolist())}
         self.size: tuple[int, int] = (segmentation.segments.shape[1], segmentation.segments.shape[2])
         self._labels, self._shares = selection.labels.tolist(), segmentation.shares.tolist()
-        self._counts = self.folder.segment_counts()
+        self._log = VerdictLog(self.path / "verdicts.jsonl", self.folder.segment_counts() or {}, self.describe_place)
         self._lock = threading.Lock()
-        self._history: list[Verdict] = []
-        self._read_to, self._file, self._lines = 0, 0, 0
-        self._snapshot: Snapshot | None = None
         self._critiques: tuple[float, dict[int, list[Critique]]] = (-1.0, {})
 
     @property
@@ -196,7 +113,7 @@ class ReviewState:
 
     def mask(self, index: int) -> Bool[Tensor, "height width"]:
         """The corrective mask of an image, as ``fix`` would use it now."""
-        row, kept = self.row_of[index], self.snapshot().by_image.get(index, [])
+        row, kept = self.row_of[index], self.snapshot().items_of(index)
         segments = self.segmentation.segments[row]
         mask = torch.zeros(self.size, dtype=torch.bool)
         for item in kept:
@@ -213,40 +130,10 @@ class ReviewState:
 
     def snapshot(self) -> Snapshot:
         """The verdicts as they are on the disk at this moment. Raises ConfigError naming a line that is none."""
-        path = self.path / "verdicts.jsonl"
         with self._lock:
-            with path.open("rb") as file:
-                status = os.fstat(file.fileno())
-                if status.st_ino != self._file or status.st_size < self._read_to:
-                    self._history, self._read_to, self._lines, self._snapshot = [], 0, 0, None
-                self._file = status.st_ino
-                file.seek(self._read_to)
-                added = file.read()
-            # A line that another process is still writing is read the next time.
-            whole = added[: added.rfind(b"\n") + 1] if self._read_to or added.endswith(b"\n") else added
-            if whole or self._snapshot is None:
-                self._history += parse_lines(whole.decode("utf-8"), path, self._counts, first=self._lines + 1)
-                self._read_to, self._lines = self._read_to + len(whole), self._lines + whole.count(b"\n")
-                self._snapshot = self._take(self._history)
-            return self._snapshot
+            return self._log.read()
 
-    def _take(self, history: Iterable[Verdict]) -> Snapshot:
-        history = list(history)
-        standing = drop_withdrawn(history)
-        said = settle_verdicts(verdict for verdict in standing if verdict.source != HUMAN)
-        settled = settle_verdicts(standing)
-        people: dict[Place, dict[str, None]] = {}
-        for verdict in standing:
-            if verdict.source == HUMAN:
-                people.setdefault((verdict.index, verdict.segment), {})[verdict.by or "unnamed"] = None
-        calibration = calibrate(said, settled)
-        waiting = {(entry.index, entry.segment): entry for entry in queue_verdicts(standing, self.selection, self.segmentation)}
-        items = []
-        for (index, segment), verdict in settled.items():
-            row, model = self.row_of[index], said.get((index, segment))
-            uncertainty = 1.0 if model is None else calibration.uncertainty(model)
-            names = tuple(people.get((index, segment), ()))
-            label, share = self.classes[self._labels[row]], self._shares[row][segment]
-            items.append(Item(index, segment, label, share, verdict, model, waiting.get((index, segment)), uncertainty, names))
-        items.sort(key=lambda item: (item.waiting is None, item.verdict.source == HUMAN, -item.share * item.uncertainty, item.index, item.segment))
-        return Snapshot(history, standing, items, find_disputes(standing), calibration)
+    def describe_place(self, place: Place) -> tuple[str, float]:
+        """The class of a segment's image, and the segment's share of the positive effect."""
+        row = self.row_of[place[0]]
+        return self.classes[self._labels[row]], self._shares[row][place[1]]

@@ -15,9 +15,10 @@ from rightreasons.errors import ConfigError
 from rightreasons.lvlm.backends import BACKENDS, anthropic, gemini, kind_of
 from rightreasons.lvlm.wire.privacy import is_loopback
 from rightreasons.project.project import find_server
-from rightreasons.records import HUMAN, ClassDescription, Verdict, Words, settle_verdicts
+from rightreasons.records import ClassDescription, Verdict, Words
 from rightreasons.review.forms import read_form, read_numbers
 from rightreasons.review.site import Site, go_to, session_of
+from rightreasons.review.snapshot import Snapshot
 from rightreasons.review.state import ReviewState
 from rightreasons.runs.appended import now, read_name
 from rightreasons.runs.words import add_words
@@ -36,7 +37,10 @@ def add_routes(app: FastAPI, site: Site) -> None:
     def words(request: Request) -> Response:
         changes, snapshot = state.words(), state.snapshot()
         waiting = list(dict.fromkeys(item.index for item in snapshot.items if item.waiting is not None))
-        by_class = {name: [index for index in state.row_of if state.label_of(index) == name and index in snapshot.by_image] for name in state.classes}
+        by_class: dict[str, list[int]] = {name: [] for name in state.classes}
+        for item in snapshot.by_place.values():
+            if item.segment == 0:
+                by_class[item.label].append(item.index)
         edited = {name: (state.original(name), item) for name, item in state.descriptions().items() if item != state.original(name)}
         return site.show(
             request,
@@ -49,7 +53,7 @@ def add_routes(app: FastAPI, site: Site) -> None:
             by_class=by_class,
             remote=remote_hosts(state),
             critic=state.config.critic,
-            changed=list_changed(snapshot.standing),
+            changed=list_changed(snapshot),
             images=request.query_params.get("images", ""),
         )
 
@@ -115,12 +119,11 @@ def remote_hosts(state: ReviewState) -> list[str]:
     return list(dict.fromkeys(hosts))
 
 
-def list_changed(standing: list[Verdict]) -> list[tuple[Verdict, Verdict]]:
+def list_changed(snapshot: Snapshot) -> list[tuple[Verdict, Verdict]]:
     """The model's verdicts that judging again has changed: as ``find`` had it, and as it is now."""
-    models = [verdict for verdict in standing if verdict.source != HUMAN]
-    first = settle_verdicts(verdict for verdict in models if verdict.at is None)
-    last = settle_verdicts(models)
-    return [(first[place], verdict) for place, verdict in last.items() if place in first and verdict.value != first[place].value]
+    again = [item.said for item in snapshot.by_place.values() if item.said is not None and item.said.at is not None]
+    pairs = [(next((line for line in snapshot.lines[new.index, new.segment] if line.at is None), None), new) for new in again]
+    return [(old, new) for old, new in pairs if old is not None and old.value != new.value]
 
 
 def _read_text(form: dict[str, str], key: str, longest: int) -> str:
