@@ -250,3 +250,16 @@ def test_how_far_the_model_can_be_believed(browser):
         browser.decide(image, 1, "relevant")
     page = browser.get("/people")
     assert f"On the {2 * len(browser.images)} segments" in page and "50 % are right without a person" in page
+
+
+def test_a_long_log_comes_in_whole_lines_and_a_line_without_an_end_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.setattr("rightreasons.review.jobs.MOST_WORDS", 20)
+    jobs = Jobs(tmp_path / "jobs")
+    jobs.start("x", ["--version"], "Ann")
+    jobs._process.wait(60)
+    jobs._log.write_bytes(b"first line\nsecond line\n" + b"y" * 45)
+    parts, end = [], 0
+    while (progress := jobs.look(end)).words:
+        parts.append(progress.words)
+        end = progress.end
+    assert parts == ["first line\n", "second line\n", "y" * 20, "y" * 20, "y" * 5]

@@ -91,7 +91,8 @@ class Jobs:
         with log.open("rb") as file:
             file.seek(max(0, start))
             added = file.read(MOST_WORDS)
-        # Whole lines alone, so that no key is cut in two before it is taken out.
-        whole = added if state != "running" and len(added) < MOST_WORDS else added[: added.rfind(b"\n") + 1] or added[:0]
+        # Whole lines alone, so that no key is cut in two before it is taken out; but for the end of a finished log, and a line without an end.
+        lines = added[: added.rfind(b"\n") + 1]
+        whole = lines if (state == "running" and len(added) < MOST_WORDS) or (lines and len(added) == MOST_WORDS) else added
         words = clean_text(redact(whole.decode("utf-8", "replace")))
         return Progress(self._name, state, words, max(0, start) + len(whole))

@@ -43,8 +43,19 @@ def append_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
             if end and os.pread(handle, 1, end - 1) != b"\n":  # an editor may leave out the last newline
                 text = "\n" + text
             _write_whole(handle, text.encode(), end, path)
+            if end == 0:
+                _keep_name(path.parent)
         finally:
             os.close(handle)
+
+
+def _keep_name(folder: Path) -> None:
+    """Waits until the name of a new file in the folder is on the disk as well."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _write_whole(handle: int, content: bytes, end: int, path: Path) -> None:
