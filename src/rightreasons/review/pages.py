@@ -121,7 +121,7 @@ def add_routes(app: FastAPI, site: Site) -> None:
         snapshot = state.snapshot()
         height = 160
         curve = " ".join(f"{300 * share:.1f},{height * (1 - right):.1f}" for share, right in snapshot.calibration.curve)
-        last = sorted((verdict for verdict in snapshot.history if verdict.by), key=lambda verdict: verdict.at or "", reverse=True)[:PAGE_SIZE]
+        last = [verdict for verdict in reversed(snapshot.history) if verdict.by][:PAGE_SIZE]
         return site.show(request, "people.html", snapshot=snapshot, curve=curve, last=last, drawings=sorted(state.drawings().values(), key=_when))
 
 
