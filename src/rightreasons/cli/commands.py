@@ -271,7 +271,8 @@ def _tell_of_questions(run: Run) -> None:
             count, path = Human(file, run.project.root).count_waiting()
             asked = "1 question" if count == 1 else f"{count} questions"
             typer.echo(f"{asked} without an answer in {path}: write the answers there and run the same command again", err=True)
-    typer.echo(f"or decide segment by segment: `rightreasons verdict {run.folder.path} --list` prints what waits as a table to fill in", err=True)
+    typer.echo(f"or decide segment by segment: `rightreasons review {run.folder.path}` shows what waits in a browser, and", err=True)
+    typer.echo(f"`rightreasons verdict {run.folder.path} --list` prints it as a table to fill in", err=True)
     raise typer.Exit(NOT_ANSWERED)
 
 
