@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-import torch
 from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
@@ -25,7 +24,7 @@ SCORES = (
     ("spurious_share", "Evidence on segments judged spurious"),
     ("swap_flip_rate", "Answers that pasting them in changes"),
 )
-Kind = Literal["clean", "heatmap", "before", "after", "mask"]
+Kind = Literal["clean", "heatmap", "after", "mask"]
 
 
 def add_routes(app: FastAPI, site: Site) -> None:
@@ -122,11 +121,14 @@ def add_routes(app: FastAPI, site: Site) -> None:
         height = 160
         curve = " ".join(f"{300 * share:.1f},{height * (1 - right):.1f}" for share, right in snapshot.calibration.curve)
         last = [verdict for verdict in reversed(snapshot.history) if verdict.by][:PAGE_SIZE]
-        return site.show(request, "people.html", snapshot=snapshot, curve=curve, last=last, drawings=sorted(state.drawings().values(), key=_when))
-
-
-def _when(drawing: Any) -> str:  # noqa: ANN401 -- a Drawing or a Verdict
-    return drawing.at
+        return site.show(
+            request,
+            "people.html",
+            snapshot=snapshot,
+            curve=curve,
+            last=last,
+            drawings=sorted(state.drawings().values(), key=lambda drawing: drawing.at),
+        )
 
 
 def _page(request: Request) -> int:
@@ -179,4 +181,4 @@ def _draw(site: Site, index: int, kind: Kind) -> bytes | None:
     before = state.heatmap(index)
     shown = state.heatmap(index, after=True) if kind == "after" else before
     # Before and after have one scale, so that the eye may compare them.
-    return None if shown is None or before is None else pictures.heatmap_png(shown, pictures.heatmap_scale(torch.as_tensor(before)))
+    return None if shown is None or before is None else pictures.heatmap_png(shown, pictures.heatmap_scale(before))

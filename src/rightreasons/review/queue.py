@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from urllib.parse import urlencode
 
 from rightreasons.records import HUMAN, VALUES
@@ -59,11 +59,7 @@ class Filters:
 
 def list_items(snapshot: Snapshot, filters: Filters) -> list[Item]:
     """The segments that the filters let through, the most important first."""
-    return (
-        snapshot.items
-        if filters == replace(filters, **dict.fromkeys(asdict(filters), ""))
-        else [i for i in snapshot.items if filters.lets_through(i)]
-    )
+    return snapshot.items if filters == Filters() else [item for item in snapshot.items if filters.lets_through(item)]
 
 
 def find_next(items: list[Item], place: Place) -> Item | None:

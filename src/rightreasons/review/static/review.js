@@ -15,6 +15,7 @@ function recall(name) {
   try { return localStorage.getItem(name); } catch (error) { return null; }
 }
 
+// The outline of the chosen segment stays lit.
 function light(number, on) {
   for (const part of [...segments, ...outlines]) {
     if (part.dataset.segment === number) part.classList.toggle("lit", on || part.closest(".segments") === null && isChosen(number));
