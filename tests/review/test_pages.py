@@ -263,3 +263,11 @@ def test_a_long_log_comes_in_whole_lines_and_a_line_without_an_end_as_it_is(tmp_
         parts.append(progress.words)
         end = progress.end
     assert parts == ["first line\n", "second line\n", "y" * 20, "y" * 20, "y" * 5]
+
+
+def test_a_wrong_answer_of_the_classifier_is_told(browser):
+    image, state = browser.images[0], browser.site.state
+    assert f"<h1>Image {image}: {state.label_of(image)}</h1>" in browser.get(f"/image/{image}")
+    other = next(name for name in state.classes if name != state.label_of(image))
+    state._answers[0] = state.classes.index(other)
+    assert f"<h1>Image {image}: {state.label_of(image)}, classified as {other}</h1>" in browser.get(f"/image/{image}")

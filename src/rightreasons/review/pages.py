@@ -151,6 +151,7 @@ def _image_values(site: Site, request: Request, index: int) -> dict[str, Any]:
     return {
         "index": index,
         "label": state.label_of(index),
+        "answer": state.answer_of(index),
         "words": state.describe(index),
         "items": items,
         "chosen": wanted,

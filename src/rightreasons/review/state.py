@@ -43,6 +43,8 @@ class ReviewState:
         self.size: tuple[int, int] = (segmentation.segments.shape[1], segmentation.segments.shape[2])
         self._labels, self._shares = selection.labels.tolist(), segmentation.shares.tolist()
         self._log = VerdictLog(self.path / "verdicts.jsonl", self.folder.segment_counts() or {}, self.describe_place)
+        with safetensors.safe_open(self.path / "heatmaps.safetensors", "pt") as tensors:
+            self._answers: list[int] = tensors.get_tensor("targets").tolist()
         self._lock = threading.Lock()
         self._critiques: tuple[float, dict[int, list[Critique]]] = (-1.0, {})
 
@@ -85,6 +87,10 @@ class ReviewState:
     def label_of(self, index: int) -> str:
         """The true class of an inspected image."""
         return self.classes[self._labels[self.row_of[index]]]
+
+    def answer_of(self, index: int) -> str:
+        """The class that the classifier gives an inspected image, which its heatmap explains."""
+        return self.classes[self._answers[self.row_of[index]]]
 
     def critiques(self, index: int) -> list[Critique]:
         """The critic's words on an image."""
