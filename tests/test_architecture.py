@@ -31,7 +31,7 @@ LAYERS = (
     "run",
     "scoring report",
     "pipeline",
-    "questions studies",
+    "studies review",
     "cli",
     "__init__",
     "__main__",

@@ -113,12 +113,17 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Critique:
-    """The critic's reasoning on one image. ``text`` is empty if the critic gave no usable answer, and ``problem`` says why."""
+    """The critic's reasoning on one image. ``text`` is empty if the critic gave no usable answer, and ``problem`` says why.
+
+    If somebody had the image judged again after ``find``, ``by`` says who and ``at`` when (ISO 8601).
+    """
 
     index: int
     text: str
     problem: str | None = None
     vote: int = 0
+    by: str | None = None
+    at: str | None = None
 
 
 @dataclass(frozen=True)
@@ -127,7 +132,7 @@ class Verdict:
 
     ``p`` is the probability, by the votes, that the segment is spurious (None for a person's verdict, which has no votes). ``problem`` says why
     there is no vote at all, ``doubt`` why a person should check the verdict. For a person's verdict, ``by`` says who gave it and ``at`` when
-    (ISO 8601).
+    (ISO 8601); for a model's, who had it judged again, and when. If it ``withdraws``, it takes back that person's last verdict on the segment.
     """
 
     index: int
@@ -139,6 +144,31 @@ class Verdict:
     doubt: str | None = None
     by: str | None = None
     at: str | None = None
+    withdraws: bool = False
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What a person has marked by hand on one image: pixels that are ``painted`` are spurious, ``erased`` ones are not, whatever their segment.
+
+    ``by`` says who, ``at`` when (ISO 8601). A later drawing on the same image takes the place of an earlier one.
+    """
+
+    index: int
+    painted: Bool[Tensor, "height width"]
+    erased: Bool[Tensor, "height width"]
+    by: str
+    at: str
+
+
+@dataclass(frozen=True)
+class Words:
+    """What an expert changed after ``find``: descriptions of classes, and few-shot pairs of the judge as TOML, or None for those of the run."""
+
+    classes: tuple[ClassDescription, ...]
+    examples: str | None
+    by: str
+    at: str
 
 
 @dataclass(frozen=True)
@@ -223,6 +253,17 @@ def settle_verdicts(verdicts: Iterable[Verdict]) -> dict[tuple[int, int], Verdic
     """The verdict that counts for each segment, by image and segment: the last one, and a person's before any model's."""
     ordered = sorted(verdicts, key=lambda verdict: verdict.source == HUMAN)
     return {(verdict.index, verdict.segment): verdict for verdict in ordered}
+
+
+def find_disputes(verdicts: Iterable[Verdict]) -> dict[tuple[int, int], list[Verdict]]:
+    """The segments on which people disagree, by image and segment: the last verdict of each person, in the order of time; the last one counts."""
+    said: dict[tuple[int, int], dict[str | None, Verdict]] = {}
+    for verdict in verdicts:
+        if verdict.source == HUMAN:
+            people = said.setdefault((verdict.index, verdict.segment), {})
+            people.pop(verdict.by, None)  # the last to speak stands last
+            people[verdict.by] = verdict
+    return {place: list(people.values()) for place, people in said.items() if len({verdict.value for verdict in people.values()}) > 1}
 
 
 # The ``source`` of a person's verdict.

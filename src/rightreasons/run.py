@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,10 @@ from rightreasons.errors import ConfigError
 from rightreasons.networks.answers import Answers, check_chance
 from rightreasons.networks.classifier import copy_model, hash_weights, load_checkpoint
 from rightreasons.project.project import Project, fresh_model, project_of_run
-from rightreasons.records import Attribution, ClassDescription, Control, Criticism, Critique, Segmentation, Selection, Verdict
-from rightreasons.repair.masks import build_masks
+from rightreasons.records import Attribution, ClassDescription, Control, Criticism, Critique, Drawing, Segmentation, Selection, Verdict
+from rightreasons.repair.masks import apply_drawings, build_masks
 from rightreasons.repair.swap import count_flips, flip_rate
+from rightreasons.runs.drawings import load_drawings
 from rightreasons.runs.folder import RunFolder
 
 # At most this many held-out images get a judged-spurious segment pasted in, to measure how often that changes the answer.
@@ -47,6 +48,7 @@ class Run:
     aligned: nn.Module | None = None
     rejected: nn.Module | None = None
     alignment: Alignment | None = None
+    drawings: list[Drawing] = field(default_factory=list)
     _flip_rates: dict[str, float | None] = field(default_factory=dict, repr=False)
 
     @property
@@ -76,8 +78,15 @@ class Run:
 
     @property
     def masks(self) -> Tensor:
-        """The corrective masks, (image, height, width); a person's verdict overrules a model's."""
-        return build_masks(self.segmentation, self.selection, self.verdicts, kind=self.config.align.mask)
+        """The corrective masks, (image, height, width); a person's verdict overrules a model's, and what a person drew both."""
+        masks = build_masks(self.segmentation, self.selection, self.verdicts, kind=self.config.align.mask)
+        return apply_drawings(masks, self.selection, self.drawings)
+
+    @property
+    def protected(self) -> Tensor:
+        """What was judged relevant, (image, height, width), without what a person painted as spurious."""
+        relevant = build_masks(self.segmentation, self.selection, self.verdicts, kind="effect", value="relevant")
+        return apply_drawings(relevant, self.selection, self.drawings, value="relevant")
 
     @property
     def queue(self) -> list[Waiting]:
@@ -92,7 +101,8 @@ class Run:
     @property
     def coverage(self) -> Coverage:
         """How much of the inspected images was judged."""
-        return count_coverage(self.segmentation, self.verdicts)
+        drawn = {drawing.index: bool(drawing.painted.any()) for drawing in self.drawings}
+        return replace(count_coverage(self.segmentation, self.verdicts), drawn_images=sum(drawn.values()))
 
     @property
     def outcome(self) -> RunOutcome:
@@ -156,6 +166,7 @@ def load_run(folder: RunFolder, *, file: Path | None = None, changes: Mapping[st
         load_checkpoint(model, folder.trained_model)
     criticism = folder.load_criticism() or _read_old_criticism(folder)
     run = Run(project, folder, model, selection, attribution, segmentation, critiques, verdicts, folder.load_controls(), criticism)
+    run.drawings = load_drawings(folder)
     run.aligned, run.rejected = (_read_weights(run.model, folder.path / f"{name}.safetensors") for name in ("aligned", "rejected"))
     return run
 

@@ -14,7 +14,7 @@ from rightreasons.errors import MissingExtra
 from rightreasons.lvlm import open_lvlm
 from rightreasons.lvlm.backends import BACKENDS, kind_of
 from rightreasons.lvlm.wire.privacy import KEYS
-from rightreasons.questions.batch_files import LIMITS
+from rightreasons.pipeline.questions.batch_files import LIMITS
 from tests.support.helpers import environment
 
 ROOT = Path(__file__).parents[2]

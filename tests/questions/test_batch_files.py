@@ -13,8 +13,8 @@ from rightreasons.errors import ConfigError, LVLMTooBig
 from rightreasons.lvlm import open_lvlm
 from rightreasons.lvlm.ledger.ledger import Ledger
 from rightreasons.lvlm.protocol import Request
-from rightreasons.questions.batch_files import Imported, Limits, export_requests, read_answers
-from rightreasons.questions.open_questions import Question
+from rightreasons.pipeline.questions.batch_files import Imported, Limits, export_requests, read_answers
+from rightreasons.pipeline.questions.open_questions import Question
 from tests.support.fault_server import FaultServer
 from tests.support.helpers import invoke, read_lines, the_error, write_project, write_scripted
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rightreasons.cli import lvlm, verdict
+from rightreasons.cli import again, lvlm, review, verdict
 from rightreasons.cli.shared import AllowRemote, ConfigFile, Device, Out, default_folder, note_left_out, print_table, register
 
 if TYPE_CHECKING:
@@ -118,9 +118,9 @@ def find(
 ) -> None:
     """Find what the classifier leans on and have each piece judged; writes a run folder and report.html."""
     from rightreasons.pipeline.find import find as find_in
+    from rightreasons.pipeline.questions.open_questions import carried_backends
     from rightreasons.pipeline.results import write_results
     from rightreasons.project.project import read_project
-    from rightreasons.questions.open_questions import carried_backends
     from rightreasons.runs.folder import RunFolder
 
     reporter = _reporter()
@@ -179,6 +179,8 @@ def score(run_folder: Target, out: Out = None, as_json: AsJson = False, change: 
 
 
 register(app, "rightreasons verdict runs/parts 132 S1 spurious --by NAME")(verdict.verdict)
+register(app, "rightreasons review runs/parts")(review.review)
+register(app, 'rightreasons ask-again runs/parts 132 140 --role judge --by "Dr Ann"', "ask-again")(again.ask_again)
 
 
 @register(app, "rightreasons bench decoy-mnist --seeds 1 --json")
@@ -285,7 +287,8 @@ def _tell_of_questions(run: Run) -> None:
             count, path = Human(file, run.project.root).count_waiting()
             asked = "1 question" if count == 1 else f"{count} questions"
             typer.echo(f"{asked} without an answer in {path}: write the answers there and run the same command again", err=True)
-    typer.echo(f"or decide segment by segment: `rightreasons verdict {run.folder.path} --list` prints what waits as a table to fill in", err=True)
+    typer.echo(f"or decide segment by segment: `rightreasons review {run.folder.path}` shows what waits in a browser, and", err=True)
+    typer.echo(f"`rightreasons verdict {run.folder.path} --list` prints it as a table to fill in", err=True)
     raise typer.Exit(NOT_ANSWERED)
 
 

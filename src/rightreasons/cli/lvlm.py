@@ -13,8 +13,8 @@ from rightreasons.cli.shared import AllowRemote, ConfigFile, Out, default_folder
 
 if TYPE_CHECKING:
     from rightreasons.common.progress import Reporter
+    from rightreasons.pipeline.questions.batch_files import Imported
     from rightreasons.project.project import Project
-    from rightreasons.questions.batch_files import Imported
     from rightreasons.runs.folder import RunFolder
 
 app = typer.Typer(help="The vision-language model: what it can do, what it will cost, and requests carried by hand.", no_args_is_help=True)
@@ -54,9 +54,9 @@ def estimate(
 ) -> None:
     """Calls, tokens, US dollars and time of `find`, before a cent is spent. Asks no server."""
     from rightreasons.lvlm.ledger.ledger import Ledger
+    from rightreasons.pipeline.questions.estimate import estimate_plan
+    from rightreasons.pipeline.questions.open_questions import plan_or_bound
     from rightreasons.project.project import price_file, read_project
-    from rightreasons.questions.estimate import estimate_plan
-    from rightreasons.questions.open_questions import plan_or_bound
     from rightreasons.runs.folder import RunFolder
 
     project, folder = read_project(config), RunFolder(out or default_folder(config))
@@ -85,8 +85,8 @@ def export(
 ) -> None:
     """Write the requests that can be sent now as a provider's batch file: the critic's, and once those are imported the judge's. Sends nothing."""
     from rightreasons.lvlm.ledger.ledger import Ledger
-    from rightreasons.questions.batch_files import export_answers, export_requests
-    from rightreasons.questions.open_questions import plan_of_folder
+    from rightreasons.pipeline.questions.batch_files import export_answers, export_requests
+    from rightreasons.pipeline.questions.open_questions import plan_of_folder
     from rightreasons.runs.folder import RunFolder
 
     folder = RunFolder(run_folder)
@@ -113,8 +113,8 @@ def import_(
     """Read answers back in. The same file a second time changes nothing."""
     from rightreasons.errors import ConfigError
     from rightreasons.lvlm.ledger.ledger import Ledger
-    from rightreasons.questions.batch_files import import_answers
-    from rightreasons.questions.open_questions import plan_of_folder
+    from rightreasons.pipeline.questions.batch_files import import_answers
+    from rightreasons.pipeline.questions.open_questions import plan_of_folder
     from rightreasons.runs.folder import RunFolder
 
     folder = RunFolder(run_folder)
@@ -132,8 +132,8 @@ def import_(
 def show_dry_run(project: Project, folder: RunFolder, reporter: Reporter, *, as_json: bool) -> None:
     """`find --dry-run`: runs every stage before the critic, then shows one request as it would be sent."""
     from rightreasons.lvlm.ledger.ledger import Ledger
-    from rightreasons.questions.dry_run import show_request
-    from rightreasons.questions.open_questions import inspect_project
+    from rightreasons.pipeline.questions.dry_run import show_request
+    from rightreasons.pipeline.questions.open_questions import inspect_project
 
     with inspect_project(project, folder, reporter) as plan, Ledger(folder.ledger) as ledger:
         shown = show_request(plan, ledger, folder.path / "dry-run")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import datetime
 import json
 import sys
 from pathlib import Path
@@ -33,25 +32,25 @@ def verdict(
     """Decide on a segment as a person, which overrules any model's verdict. Nothing is sent, and nothing is lost if this is killed."""
     from rightreasons.errors import ConfigError
     from rightreasons.records import settle_verdicts
+    from rightreasons.runs.deciding import decide
     from rightreasons.runs.folder import RunFolder
-    from rightreasons.runs.verdict_lines import append_verdicts
 
     folder = RunFolder(run_folder)
     folder.config()  # is it a run folder?
-    with folder.locked():
-        counts, verdicts = folder.segment_counts(), folder.load_verdicts()
-        if counts is None or verdicts is None:
-            raise ConfigError(f"{folder.path} has no verdicts yet: run `rightreasons find` with the same --out to its end first")
-        if show:
-            _print_waiting(folder, verdicts, as_json=as_json)
-            return
-        decisions = _decisions(folder, counts, image, segment, value, table)
-        if not (by or "").strip():
-            raise ConfigError("a verdict needs the name of the person who decides: add --by NAME")
-        settled = settle_verdicts(verdicts)
-        at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        news = [_human(decision, str(by).strip(), at) for decision in decisions]
-        append_verdicts(folder.path / "verdicts.jsonl", news)
+    counts, verdicts = folder.segment_counts(), folder.load_verdicts()
+    if counts is None or verdicts is None:
+        raise ConfigError(f"{folder.path} has no verdicts yet: run `rightreasons find` with the same --out to its end first")
+    if show:
+        _print_waiting(folder, verdicts, as_json=as_json)
+        return
+    decisions = _decisions(folder, counts, image, segment, value, table)
+    if not (by or "").strip():
+        raise ConfigError("a verdict needs the name of the person who decides: add --by NAME")
+    settled = settle_verdicts(verdicts)
+    try:
+        news = decide(folder, decisions, by=by)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     changes = [_change(new, settled.get((new.index, new.segment))) for new in news]
     if as_json:
         typer.echo(json.dumps(changes, indent=2, ensure_ascii=False))
@@ -117,16 +116,10 @@ def _find_image(folder: RunFolder, name: str) -> int:
     return found[0]
 
 
-def _human(decision: Decision, by: str, at: str) -> Verdict:
-    from rightreasons.common.text import clean_text
-    from rightreasons.records import HUMAN, Verdict
-
-    index, segment, value = decision
-    return Verdict(index, segment, value, HUMAN, by=clean_text(by), at=at)
-
-
 def _change(new: Verdict, before: Verdict | None) -> dict[str, object]:
-    said = "no verdict" if before is None else f"{before.value} ({before.by or before.source})"
+    from rightreasons.records import HUMAN
+
+    said = "no verdict" if before is None else f"{before.value} ({before.by if before.source == HUMAN and before.by else before.source})"
     return {"image": new.index, "segment": f"S{new.segment + 1}", "before": said, "value": new.value, "by": new.by, "at": new.at}
 
 

@@ -29,6 +29,7 @@ from rightreasons.records import VALUES, Critique, Value, Verdict
 Ask = Callable[[Request], Answer]
 # The largest share of one kind of verdict in a file of examples, since judges tend to repeat the verdict that they are shown most.
 MOST_OF_ONE_KIND = 2 / 3
+_PAIRS = "expected tables [[example]] with a critique and verdicts = { S1 = 'spurious' }"
 
 
 @dataclass(frozen=True)
@@ -120,10 +121,18 @@ def read_examples(path: Path | None, generator: torch.Generator) -> tuple[Exampl
     """
     name = "the packaged examples" if path is None else str(path)
     try:
-        tables = tomllib.loads(read_prompt("judge_examples.toml") if path is None else path.read_text(encoding="utf-8"))
-        examples = [Example(table["critique"].strip(), dict(table["verdicts"])) for table in tables["example"]]
-    except (OSError, tomllib.TOMLDecodeError, LookupError, TypeError, AttributeError, ValueError) as error:
-        raise ConfigError(f"{name}: {error!r}; expected tables [[example]] with a critique and verdicts = {{ S1 = 'spurious' }}") from error
+        text = read_prompt("judge_examples.toml") if path is None else path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{name}: {error!r}; {_PAIRS}") from error
+    return parse_examples(text, name, generator)
+
+
+def parse_examples(text: str, name: str, generator: torch.Generator) -> tuple[Example, ...]:
+    """The few-shot pairs in TOML, as ``read_examples`` reads them from the file ``name``."""
+    try:
+        examples = [Example(table["critique"].strip(), dict(table["verdicts"])) for table in tomllib.loads(text)["example"]]
+    except (tomllib.TOMLDecodeError, LookupError, TypeError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{name}: {error!r}; {_PAIRS}") from error
     values = [value for example in examples for value in example.verdicts.values()]
     if not {"spurious", "relevant"} <= set(values) <= set(VALUES):
         raise ConfigError(

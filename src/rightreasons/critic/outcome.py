@@ -17,7 +17,7 @@ SMALLEST_EFFECT = 0.01
 
 @dataclass(frozen=True)
 class Coverage:
-    """How much of the inspected images was judged, and how: counts of images and of segments."""
+    """How much of the inspected images was judged, and how: counts of images and of segments; ``drawn_images`` have pixels that a person painted."""
 
     images: int
     examined: int
@@ -26,6 +26,7 @@ class Coverage:
     spurious: int
     spurious_images: int
     failures: tuple[tuple[str, int], ...] = ()
+    drawn_images: int = 0
 
     @property
     def mostly_judged(self) -> bool:
@@ -55,9 +56,9 @@ def decide_outcome(coverage: Coverage, flip_rate: float | None, chance: str | No
     ``flip_rate`` is None if pasting could not be tried; then the verdicts alone decide. ``chance`` is a sentence if the classifier is no better
     than guessing: then the verdicts alone decide nothing, and "no shortcut found" is never said; a measured effect still counts.
     """
-    if coverage.segments == 0:
+    if coverage.segments == 0 and not coverage.drawn_images:
         return "could not be examined"
-    if coverage.spurious and (chance is None if flip_rate is None else flip_rate >= SMALLEST_EFFECT):
+    if (coverage.spurious or coverage.drawn_images) and (chance is None if flip_rate is None else flip_rate >= SMALLEST_EFFECT):
         return "shortcut found"
     if not coverage.mostly_judged:
         return "not judged yet"
@@ -76,14 +77,17 @@ def explain_outcome(coverage: Coverage, flip_rate: float | None, chance: str | N
 
 def _explain_verdicts(coverage: Coverage, flip_rate: float | None, *, trusted: bool) -> str:
     some = coverage
-    if some.segments == 0:
+    if some.segments == 0 and not some.drawn_images:
         reasons = ", ".join(f"{name}: {count}" for name, count in some.failures)
         return f"None of the {some.images} inspected images has a heatmap that could be cut into segments ({reasons})."
     judged = f"{some.judged} of {some.segments} segments on {some.examined} of {some.images} inspected images are judged"
-    if not some.spurious:
+    if not some.spurious and not some.drawn_images:
         return f"{judged}; none of them is spurious."
     images = f"{some.spurious_images} image{'s' if some.spurious_images > 1 else ''}"
     spurious = f"{judged}; {some.spurious}, on {images}, {'are' if some.spurious > 1 else 'is'} spurious"
+    if some.drawn_images:
+        painted = f"people painted spurious pixels on {some.drawn_images} of the images"
+        spurious = f"{spurious if some.spurious else f'{judged}; none of them is spurious'}; {painted}"
     if flip_rate is None:
         return f"{spurious}. Their effect on the answers could not be measured: no held-out image is of another class than theirs."
     rate = f"{flip_rate:.1%}" if flip_rate else "none"

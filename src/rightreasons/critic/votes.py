@@ -91,11 +91,16 @@ def _count(ballots: Sequence[Verdict]) -> Verdict:
 def queue_verdicts(verdicts: Iterable[Verdict], selection: Selection, segmentation: Segmentation) -> list[Waiting]:
     """The segments that wait for a person, most important first: without a verdict, unsure, with differing votes, or against the critique."""
     row_of: Mapping[int, int] = {index: row for row, index in enumerate(selection.indices.tolist())}
-    waiting = []
-    for (index, segment), verdict in settle_verdicts(verdicts).items():
-        reason = verdict.problem or verdict.doubt
-        if reason is not None and verdict.source != HUMAN:
-            share = float(segmentation.shares[row_of[index], segment])
-            p = 0.5 if verdict.p is None else verdict.p
-            waiting.append(Waiting(index, segment, verdict.value, reason, share, p, 1 - abs(2 * p - 1)))
-    return sorted(waiting, key=lambda entry: (-entry.weight, entry.index, entry.segment))
+    shares = segmentation.shares.tolist()
+    settled = settle_verdicts(verdicts).values()
+    waiting = (find_waiting(verdict, shares[row_of[verdict.index]][verdict.segment]) for verdict in settled)
+    return sorted((entry for entry in waiting if entry is not None), key=lambda entry: (-entry.weight, entry.index, entry.segment))
+
+
+def find_waiting(verdict: Verdict, share: float) -> Waiting | None:
+    """Why the segment of a settled verdict waits for a person, or None if it does not. ``share`` is its share of the positive effect."""
+    reason = verdict.problem or verdict.doubt
+    if reason is None or verdict.source == HUMAN:
+        return None
+    p = 0.5 if verdict.p is None else verdict.p
+    return Waiting(verdict.index, verdict.segment, verdict.value, reason, share, p, 1 - abs(2 * p - 1))

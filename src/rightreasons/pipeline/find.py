@@ -41,6 +41,7 @@ from rightreasons.networks.training import Recipe, train_plainly
 from rightreasons.project.project import Project, example_file, fresh_model, go_on, open_lvlms, price_file
 from rightreasons.records import Control, Criticism, Critique, Verdict
 from rightreasons.run import Run
+from rightreasons.runs.drawings import load_drawings
 from rightreasons.runs.folder import RunFolder
 
 
@@ -60,7 +61,7 @@ def find(
     is already in the ledger: such a run needs neither prices nor a server.
     """
     critic, judge = carried or open_lvlms(project, allow_remote)
-    prices = {} if carried else _ready(project, critic, judge, reporter)
+    prices = {} if carried else ready_backends(project, critic, judge, reporter)
     model = prepare(project, folder, reporter)
     examples = read_examples(example_file(project), seeded(project.config.run.seed, "few-shot"))
     panel = Panel.of(project.config, critic, judge, examples)
@@ -86,6 +87,7 @@ def find(
         del evidence, cases
         release_memory()
     run = Run(project, folder, model, selection, attribution, segmentation, critiques, verdicts, controls, criticism)
+    run.drawings = load_drawings(folder)
     if run.queue:
         reporter.note(
             f"{len(run.queue)} of {segmentation.shares.gt(0).sum()} segments wait for a person: report.html lists them, the most important first"
@@ -153,7 +155,7 @@ def trained_model(project: Project, folder: RunFolder, reporter: Reporter) -> nn
     return model
 
 
-def _ready(project: Project, critic: LVLM, judge: LVLM, reporter: Reporter) -> dict[str, Price]:
+def ready_backends(project: Project, critic: LVLM, judge: LVLM, reporter: Reporter) -> dict[str, Price]:
     """Checks before long work that critic and judge can be asked, and returns the known prices."""
     prices = {model.name: required_price(model, price_file(project)) for model in (critic, judge)}
     for model in [critic] if judge is critic else [critic, judge]:

@@ -22,7 +22,6 @@ from rightreasons.records import HeldOut
 from rightreasons.repair.align import AGAIN, AlignmentSet, align_model
 from rightreasons.repair.collapse import Collapse
 from rightreasons.repair.guard import find_harm, measure_held_out
-from rightreasons.repair.masks import build_masks
 from rightreasons.repair.propagate import spread_verdicts
 from rightreasons.run import Alignment, Run
 from rightreasons.runs.folder import RunFolder
@@ -94,7 +93,7 @@ def alignment_job(run: Run) -> str:
     described = f"{settings} {run.config.data.flips} {run.config.run.seed} {hash_weights(run.model)} {count_images(run.train)}".encode()
     digest = hashlib.sha256(described)
     digest.update(run.masks.numpy().data)
-    digest.update(_relevant(run).numpy().data)
+    digest.update(run.protected.numpy().data)
     return digest.hexdigest()[:16]
 
 
@@ -174,12 +173,7 @@ def _tell_collapse(collapse: Collapse, classes: Sequence[str]) -> str:
 
 def judged_alignment(run: Run, reporter: Reporter) -> AlignmentSet:
     """The inspected images with what was judged spurious and relevant in them, and the verdicts spread to other training images if possible."""
-    return build_alignment(run, run.masks, _relevant(run), reporter)
-
-
-def _relevant(run: Run) -> Tensor:
-    """What was judged relevant in the inspected images, (image, height, width)."""
-    return build_masks(run.segmentation, run.selection, run.verdicts, kind="effect", value="relevant")
+    return build_alignment(run, run.masks, run.protected, reporter)
 
 
 def build_alignment(

@@ -54,7 +54,9 @@ def write_results(
         reporter.note(metrics["alignment"]["advice"])
     after_heatmaps = None
     if run.aligned is not None:
-        after_heatmaps = explain_images(run.aligned, StoredImages(run.train, run.selection.indices), run.train, run.config).heatmaps
+        explained = explain_images(run.aligned, StoredImages(run.train, run.selection.indices), run.train, run.config)
+        folder.save_attribution(explained, "heatmaps-after")
+        after_heatmaps = explained.heatmaps
     write_report(run, metrics, after_heatmaps, folder)
     folder.save_metrics(metrics)
     return metrics

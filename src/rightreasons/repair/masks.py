@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from rightreasons.records import Segmentation, Selection, Value, Verdict, settle_verdicts
+from rightreasons.records import Drawing, Segmentation, Selection, Value, Verdict, settle_verdicts
 
 
 def build_masks(
@@ -32,3 +32,21 @@ def mask_segments(segmentation: Segmentation, chosen: Bool[Tensor, "image segmen
     for row, segment in chosen.nonzero().tolist():  # image by image, so that memory stays at one byte a pixel
         masks[row] |= segmentation.segments[row] == segment
     return masks.logical_and_(segmentation.effect) if kind == "effect" else masks
+
+
+def apply_drawings(
+    masks: Bool[Tensor, "image height width"],
+    selection: Selection,
+    drawings: Iterable[Drawing],
+    *,
+    value: Value = "spurious",
+) -> Bool[Tensor, "image height width"]:
+    """The masks with what people drew, which goes before the segments: painted pixels are spurious, erased ones are not.
+
+    The masks of what is ``value`` "relevant" lose the painted pixels and gain none: who erases says what is not spurious, and no more.
+    """
+    row_of = {index: row for row, index in enumerate(selection.indices.tolist())}
+    for index, drawing in {drawing.index: drawing for drawing in drawings}.items():
+        mask = masks[row_of[index]]
+        masks[row_of[index]] = (mask | drawing.painted) & ~drawing.erased if value == "spurious" else mask & ~drawing.painted
+    return masks

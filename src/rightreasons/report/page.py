@@ -21,7 +21,7 @@ from rightreasons.critic.critique import describe_positions
 from rightreasons.critic.parse import read_paragraphs
 from rightreasons.explain.evidence import smooth_width
 from rightreasons.explain.segment import smooth_heatmaps
-from rightreasons.records import Critique, settle_verdicts
+from rightreasons.records import Critique, Drawing, Verdict, find_disputes, settle_verdicts
 from rightreasons.run import Run
 from rightreasons.runs.folder import RunFolder
 
@@ -55,6 +55,9 @@ class _SegmentRow:
     share: float
     verdict: str
     source: str
+    by: str | None
+    at: str | None
+    disputed: str
     problem: str | None
     p: float | None
     words: str
@@ -72,6 +75,7 @@ class _Card:
     after: str | None
     critiques: list[Critique]
     rows: list[_SegmentRow]
+    drawing: Drawing | None
 
 
 def write_report(run: Run, metrics: dict[str, Any], after: Float[Tensor, "image height width"] | None, folder: RunFolder) -> None:
@@ -98,6 +102,7 @@ def write_report(run: Run, metrics: dict[str, Any], after: Float[Tensor, "image 
         descriptions=run.descriptions,
         queue=run.queue[:MOST_WAITING],
         waiting=len(run.queue),
+        disputes=[(place, _tell_dispute(said)) for place, said in find_disputes(run.verdicts).items()],
         meanings=MEANINGS,
         outcomes={outcome: run.segmentation.outcomes.count(outcome) for outcome in sorted(set(run.segmentation.outcomes))},
     )
@@ -126,6 +131,7 @@ def _card(run: Run, row: int, before: Float[Tensor, "height width"], after: Floa
     index = int(run.selection.indices[row])
     critiques = [critique for critique in run.critiques if critique.index == index]
     verdicts = {verdict.segment: verdict for verdict in settle_verdicts(v for v in run.verdicts if v.index == index).values()}
+    disputes = find_disputes(verdict for verdict in run.verdicts if verdict.index == index)
     paragraphs = next((read_paragraphs(critique.text) for critique in critiques if critique.problem is None), {})
     positions = describe_positions(torch.where(run.segmentation.effect[row], run.segmentation.segments[row], -1))
     rows = [
@@ -135,6 +141,9 @@ def _card(run: Run, row: int, before: Float[Tensor, "height width"], after: Floa
             float(run.segmentation.shares[row, segment]),
             verdicts[segment].value,
             verdicts[segment].source,
+            verdicts[segment].by,
+            verdicts[segment].at,
+            _tell_dispute(disputes.get((index, segment), [])),
             verdicts[segment].problem or verdicts[segment].doubt,
             verdicts[segment].p,
             paragraphs.get(f"S{segment + 1}", ""),
@@ -154,7 +163,13 @@ def _card(run: Run, row: int, before: Float[Tensor, "height width"], after: Floa
         None if after is None else _heatmap_url(after / scale),
         critiques,
         rows,
+        next((drawing for drawing in reversed(run.drawings) if drawing.index == index), None),
     )
+
+
+def _tell_dispute(verdicts: list[Verdict]) -> str:
+    """What people said who disagree on a segment, in the order of time."""
+    return "; ".join(f"{verdict.by or 'somebody'}: {verdict.value}{f', {verdict.at}' if verdict.at else ''}" for verdict in verdicts)
 
 
 def _finalize(value: object) -> object:

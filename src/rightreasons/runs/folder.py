@@ -24,8 +24,20 @@ from rightreasons.common.files import make_private_folder, to_json, write_atomic
 from rightreasons.config import Config, describe_difference, read_config
 from rightreasons.data.manifest import Listed, compare_manifests, find_changed, list_hashes
 from rightreasons.errors import ConfigError
-from rightreasons.records import HUMAN, Attribution, Control, Criticism, Critique, HeldOut, Outcome, Segmentation, Selection, Verdict
-from rightreasons.runs.verdict_lines import read_verdicts
+from rightreasons.records import (
+    HUMAN,
+    Attribution,
+    Control,
+    Criticism,
+    Critique,
+    HeldOut,
+    Outcome,
+    Segmentation,
+    Selection,
+    Verdict,
+)
+from rightreasons.runs.appended import append_lines, people_held
+from rightreasons.runs.verdict_lines import append_verdicts, read_history, read_verdicts, write_line
 
 # Settings that may change in a run folder: NEVER_USED at any time, since no stage up to the verdicts uses them or they change no answer, and
 # USED_BY_CRITIC before there are verdicts. The paths of data and checkpoint may change, because the images and weights themselves are compared.
@@ -244,13 +256,24 @@ class RunFolder:
         return Segmentation(tensors["segments"], tensors["effect"], tensors["shares"], outcomes)
 
     def save_critiques(self, critiques: list[Critique]) -> None:
-        """critiques.jsonl, one line for each image."""
-        write_text(self.path / "critiques.jsonl", "".join(json.dumps(asdict(critique), ensure_ascii=False) + "\n" for critique in critiques))
+        """critiques.jsonl, one line for each image and vote. Those of images that were judged again are kept, after the new ones."""
+        with people_held(self.path):
+            again = [line for line in self._read_lines("critiques.jsonl") or [] if line.get("at") is not None]
+            lines = [*map(_write_critique, critiques), *again]
+            write_text(self.path / "critiques.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+    def add_critiques(self, critiques: list[Critique]) -> None:
+        """Appends critiques of images that were judged again."""
+        append_lines(self.path / "critiques.jsonl", [_write_critique(critique) for critique in critiques])
 
     def load_critiques(self) -> list[Critique] | None:
-        """critiques.jsonl, read back."""
+        """The critiques in critiques.jsonl that count: of an image that was judged again, those of the last time."""
         lines = self._read_lines("critiques.jsonl")
-        return None if lines is None else [Critique(**line) for line in lines]
+        if lines is None:
+            return None
+        critiques = [Critique(**line) for line in lines]
+        last = {critique.index: critique.at for critique in critiques}
+        return [critique for critique in critiques if critique.at == last[critique.index]]
 
     def save_controls(self, controls: list[Control]) -> None:
         """controls.jsonl, one line for each control."""
@@ -261,14 +284,34 @@ class RunFolder:
         return [Control(**line) for line in self._read_lines("controls.jsonl") or []]
 
     def save_verdicts(self, verdicts: list[Verdict]) -> None:
-        """verdicts.jsonl, one line for each segment. A person's verdicts are kept, after the new ones."""
-        human = [verdict for verdict in self.load_verdicts() or [] if verdict.source == HUMAN]
-        write_text(self.path / "verdicts.jsonl", "".join(json.dumps(asdict(verdict), ensure_ascii=False) + "\n" for verdict in [*verdicts, *human]))
+        """verdicts.jsonl, one line for each segment. What was added after ``find``, by people and by judging again, is kept after the new ones."""
+        with people_held(self.path):
+            added = [verdict for verdict in self.load_history() if verdict.source == HUMAN or verdict.at is not None]
+            lines = [write_line(verdict) for verdict in [*verdicts, *added]]
+            write_text(self.path / "verdicts.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
     def load_verdicts(self) -> list[Verdict] | None:
-        """verdicts.jsonl, read back, in the order in which verdicts were given. Raises ConfigError naming a line that does not belong to this run."""
+        """The verdicts in verdicts.jsonl that stand, in the order in which they were given.
+
+        Raises ConfigError naming a line that does not belong to this run.
+        """
         path = self.path / "verdicts.jsonl"
         return read_verdicts(path, self.segment_counts()) if path.exists() else None
+
+    def load_history(self) -> list[Verdict]:
+        """Every line of verdicts.jsonl, verdicts that were taken back among them; none before there are verdicts."""
+        path = self.path / "verdicts.jsonl"
+        return read_history(path, self.segment_counts()) if path.exists() else []
+
+    def add_verdicts(self, verdicts: list[Verdict]) -> None:
+        """Appends verdicts; they are on the disk when this returns. Other processes may add verdicts, fine-tune or read at the same time."""
+        append_verdicts(self.path / "verdicts.jsonl", verdicts)
+
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of heatmaps, segments and masks, in pixels."""
+        with safetensors.safe_open(self.path / "segments.safetensors", "pt") as tensors:
+            _, height, width = tensors.get_slice("segments").get_shape()
+        return height, width
 
     def segment_counts(self) -> dict[int, int] | None:
         """How many segments each inspected image has, by its number; None before they are cut."""
@@ -342,3 +385,8 @@ class RunFolder:
     def _read_lines(self, name: str) -> list[dict[str, Any]] | None:
         path = self.path / name
         return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()] if path.exists() else None
+
+
+def _write_critique(critique: Critique) -> dict[str, Any]:
+    """A critique as its line has it; only one that was asked for again says by whom and when."""
+    return {key: value for key, value in asdict(critique).items() if value is not None or key not in ("by", "at")}

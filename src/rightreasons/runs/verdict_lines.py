@@ -4,30 +4,41 @@ from __future__ import annotations
 
 import json
 import math
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from rightreasons.errors import ConfigError
 from rightreasons.records import HUMAN, VALUES, Value, Verdict
+from rightreasons.runs.appended import append_lines
 
 _FIELDS = {field.name for field in fields(Verdict)}
 _NEEDED = ("index", "segment", "value", "source")
 
 
 def read_verdicts(path: Path, counts: Mapping[int, int] | None) -> list[Verdict]:
-    """Every verdict in the order of the file. ``counts`` has the number of segments of each inspected image, if that is known.
+    """The verdicts that stand, in the order of the file: those that nobody took back.
 
-    Raises ConfigError naming a line that is not a verdict on a segment of this run.
+    ``counts`` has the number of segments of each inspected image, if that is known. Raises ConfigError naming a line that is not a verdict on a
+    segment of this run.
     """
+    return drop_withdrawn(read_history(path, counts))
+
+
+def read_history(path: Path, counts: Mapping[int, int] | None) -> list[Verdict]:
+    """Every line in the order of the file, verdicts that were taken back and the lines that took them back among them."""
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not text in UTF-8 ({error}): save it in that encoding") from error
+    return parse_lines(text, path, counts)
+
+
+def parse_lines(text: str, path: Path, counts: Mapping[int, int] | None, first: int = 1) -> list[Verdict]:
+    """The verdicts in some lines of the file at ``path``, whose numbers start at ``first``."""
     verdicts = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(text.split("\n"), start=first):
         if line.strip():
             try:
                 verdicts.append(_read_line(line, counts))
@@ -39,18 +50,32 @@ def read_verdicts(path: Path, counts: Mapping[int, int] | None) -> list[Verdict]
     return verdicts
 
 
+def drop_withdrawn(history: Iterable[Verdict]) -> list[Verdict]:
+    """The verdicts that stand. A line that withdraws takes back the last verdict of the same person on the same segment that still stands."""
+    standing: dict[int, Verdict] = {}
+    given: dict[tuple[int, int, str | None], list[int]] = {}
+    for number, verdict in enumerate(history):
+        mine = given.setdefault((verdict.index, verdict.segment, verdict.by), [])
+        if not verdict.withdraws:
+            standing[number] = verdict
+            if verdict.source == HUMAN:
+                mine.append(number)
+        elif mine:
+            del standing[mine.pop()]
+    return list(standing.values())
+
+
 def append_verdicts(path: Path, verdicts: Sequence[Verdict]) -> None:
     """Appends verdicts in one write, and waits until they are on the disk."""
-    text = "".join(json.dumps(asdict(verdict), ensure_ascii=False) + "\n" for verdict in verdicts)
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
-    try:
-        end = os.fstat(handle).st_size
-        if end and os.pread(handle, 1, end - 1) != b"\n":  # an editor may leave out the last newline
-            text = "\n" + text
-        os.write(handle, text.encode())
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    append_lines(path, [write_line(verdict) for verdict in verdicts])
+
+
+def write_line(verdict: Verdict) -> dict[str, Any]:
+    """A verdict as its line has it; only a line that withdraws says so."""
+    line = asdict(verdict)
+    if not verdict.withdraws:
+        del line["withdraws"]
+    return line
 
 
 def check_segment(index: int, segment: int, counts: Mapping[int, int]) -> None:
@@ -111,6 +136,8 @@ def _check_words(said: Mapping[str, Any]) -> None:
     for key in ("problem", "doubt", "by", "at"):
         if not isinstance(said.get(key), str | None):
             raise ValueError(f"{key} = {said[key]!r}; expected text, or null")
+    if not isinstance(said.get("withdraws", False), bool) or (said.get("withdraws") and source != HUMAN):
+        raise ValueError(f'withdraws = {said["withdraws"]!r} by {source!r}; expected true or false, and true only where the source is "{HUMAN}"')
     p = said.get("p")
     if p is not None and (isinstance(p, bool) or not isinstance(p, int | float) or not math.isfinite(p) or not 0 <= p <= 1):
         raise ValueError(f"p = {p!r}; expected a number from 0 to 1, or null")

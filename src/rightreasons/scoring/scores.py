@@ -26,7 +26,7 @@ from rightreasons.explain.segment import smooth_heatmaps
 from rightreasons.networks.answers import Answers
 from rightreasons.networks.classifier import Classifier, as_classifier, hash_weights
 from rightreasons.networks.predictions import predict_labels
-from rightreasons.records import HUMAN, GroundTruth, GroupScore, Scores, settle_verdicts, truly_spurious
+from rightreasons.records import HUMAN, GroundTruth, GroupScore, Scores, find_disputes, settle_verdicts, truly_spurious
 from rightreasons.run import Alignment, Run
 from rightreasons.runs.folder import RunFolder
 from rightreasons.scoring import metrics
@@ -111,7 +111,7 @@ def critic_scores(run: Run) -> dict[str, Any]:
     """Who judged, at what cost, and how often the verdicts were right, if there are ground-truth masks."""
     agreement, truth = None, run.project.task.truth.get("train")
     # A verdict that a person overruled still counts as the critic's.
-    critics = [verdict for verdict in run.verdicts if verdict.source != HUMAN]
+    critics = list(settle_verdicts(verdict for verdict in run.verdicts if verdict.source != HUMAN).values())
     if truth is not None:
         spurious = _truly_spurious(run, truth)
         row_of = {index: row for row, index in enumerate(run.selection.indices.tolist())}
@@ -135,6 +135,7 @@ def critic_scores(run: Run) -> dict[str, Any]:
         "spurious": sum(verdict.value == "spurious" for verdict in settled),
         "segments": len(settled),
         "overruled": sum(verdict.source == HUMAN for verdict in settled),
+        "disputed": len(find_disputes(run.verdicts)),
         "waiting": len(run.queue),
         "mode": run.config.critic.mode,
         "votes": run.config.critic.votes,

@@ -11,7 +11,7 @@ from rightreasons.common.files import write_bytes, write_text
 from rightreasons.lvlm.ledger.ledger import Ledger
 from rightreasons.lvlm.ledger.prices import worst_case_tokens
 from rightreasons.lvlm.pictures import picture_size, replace_pictures
-from rightreasons.questions.open_questions import Plan
+from rightreasons.pipeline.questions.open_questions import Plan
 
 STRIPPED = (
     "file names and folders; EXIF, DICOM and text fields of the image files (the pictures are drawn anew from pixels); groups and masks; "

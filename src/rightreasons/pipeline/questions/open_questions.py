@@ -113,8 +113,8 @@ def plan_project(project: Project, cases: Cases, *, images: int | None = None) -
     """The plan of a project whose images were inspected. Its backends are used without sending, so neither permission nor a key is needed."""
     critic = project.config.critic
     examples = read_examples(example_file(project), seeded(project.config.run.seed, "few-shot"))
-    first = _open_silently(project, "critic")
-    second = first if critic.judge is None else _open_silently(project, "judge")
+    first = open_silently(project, "critic")
+    second = first if critic.judge is None else open_silently(project, "judge")
     return Plan(project, cases, examples, first, second, len(cases.rows) if images is None else images, images is None)
 
 
@@ -213,6 +213,7 @@ def _largest_picture(project: Project, size: tuple[int, int]) -> tuple[int, int]
     return max((fit_size(*one) for one in files or [size]), key=math.prod)
 
 
-def _open_silently(project: Project, role: Role) -> LVLM:
+def open_silently(project: Project, role: Role) -> LVLM:
+    """A backend that may be asked what it would send, and sends nothing: it needs neither permission nor a key."""
     base_url = find_server(project.config.critic, role)[1]
     return open_role(project, role, (f"http://{urlsplit(base_url or '').hostname}", *provider_hosts()))

@@ -19,7 +19,7 @@ from typing import IO, Any
 from rightreasons.errors import ConfigError, LVLMError, LVLMTooBig
 from rightreasons.lvlm.backends import BACKENDS, kind_of
 from rightreasons.lvlm.ledger.ledger import Ledger
-from rightreasons.questions.open_questions import Desk, Plan, Question
+from rightreasons.pipeline.questions.open_questions import Desk, Plan, Question
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 from rightreasons.lvlm.ledger.ledger import Ledger
 from rightreasons.lvlm.ledger.prices import Price, likely_input_tokens, price_of, worst_case_tokens
 from rightreasons.lvlm.protocol import LVLM, Answer, Request, Usage
-from rightreasons.questions.open_questions import NOT_ASKED, Desk, Plan
+from rightreasons.pipeline.questions.open_questions import NOT_ASKED, Desk, Plan
 
 # The likely length of an answer, in tokens, for roles without an answer so far. A critique has a paragraph for each step and segment, a judgement a
 # word for each segment.

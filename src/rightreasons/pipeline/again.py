@@ -1,0 +1,126 @@
+"""Has chosen images judged again after ``find``, with what experts changed since: descriptions of classes, and few-shot pairs of the judge."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from rightreasons.common.parallel import map_in_order
+from rightreasons.common.progress import Reporter, Silent
+from rightreasons.common.seeds import seeded
+from rightreasons.critic.case import Case, Cases
+from rightreasons.critic.judge import Example, judge_critique, parse_examples, read_examples
+from rightreasons.critic.panel import AskLVLM, Panel, consult_case
+from rightreasons.critic.votes import count_votes
+from rightreasons.errors import ConfigError
+from rightreasons.explain.evidence import gather_evidence
+from rightreasons.lvlm import LVLM
+from rightreasons.lvlm.ledger.ledger import Ledger
+from rightreasons.lvlm.ledger.throttle import count_workers
+from rightreasons.pipeline.find import ready_backends
+from rightreasons.project.project import Project, example_file, open_lvlms
+from rightreasons.records import ClassDescription, Critique, Verdict, settle_verdicts
+from rightreasons.runs.appended import now, read_name
+from rightreasons.runs.folder import RunFolder
+from rightreasons.runs.words import load_words
+
+# "critic" asks about the pictures anew, and then the judge; "judge" has the critiques that are there judged anew, which sends no picture.
+Again = Literal["critic", "judge"]
+
+
+@dataclass(frozen=True)
+class Appeal:
+    """Images that are to be judged again, by row, and all that is needed to ask."""
+
+    cases: Cases
+    rows: tuple[int, ...]
+    role: Again
+    panel: Panel
+    critiques: Mapping[int, Sequence[Critique]]
+
+    def consult(self, case: Case, ask: AskLVLM) -> tuple[list[Critique], list[Verdict]]:
+        """The new critiques of one image (none where the judge alone is asked) and one verdict per segment."""
+        if self.role == "critic":
+            return consult_case(case, self.panel, ask)
+        panel, cap = self.panel, self.panel.max_tokens
+        votes = [
+            judge_critique(
+                lambda request: ask(panel.judge, request if cap is None else replace(request, max_tokens=cap)),
+                critique,
+                segments=len(case.shares),
+                examples=panel.examples,
+                source=panel.judge.name,
+            )
+            for critique in self.critiques[case.subject.index]
+        ]
+        return [], count_votes(votes)
+
+
+def open_appeal(project: Project, folder: RunFolder, images: Sequence[int], role: Again, backends: tuple[LVLM, LVLM]) -> Appeal:
+    """The appeal of some inspected images, by their numbers. Raises ConfigError for an image without segments, or a judge that is none."""
+    if role == "judge" and project.config.critic.mode == "fused":
+        raise ConfigError('[critic] mode = "fused" has no judge of its own: ask the critic again')
+    examples, descriptions = current_words(project, folder)
+    evidence = gather_evidence(project.config, folder, project.model, project.train, project.validation, project.task.classes, Silent())
+    row_of = {int(evidence.selection.indices[row]): row for row in evidence.examined}
+    critiques: dict[int, list[Critique]] = {}
+    for critique in folder.load_critiques() or []:
+        critiques.setdefault(critique.index, []).append(critique)
+    for image in images:
+        if image not in row_of or image not in critiques:
+            raise ConfigError(f"image {image} is not one of the {len(row_of)} inspected images with segments: give numbers as in the report")
+    rows = tuple(row_of[image] for image in dict.fromkeys(images))
+    return Appeal(Cases(evidence, descriptions, folder), rows, role, Panel.of(project.config, *backends, examples), critiques)
+
+
+def current_words(project: Project, folder: RunFolder) -> tuple[tuple[Example, ...], tuple[ClassDescription, ...]]:
+    """Few-shot pairs and descriptions as they are now: those of the configuration, with the last change of an expert laid over them."""
+    generator = seeded(project.config.run.seed, "few-shot")
+    changes = load_words(folder)
+    if not changes:
+        return read_examples(example_file(project), generator), project.descriptions
+    last = {item.name: item for item in changes[-1].classes}
+    texts = [change.examples for change in changes if change.examples is not None]
+    examples = parse_examples(texts[-1], str(folder.path / "words.jsonl"), generator) if texts else read_examples(example_file(project), generator)
+    return examples, tuple(last.get(item.name, item) for item in project.descriptions)
+
+
+def judge_again(
+    project: Project,
+    folder: RunFolder,
+    images: Sequence[int],
+    *,
+    role: Again,
+    by: str,
+    reporter: Reporter,
+    allow_remote: tuple[str, ...] = (),
+    max_usd: float | None = None,
+) -> list[tuple[Verdict, Verdict]]:
+    """Asks about the images again and appends what is said, with who had it asked and when; a person's verdict still comes first.
+
+    Returns the changes, as the model's verdict before and after. Nothing is asked twice: a question whose answer is in the ledger costs nothing.
+    """
+    name = read_name(by)
+    backends = open_lvlms(project, allow_remote)
+    prices = ready_backends(project, *backends, reporter)
+    with folder.locked():
+        appeal = open_appeal(project, folder, images, role, backends)
+        before = settle_verdicts(verdict for verdict in folder.load_verdicts() or [] if verdict.source != "human")
+        most = project.config.critic.max_usd if max_usd is None else max_usd
+        with Ledger(folder.ledger, price=prices or None, max_usd=most) as ledger, reporter.stage("judge") as advance:
+            workers = count_workers(*backends)
+
+            def consult(row: int) -> tuple[list[Critique], list[Verdict]]:
+                return appeal.consult(appeal.cases[row], ledger.ask)
+
+            results = map_in_order(consult, appeal.rows, workers=workers, advance=advance, stop=ledger.stop)
+            for note in ledger.notes:
+                reporter.note(note)
+        at = now()
+        critiques = [replace(critique, by=name, at=at) for part, _ in results for critique in part]
+        verdicts = [replace(verdict, by=name, at=at) for _, part in results for verdict in part]
+        if critiques:
+            folder.add_critiques(critiques)
+        folder.add_verdicts(verdicts)
+    return [(old, new) for new in verdicts if (old := before[new.index, new.segment]).value != new.value]
