@@ -111,7 +111,7 @@ class SampleConfig(_Table):
 
 
 class AttributeConfig(_Table):
-    """How effects are computed. Integrated Gradients also cover networks with attention, at about ten times the cost."""
+    """How effects are computed. Integrated Gradients cover every differentiable network, at about ten times the cost."""
 
     method: Literal["deeplift-shap", "integrated-gradients"] = "deeplift-shap"
     baselines: int = Field(default=10, ge=1)

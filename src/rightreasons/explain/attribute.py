@@ -3,7 +3,7 @@
 DeepLIFT's rescale rule (Shrikumar et al. 2017, eq. 8; see ``rescale``) replaces the derivative of each nonlinearity by delta_out / delta_in
 between an input and a baseline; DeepLIFT SHAP (Lundberg and Lee 2017) averages over baselines. Baselines go forward once, and their
 activations are kept; inputs go forward once; then there is one backward pass per baseline, over the inputs alone.
-Integrated Gradients (Sundararajan et al. 2017) need no rules for functions and so cover attention too, at many passes per baseline.
+Integrated Gradients (Sundararajan et al. 2017) need no rules for functions, and take many passes per baseline.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from rightreasons.common.memory import how_many
 from rightreasons.common.progress import Advance
 from rightreasons.errors import ModelError, RightReasonsError, UnsupportedLayer
-from rightreasons.explain.rescale import ALTERNATIVE, Tape, record, replay, weigh
+from rightreasons.explain.rescale import ALTERNATIVE, NotRowByRow, Tape, record, replay, weigh
 from rightreasons.networks.classifier import as_classifier, check_finite, frozen, model_device
 from rightreasons.networks.graph import CHECKPOINTED, find_hidden_part
 from rightreasons.records import Attribution
@@ -162,8 +162,25 @@ def _deeplift(
     chunk: int | None,
     progress: Advance,
 ) -> _Explained:
-    """DeepLIFT SHAP, with one tape for each group of baselines, replayed on every chunk of images."""
-    trial, _ = record(model, torch.cat([baselines[:1]] * 2))
+    """DeepLIFT SHAP. A network that does not keep its batch as the first axis gets each image with a baseline of its own, which costs more passes."""
+    try:
+        trial, _ = record(model, torch.cat([baselines[:1]] * 2))
+        trial.check_order()
+    except NotRowByRow:
+        return _deeplift_paired(model, images, baselines, targets, chunk, progress)
+    return _deeplift_by_groups(model, images, baselines, targets, chunk, progress, trial)
+
+
+def _deeplift_by_groups(
+    model: nn.Module,
+    images: Float[Tensor, "image channel height width"],
+    baselines: Float[Tensor, "baseline channel height width"],
+    targets: Int[Tensor, " image"] | None,
+    chunk: int | None,
+    progress: Advance,
+    trial: Tape,
+) -> _Explained:
+    """One tape for each group of baselines, replayed on every chunk of images. ``trial`` is a tape of two, by which memory is estimated."""
     pixels = PIXEL_ARRAYS * baselines[0].nbytes
     size = chunk or _how_many(trial.saved_bytes // 2 + pixels, images.device)
     parts = images.split(size)
@@ -180,6 +197,33 @@ def _deeplift(
             effects[place] += effect / len(baselines)
             progress((number * len(images) + place * size + len(part)) // len(groups), len(images))
         del tape  # frees its memory before the next one is made
+    return _complete(torch.cat(effects), torch.cat(logits), torch.cat(references), targets)
+
+
+def _deeplift_paired(
+    model: nn.Module,
+    images: Float[Tensor, "image channel height width"],
+    baselines: Float[Tensor, "baseline channel height width"],
+    targets: Int[Tensor, " image"] | None,
+    chunk: int | None,
+    progress: Advance,
+) -> _Explained:
+    """One tape for each baseline and chunk of images, with the baseline as often as there are images."""
+    size = chunk or _how_many(2 * weigh(model, baselines[:1])[1] + PIXEL_ARRAYS * baselines[0].nbytes, images.device)
+    effects, logits, references = [], [], []
+    for place, part in enumerate(images.split(size)):
+        effect, wanted = torch.zeros_like(part[:, 0]), None if targets is None else targets[place * size :][:size]
+        for number, baseline in enumerate(baselines):
+            repeated = baseline.expand_as(part)
+            tape, reference = record(model, repeated, paired=True)
+            one, output = _against_tape(model, part, repeated[:1], wanted, tape)
+            effect += one / len(baselines)
+            if place == 0:
+                references.append(reference[:1])
+            if number == 0:
+                logits.append(output)
+            progress(place * size + len(part) * (number + 1) // len(baselines), len(images))
+        effects.append(effect)
     return _complete(torch.cat(effects), torch.cat(logits), torch.cat(references), targets)
 
 

@@ -8,7 +8,6 @@ backward pass replaces every derivative by the quotient of differences between a
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,43 +21,38 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 
 from rightreasons.errors import ModelError, UnsupportedLayer
+from rightreasons.explain.functions import (
+    AFFINE,
+    BILINEAR,
+    COMPOSED,
+    CURVED,
+    MAX_POOLS,
+    NORMS,
+    PIECEWISE_LINEAR,
+    PRODUCTS,
+    QUOTIENTS,
+    SCALINGS,
+    SOFTMAXES,
+    WRITTEN_IN_PYTHON,
+    body_of,
+)
+from rightreasons.explain.rules import (
+    Rescale,
+    RescaleBilinear,
+    RescaleLogSoftmax,
+    RescaleMax,
+    RescaleNorm,
+    RescaleProduct,
+    RescaleSoftmax,
+)
 from rightreasons.networks.classifier import as_classifier
 from rightreasons.networks.graph import find_frozen_part
 
-# If a curve's input and baseline differ by less than this, the quotient is mostly rounding, and the derivative half-way replaces it as its limit.
-SMALLEST_DIFFERENCE = 1e-8
-
 ALTERNATIVE = 'Use [attribute] method = "integrated-gradients", which every differentiable model allows'
 
-# Torch's functions by name, without the underscore that marks an in-place form.
-# These are elementwise functions of one tensor; their other arguments may not depend on the image.
-PIECEWISE_LINEAR = frozenset("relu relu6 threshold _threshold hardtanh leaky_relu clamp clip clamp_min clamp_max abs __abs__".split())
-CURVED = frozenset(
-    "elu celu selu silu mish gelu hardswish hardsigmoid sigmoid tanh softplus softsign logsigmoid log_sigmoid "
-    "exp expm1 log log1p erf sqrt rsqrt reciprocal square pow __pow__ __ipow__".split()
-)
-PRODUCTS = frozenset("mul multiply __mul__ __rmul__ __imul__".split())
-QUOTIENTS = frozenset("div divide true_divide __truediv__ __itruediv__ __div__ __rdiv__ __rtruediv__".split())
-MAX_POOLS = frozenset("max_pool2d _max_pool2d max_pool2d_with_indices".split())
-# The arguments of each norm in order, so that they may be given by position or by name.
-NORMS = {
-    "layer_norm": ("input", "normalized_shape", "weight", "bias", "eps"),
-    "group_norm": ("input", "num_groups", "weight", "bias", "eps"),
-    "instance_norm": ("input", "running_mean", "running_var", "weight", "bias", "use_input_stats", "momentum", "eps"),
-}
-# These are affine in the image, so the plain gradient is exact.
-AFFINE = frozenset(
-    "interpolate upsample dropout dropout1d dropout2d feature_dropout alpha_dropout feature_alpha_dropout "
-    "avg_pool1d avg_pool2d _avg_pool2d adaptive_avg_pool2d adaptive_avg_pool1d mean sum "
-    "add sub subtract rsub neg negative positive __add__ __radd__ __iadd__ __sub__ __rsub__ __isub__ __neg__ __pos__ "
-    "flatten unflatten ravel view view_as reshape reshape_as permute transpose swapaxes swapdims movedim moveaxis squeeze unsqueeze t __get__ "
-    "contiguous clone detach copy to float double half bfloat16 type type_as expand expand_as repeat repeat_interleave tile broadcast_to "
-    "chunk split tensor_split split_with_sizes unbind cat concat concatenate stack hstack vstack pad _pad constant_pad_nd "
-    "__getitem__ __setitem__ narrow select index_select gather flip roll rot90 unfold fold pixel_shuffle pixel_unshuffle "
-    "channel_shuffle native_channel_shuffle identity requires_grad".split()
-)
-# These are affine if only one operand depends on the image. Batch norm is one of them because the model is in eval mode.
-SCALINGS = frozenset("matmul mm bmm __matmul__ __rmatmul__ addmm einsum conv1d conv2d conv3d conv_transpose2d linear batch_norm".split())
+
+class NotRowByRow(UnsupportedLayer):
+    """A tensor whose first axis is not the batch: what belongs to which image cannot be told from its place."""
 
 
 @dataclass(frozen=True)
@@ -67,19 +61,40 @@ class Call:
 
     name: str
     baselines: tuple[Tensor, ...]
+    tape: Tape
+
+    def current(self) -> tuple[Tensor, ...]:
+        """The inputs for the tape's current baseline, in a form that broadcasts to the images' own."""
+        if self.tape.paired:
+            return self.baselines
+        rows, chosen = self.tape.baselines, []
+        for tensor in self.baselines:
+            parts = len(tensor) // rows  # 1, or the windows of an image, folded into the batch
+            part = tensor[self.tape.baseline * parts : (self.tape.baseline + 1) * parts]
+            chosen.append(part if parts == 1 else part.repeat(self.tape.rows, *[1] * (part.ndim - 1)))
+        return tuple(chosen)
 
 
 @dataclass
 class Tape:
-    """The nonlinearities in the order in which the model calls them; ``baseline`` is the index of the baseline that a backward pass compares with."""
+    """The nonlinearities in the order in which the model calls them; ``baseline`` is the index of the baseline that a backward pass compares with.
 
-    rows: int
+    The first axis of every tensor must have one part for each of the ``rows`` that run at a time. A ``paired`` tape has one baseline for each
+    image, so that their tensors have the same form, whatever it is, and a backward pass compares them place by place.
+    """
+
+    baselines: int
+    paired: bool = False
+    rows: int = field(init=False)
     recording: bool = True
     calls: list[Call] = field(default_factory=list)
     position: int = 0
     baseline: int = 0
     saved_bytes: int = 0
     modules: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.rows = self.baselines
 
     @property
     def kept_bytes(self) -> int:
@@ -88,23 +103,40 @@ class Tape:
 
     def visit(self, name: str, *inputs: Tensor) -> Call:
         """The call's entry: a new one while recording, else the next one, which must match."""
-        for tensor in inputs:
-            if tensor.ndim != inputs[0].ndim or not tensor.shape or tensor.shape[0] != self.rows:
-                raise UnsupportedLayer(
-                    f"{self.here} calls {name} on a tensor of shape {tuple(tensor.shape)} for {self.rows} images; DeepLIFT SHAP needs a model that "
-                    f"keeps the batch as the first axis. {ALTERNATIVE}"
-                )
+        if not self.paired:
+            self._check_rows(name, inputs)
         if self.recording:
-            self.calls.append(Call(name, tuple(tensor.detach().clone() for tensor in inputs)))  # cloned, since later calls may work in place
+            self.calls.append(Call(name, tuple(tensor.detach().clone() for tensor in inputs), self))  # cloned, since later calls may work in place
             return self.calls[-1]
         call = self.calls[self.position] if self.position < len(self.calls) else None
-        if call is None or call.name != name or [kept.shape[1:] for kept in call.baselines] != [tensor.shape[1:] for tensor in inputs]:
+        if (
+            call is None
+            or call.name != name
+            or [self._form(kept, self.baselines) for kept in call.baselines] != [self._form(tensor, self.rows) for tensor in inputs]
+        ):
             raise UnsupportedLayer(
                 f"the model calls other functions for the images than for the baselines (at call {self.position}, {name}, by {self.here}); "
                 f"DeepLIFT SHAP needs a model whose path does not depend on its input. {ALTERNATIVE}"
             )
         self.position += 1
         return call
+
+    def _form(self, tensor: Tensor, rows: int) -> tuple[int, ...]:
+        """A tensor's shape for one image."""
+        return tuple(tensor.shape) if self.paired else (len(tensor) // rows, *tensor.shape[1:])
+
+    def _check_rows(self, name: str, inputs: tuple[Tensor, ...]) -> None:
+        for tensor in inputs:
+            if not tensor.shape or len(tensor) % self.rows:
+                raise NotRowByRow(f"{self.here} calls {name} on a tensor of shape {tuple(tensor.shape)} for {self.rows} images. {ALTERNATIVE}")
+
+    def check_order(self) -> None:
+        """Raises NotRowByRow if two equal baselines left something unequal in the two halves of a call: its first axis is not image by image."""
+        for call in self.calls:
+            for tensor in call.baselines:
+                first, second = tensor.chunk(2)
+                if len(tensor) > 2 and not torch.allclose(first, second, atol=1e-5 * float(tensor.abs().max()), rtol=1e-3, equal_nan=True):
+                    raise NotRowByRow(f"the first axis of the input of {call.name} is not the batch. {ALTERNATIVE}")
 
     def refuse(self, name: str) -> NoReturn:
         """Raises UnsupportedLayer for the function ``name``."""
@@ -116,12 +148,14 @@ class Tape:
         return "".join(self.modules[-1:]) or "the model itself"
 
 
-def record(model: nn.Module, baselines: Float[Tensor, "baseline channel height width"]) -> tuple[Tape, Float[Tensor, "baseline class_"]]:
-    """Runs the model on the baselines. Parameters must be frozen.
+def record(
+    model: nn.Module, baselines: Float[Tensor, "baseline channel height width"], *, paired: bool = False
+) -> tuple[Tape, Float[Tensor, "baseline class_"]]:
+    """Runs the model on the baselines, of which there is one for each image if they are ``paired``. Parameters must be frozen.
 
-    Raises UnsupportedLayer if the rescale rule does not cover a function that the model calls.
+    Raises UnsupportedLayer if no rule covers a function that the model calls, and NotRowByRow if only paired baselines will do.
     """
-    tape = Tape(rows=len(baselines))
+    tape = Tape(len(baselines), paired)
     with _names(model, tape), _Rescaled(tape):
         logits, tape.saved_bytes = weigh(model, baselines)
     tape.recording = False
@@ -179,7 +213,7 @@ def _names(model: nn.Module, tape: Tape) -> Iterator[None]:
 
 
 class _Rescaled(TorchFunctionMode):
-    """Gives every nonlinearity the backward pass of the rescale rule."""
+    """Gives every call on the way from image to logits a backward pass that hands differences back exactly."""
 
     def __init__(self, tape: Tape) -> None:
         super().__init__()
@@ -191,7 +225,7 @@ class _Rescaled(TorchFunctionMode):
         if dependent == 0:
             return func(*args, **kwargs)
         name = _plain_name(func)
-        if name in PIECEWISE_LINEAR | CURVED and dependent == _count_dependent(args[:1]) and not _shapes((*args[1:], *kwargs.values())):
+        if name in PIECEWISE_LINEAR | CURVED and dependent == _count_dependent(args[:1]) and not _large((*args[1:], *kwargs.values())):
             return self._in_place(func, args, kwargs, self._elementwise(name, func, args, kwargs))
         if name in PRODUCTS and dependent == 2:
             return self._in_place(func, args, kwargs, self._product(name, *args, **kwargs))
@@ -199,26 +233,65 @@ class _Rescaled(TorchFunctionMode):
             over, under = args[::-1] if name.startswith("__r") else args
             with self:
                 return self._in_place(func, args, kwargs, over * under.reciprocal())
+        if name in BILINEAR and dependent > 1:
+            return self._bilinear(name, func, args, kwargs)
+        if name in SOFTMAXES and dependent == 1:
+            return self._softmax(name, *args, **kwargs)
         if name in NORMS and dependent == 1 and func is not torch.instance_norm:  # whose arguments have another order
             return self._norm(name, dict(zip(NORMS[name], args, strict=False)) | kwargs)
         if name in MAX_POOLS:
             return self._max_pool(name, func, args, kwargs)
+        if name in ("max", "min", "amax"):
+            return self._largest(name, func, args, kwargs)
+        if name == "scaled_dot_product_attention" and kwargs.get("dropout_p", args[4] if len(args) > 4 else 0):
+            self.tape.refuse(f"{name} with dropout_p > 0, which drops at random in evaluation too")
+        written = COMPOSED.get(name) or (body_of(func) if name in WRITTEN_IN_PYTHON else None)
+        if written is not None:
+            with self:
+                return self._in_place(func, args, kwargs, written(*args, **kwargs))
         result = func(*args, **kwargs)
         if _count_dependent([result]) and not _is_affine(name, args, kwargs, dependent):
             self.tape.refuse(name)
         return result
 
     @staticmethod
-    def _in_place(func: Callable, args: tuple, kwargs: dict, out: Tensor) -> Tensor:
+    def _in_place(func: Callable, args: tuple, kwargs: dict, out: Any) -> Any:  # noqa: ANN401 -- a tensor, or what a composed function gives
         return args[0].copy_(out) if _is_in_place(func, args, kwargs) else out
 
     def _elementwise(self, name: str, func: Callable, args: tuple, kwargs: dict) -> Tensor:
         source, others, in_place = args[0], args[1:], _is_in_place(func, args, kwargs)
         call = self.tape.visit(name, source)
-        return _Rescale.apply(source, call, self.tape, name in CURVED, lambda z: func(z.clone() if in_place else z, *others, **kwargs))
+        return Rescale.apply(source, call, name in CURVED, lambda z: func(z.clone() if in_place else z, *others, **kwargs))
 
     def _product(self, name: str, left: Tensor, other: Tensor) -> Tensor:
-        return _RescaleProduct.apply(left, other, self.tape.visit(name, left, other), self.tape)
+        return RescaleProduct.apply(left, other, self.tape.visit(name, left, other))
+
+    def _bilinear(self, name: str, func: Callable, args: tuple, kwargs: dict) -> Tensor:
+        """``func`` as a function of the two tensors that depend on the image, wherever they stand among its arguments."""
+        values: dict[int | str, Any] = {**dict(enumerate(args)), **kwargs}
+        if name == "einsum" and len(args) == 2:  # the operands may come as a list
+            values = {0: args[0], **dict(enumerate(args[1], start=1))}
+        places = [key for key, value in values.items() if _count_dependent([value])]
+        bias = values.get("bias", values.get(2)) if name != "einsum" else None
+        if len(places) != 2 or (isinstance(bias, Tensor) and bias.ndim):
+            self.tape.refuse(f"{name} with weights and a bias that depend on the image")
+        names = [key for key in values if isinstance(key, str)]
+        constants = dict(values)
+
+        def multiply(left: Tensor, right: Tensor) -> Tensor:
+            given = {**constants, places[0]: left, places[1]: right}
+            return func(*[value for key, value in given.items() if not isinstance(key, str)], **{key: given[key] for key in names})
+
+        left, right = (values[place] for place in places)
+        return RescaleBilinear.apply(left, right, self.tape.visit(name, left, right), multiply)
+
+    def _softmax(self, name: str, source: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None) -> Tensor:
+        if isinstance(_stacklevel, torch.dtype):  # torch.softmax has the type in this place
+            dtype = _stacklevel
+        if dim is None:
+            self.tape.refuse(f"{name} without an axis")
+        source = source if dtype is None else source.to(dtype)
+        return (RescaleLogSoftmax if name == "log_softmax" else RescaleSoftmax).apply(source, self.tape.visit(name, source), dim)
 
     def _norm(self, name: str, given: dict) -> Tensor:
         source = given["input"]
@@ -228,27 +301,51 @@ class _Rescaled(TorchFunctionMode):
             grouped, axes = source.unflatten(1, (given["num_groups"], -1)), tuple(range(2, source.ndim + 1))
         elif given.get("use_input_stats", True):
             grouped, axes = source, tuple(range(2, source.ndim))
-        else:
-            self.tape.refuse(f"{name} with running statistics")
+        else:  # affine: a batch norm by running statistics
+            return F.batch_norm(
+                source, given["running_mean"], given["running_var"], given.get("weight"), given.get("bias"), eps=given.get("eps", 1e-5)
+            )
         call = self.tape.visit(name, grouped)
-        out = _RescaleNorm.apply(grouped, call, self.tape, axes, given.get("eps", 1e-5)).reshape(source.shape)
+        out = RescaleNorm.apply(grouped, call, axes, given.get("eps", 1e-5)).reshape(source.shape)
         shape = given["normalized_shape"] if name == "layer_norm" else (-1, *[1] * (source.ndim - 2))
         weight, bias = given.get("weight"), given.get("bias")
         out = out if weight is None else out * weight.view(shape)
         return out if bias is None else out + bias.view(shape)
 
     def _max_pool(self, name: str, func: Callable, args: tuple, kwargs: dict) -> Tensor | tuple[Tensor, Tensor]:
-        names = ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode")
+        adaptive = name.startswith("adaptive")
+        names = ("input", "output_size") if adaptive else ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode")
         options = dict(zip(names, args, strict=False)) | {key: value for key, value in kwargs.items() if key in names}
         source = options.pop("input")
-        call = self.tape.visit(name, source)
-        out, argmax = _RescaleMaxPool.apply(source, call, self.tape, lambda z: F.max_pool2d(z, return_indices=True, **options))
-        return (out, argmax) if kwargs.get("return_indices", False) or func.__name__ == "max_pool2d_with_indices" else out
+        pool = F.adaptive_max_pool2d if adaptive else F.max_pool2d
+        out, argmax = RescaleMax.apply(source, self.tape.visit(name, source), lambda z: pool(z, return_indices=True, **options), 2)
+        return (out, argmax) if kwargs.get("return_indices", False) or func.__name__.endswith("_with_indices") else out
+
+    def _largest(self, name: str, func: Callable, args: tuple, kwargs: dict) -> Any:  # noqa: ANN401 -- a tensor, or torch's named pair
+        """A maximum over axes, with its places where ``max`` over one axis gives them; ``min`` is the maximum of the negative."""
+        source, *others = args
+        given = dict(zip(("dim", "keepdim"), others, strict=False)) | kwargs
+        other = given.get("dim", given.get("other"))
+        if isinstance(other, Tensor):
+            with self:
+                return torch.maximum(source, other) if name == "max" else torch.minimum(source, other)
+        dim = given.get("dim", ())
+        if dim == ():
+            self.tape.refuse(f"{name} over all axes with the batch")
+        axes = sorted(axis % source.ndim for axis in ([dim] if isinstance(dim, int) else dim))
+        sign = -1 if name == "min" else 1
+        moved = (sign * source).movedim(axes, list(range(-len(axes), 0))).flatten(-len(axes))
+        out, argmax = RescaleMax.apply(moved, self.tape.visit(name, moved), lambda z: z.max(-1, keepdim=True), 1)
+        out, argmax = sign * out[..., 0], argmax[..., 0]
+        if given.get("keepdim", False):
+            for axis in axes:
+                out, argmax = out.unsqueeze(axis), argmax.unsqueeze(axis)
+        return out if name == "amax" else getattr(torch.return_types, name)((out, argmax))
 
 
-def _shapes(values: Iterable[object]) -> list[torch.Size]:
-    """The shapes of the tensors that are not scalars."""
-    return [value.shape for value in values if isinstance(value, Tensor) and value.ndim]
+def _large(values: Iterable[object]) -> bool:
+    """Whether any is a tensor of several numbers, which cannot be looked up at single places."""
+    return any(isinstance(value, Tensor) and value.numel() > 1 for value in values)
 
 
 def _divides_by_image(name: str, args: tuple) -> bool:
@@ -260,6 +357,8 @@ def _is_affine(name: str, args: tuple, kwargs: dict, dependent: int) -> bool:
         return False
     if name in QUOTIENTS:
         return not _divides_by_image(name, args)
+    if name == "grid_sample":  # affine in the picture, not in the grid
+        return dependent == _count_dependent(args[:1])
     return name in AFFINE or (name in SCALINGS | PRODUCTS and dependent == 1)
 
 
@@ -296,113 +395,3 @@ def _count_dependent(values: Iterable[object]) -> int:
         elif isinstance(value, (tuple, list)):
             count += _count_dependent(value)
     return count
-
-
-class _Rescale(torch.autograd.Function):
-    """Backward: multiply by delta_out / delta_in against the tape's current baseline (docs/method.md, eq. 2).
-
-    If a curve's input changed in less than half of its digits, the quotient has so few correct digits that the derivative is more exact.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, z: Tensor, call: Call, tape: Tape, curved: bool, function: Callable[[Tensor], Tensor]) -> Tensor:  # noqa: ANN401, FBT001
-        ctx.save_for_backward(z.clone())  # cloned here and below, since later calls may work in place
-        ctx.call, ctx.tape, ctx.curved, ctx.function = call, tape, curved, function
-        return function(z)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:  # noqa: ANN401  # pyright: ignore[reportIncompatibleMethodOverride] -- torch declares *grad_outputs
-        (z,), (baseline,) = ctx.saved_tensors, _current(ctx)
-        delta_in = z - baseline
-        multiplier = (ctx.function(z) - ctx.function(baseline)).div_(delta_in)
-        # The quotient of a piecewise linear function is exact for any difference.
-        smallest = z.abs().mul_(torch.finfo(z.dtype).eps ** 0.5).add_(SMALLEST_DIFFERENCE) if ctx.curved else torch.finfo(z.dtype).tiny
-        close = delta_in.abs() < smallest
-        if close.any():
-            places = close.nonzero(as_tuple=True)
-            with torch.enable_grad():
-                middle = (z[places] - delta_in[places] / 2).requires_grad_()
-                (multiplier[places],) = torch.autograd.grad(ctx.function(middle.clone()).sum(), middle)
-        return multiplier.mul_(gradient), None, None, None, None
-
-
-class _RescaleProduct(torch.autograd.Function):
-    """Backward: delta(ab) = (a + a')/2 delta b + (b + b')/2 delta a, the only exact rule that treats both alike (docs/method.md, eq. 2b)."""
-
-    @staticmethod
-    def forward(ctx: Any, a: Tensor, b: Tensor, call: Call, tape: Tape) -> Tensor:  # noqa: ANN401
-        ctx.save_for_backward(a.clone(), b.clone())
-        ctx.call, ctx.tape = call, tape
-        return a * b
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:  # noqa: ANN401  # pyright: ignore[reportIncompatibleMethodOverride]
-        (a, b), (a_baseline, b_baseline) = ctx.saved_tensors, _current(ctx)
-        to_a = (b + b_baseline).div_(2) * gradient
-        to_b = (a + a_baseline).div_(2) * gradient
-        return to_a.sum_to_size(a.shape), to_b.sum_to_size(b.shape), None, None
-
-
-class _RescaleNorm(torch.autograd.Function):
-    """(z - mean) r with r = (variance + eps)^(-1/2), over some axes: the product rule on the square and on c r, the quotient rule on r.
-
-    The quotient of differences of r is - (r r')^2 / (r + r') exactly, so that nothing small is divided by.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, z: Tensor, call: Call, tape: Tape, axes: tuple[int, ...], eps: float) -> Tensor:  # noqa: ANN401
-        ctx.save_for_backward(z.clone())
-        ctx.call, ctx.tape, ctx.axes, ctx.eps = call, tape, axes, eps
-        centred, scale = _centre_and_scale(z, axes, eps)
-        return centred * scale
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:  # noqa: ANN401  # pyright: ignore[reportIncompatibleMethodOverride]
-        (z,), (baseline,) = ctx.saved_tensors, _current(ctx)
-        c, r = _centre_and_scale(z, ctx.axes, ctx.eps)
-        c_baseline, r_baseline = _centre_and_scale(baseline, ctx.axes, ctx.eps)
-        middle = (c + c_baseline).div_(2)
-        to_variance = (middle * gradient).sum(ctx.axes, keepdim=True) * -((r * r_baseline) ** 2) / (r + r_baseline)
-        size = math.prod(z.shape[axis] for axis in ctx.axes)
-        to_centred = gradient * ((r + r_baseline) / 2) + middle.mul_(to_variance * (2 / size))
-        return to_centred - to_centred.mean(ctx.axes, keepdim=True), None, None, None, None
-
-
-def _centre_and_scale(z: Tensor, axes: tuple[int, ...], eps: float) -> tuple[Tensor, Tensor]:
-    centred = z - z.mean(axes, keepdim=True)
-    return centred, (centred.square().mean(axes, keepdim=True) + eps).rsqrt()
-
-
-class _RescaleMaxPool(torch.autograd.Function):
-    """Backward: the change of each window is attributed to the pixel that caused it (docs/method.md, eq. 3).
-
-    If the window's maximum rose, that is the pixel of the input's maximum; if it fell, that of the baseline's. There |delta_in| >= |delta_out|,
-    so the multiplier is never above one; overlapping windows add up.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, z: Tensor, call: Call, tape: Tape, pool: Callable[[Tensor], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:  # noqa: ANN401
-        out, argmax = pool(z)
-        ctx.save_for_backward(z.clone(), argmax)
-        ctx.mark_non_differentiable(argmax)
-        ctx.set_materialize_grads(False)  # argmax gets none
-        ctx.call, ctx.tape, ctx.pool = call, tape, pool
-        return out, argmax
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor, _: None) -> tuple[Tensor, None, None, None]:  # noqa: ANN401  # pyright: ignore[reportIncompatibleMethodOverride]
-        (z, argmax), (baseline,) = ctx.saved_tensors, _current(ctx)
-        baseline_out, baseline_argmax = ctx.pool(baseline)
-        delta_out = z.flatten(-2).gather(-1, argmax.flatten(-2)).view_as(argmax) - baseline_out
-        cause = torch.where(delta_out >= 0, argmax, baseline_argmax).flatten(-2)
-        delta_in = (z - baseline).flatten(-2).gather(-1, cause).view_as(argmax)
-        small = delta_in.abs() < torch.finfo(z.dtype).tiny
-        multiplier = torch.where(small, 1, delta_out / delta_in)
-        routed = torch.zeros_like(z).flatten(-2).scatter_add(-1, cause, (gradient * multiplier).flatten(-2))
-        return routed.view_as(z), None, None, None
-
-
-def _current(ctx: Any) -> tuple[Tensor, ...]:  # noqa: ANN401
-    """The call's inputs for the tape's current baseline, as a batch of one."""
-    index = ctx.tape.baseline
-    return tuple(tensor[index : index + 1] for tensor in ctx.call.baselines)

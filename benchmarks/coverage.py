@@ -1,0 +1,186 @@
+"""Which classifiers DeepLIFT SHAP explains, and how exactly: torchvision's, two of every timm module, and Hugging Face's image classifiers.
+
+Each has random weights and BatchNorm statistics of random images, and runs in float64 at the smallest size that it takes. Two images are explained
+against one baseline. ``error`` is the completeness error against the difference of the logits, ``missing`` the same against the sum of |effect|:
+where image and baseline hardly differ, only the second says anything.
+
+    python benchmarks/coverage.py [--only torchvision|timm|huggingface] [--out FILE.json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from rightreasons.errors import RightReasonsError
+from rightreasons.explain.attribute import attribute_images
+
+SIDES = (64, 96, 128, 192, 224, 256, 288, 299, 384)
+CLASSES = 5
+LARGEST = 100_000_000  # parameters
+# A small network where a Hugging Face configuration has these fields.
+SMALL = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+
+
+class Network(NamedTuple):
+    """A name, and a function that builds it for pictures of a side."""
+
+    name: str
+    build: Callable[[int], nn.Module]
+
+
+class Answer(nn.Module):
+    """The logits of a Hugging Face classifier."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(pixel_values=images).logits
+
+
+def torchvision_networks() -> Iterator[Network]:
+    """Every classifier of torchvision but the largest."""
+    import torchvision
+
+    for name in torchvision.models.list_models(module=torchvision.models):
+        if name in ("vit_h_14", "regnet_y_128gf"):
+            continue
+        build = torchvision.models.get_model_builder(name)
+
+        def make(side: int, build: Callable = build, name: str = name) -> nn.Module:
+            extra = {"image_size": side} if name.startswith("vit_") else {"input_size": (side, side)} if name.startswith("maxvit") else {}
+            extra |= {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+            return build(weights=None, num_classes=CLASSES, **extra)
+
+        yield Network(name, make)
+
+
+def timm_networks() -> Iterator[Network]:
+    """The two classifiers with the fewest weights of every module of timm."""
+    import timm
+
+    for module in timm.list_modules():
+        for name in sorted(timm.list_models(module=module), key=_count_weights)[:2]:
+
+            def make(side: int, name: str = name) -> nn.Module:
+                try:
+                    return timm.create_model(name, num_classes=CLASSES, img_size=side)
+                except TypeError:
+                    return timm.create_model(name, num_classes=CLASSES)
+
+            yield Network(name, make)
+
+
+def _count_weights(name: str) -> float:
+    """The number of weights of a timm model, which is built without memory for them; infinity if it cannot be built so."""
+    import timm
+
+    try:
+        with torch.device("meta"):
+            return sum(parameter.numel() for parameter in timm.create_model(name).parameters())
+    except (RuntimeError, NotImplementedError, TypeError):
+        return float("inf")
+
+
+def huggingface_networks() -> Iterator[Network]:
+    """Every family that AutoModelForImageClassification knows, small where its configuration lets itself be made so."""
+    from transformers import AutoModelForImageClassification
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING as MAPPING
+
+    for config in MAPPING:
+
+        def make(side: int, config: type = config) -> nn.Module:
+            known = config()
+            given = {key: value for key, value in SMALL.items() if isinstance(getattr(known, key, None), int)}
+            for attempt in (given | {"image_size": side}, {"image_size": side}, {}):
+                try:
+                    return Answer(AutoModelForImageClassification.from_config(config(**attempt | {"num_labels": CLASSES})))
+                except (ValueError, TypeError, RuntimeError, KeyError, AttributeError) as error:
+                    failed = error
+            raise failed
+
+        yield Network(config.model_type, make)
+
+
+def try_network(network: Network) -> dict[str, Any]:
+    """One row of the table."""
+    start, failed = time.perf_counter(), None
+    for side in SIDES:
+        torch.manual_seed(0)
+        images = torch.rand(3, 3, side, side, dtype=torch.float64) * 2 - 1
+        try:
+            model = network.build(side)
+            if sum(parameter.numel() for parameter in model.parameters()) > LARGEST:
+                return {"outcome": "left out", "reason": "it is larger than 100 million parameters"}
+            model = model.double()
+            _calibrate(model, torch.rand(8, 3, side, side, dtype=torch.float64) * 2 - 1)
+            with torch.no_grad():
+                logits = model(images)
+        except Exception as error:  # a size that does not suit, in whatever words the network says so
+            failed = error
+            continue
+        targets = (logits[:2] - logits[2:]).abs().amin(0).argmax().repeat(2)
+        row = {"side": side}
+        try:
+            found = attribute_images(model, images[:2], images[2:], targets)
+        except RightReasonsError as error:
+            return row | {"outcome": "refused", "reason": str(error)}
+        expected = (logits[:2] - logits[2:]).gather(1, targets[:, None])[:, 0]
+        missing = (found.heatmaps.sum((1, 2)) - expected).abs() / found.heatmaps.abs().sum((1, 2)).clamp_min(1e-300)
+        error = {"error": float(found.completeness_error.max()), "missing": float(missing.max())}
+        return row | {"outcome": "explained", **error, "seconds": round(time.perf_counter() - start, 1)}
+    return {"outcome": "could not be run", "reason": f"{type(failed).__name__}: {failed}"[:300]}
+
+
+@torch.no_grad()
+def _calibrate(model: nn.Module, images: Tensor) -> None:
+    """Gives BatchNorm the statistics of these images; the rest of the model is in eval mode, as some networks do other things in training."""
+    model.eval()
+    for norm in model.modules():
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm):
+            norm.momentum = None
+            norm.train()
+    model(images)
+    model.eval()
+
+
+SETS = {"torchvision": torchvision_networks, "timm": timm_networks, "huggingface": huggingface_networks}
+
+
+def main() -> None:
+    """Tries every network that is not in the file yet, and prints what came of it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=SETS, help="one of the sets")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/coverage.json"))
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    known = json.loads(options.out.read_text(encoding="utf-8")) if options.out.exists() else {}
+    known["versions"] = {name: importlib.metadata.version(name) for name in ("torch", "torchvision", "timm", "transformers")}
+    for kind in [options.only] if options.only else SETS:
+        rows = known.setdefault(kind, {})
+        for network in SETS[kind]():
+            if network.name not in rows:
+                rows[network.name] = try_network(network)
+                print(kind, network.name, rows[network.name], flush=True)
+                options.out.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+        tried = [row for row in rows.values() if row["outcome"] in ("explained", "refused")]
+        explained = [row for row in tried if row["outcome"] == "explained"]
+        print(
+            f"{kind}: {len(explained)} of {len(tried)} explained; largest share of the effect that is missing "
+            f"{max((row['missing'] for row in explained), default=0):.1e}"
+        )
+
+
+if __name__ == "__main__":
+    main()
