@@ -62,7 +62,9 @@ def open_appeal(project: Project, folder: RunFolder, images: Sequence[int], role
     if role == "judge" and project.config.critic.mode == "fused":
         raise ConfigError('[critic] mode = "fused" has no judge of its own: ask the critic again')
     examples, descriptions = current_words(project, folder)
-    evidence = gather_evidence(project.config, folder, project.model, project.train, project.validation, project.task.classes, Silent())
+    evidence = gather_evidence(
+        project.config, folder, project.model, project.train, project.validation, project.task.classes, Silent(), root=project.root
+    )
     row_of = {int(evidence.selection.indices[row]): row for row in evidence.examined}
     critiques: dict[int, list[Critique]] = {}
     for critique in folder.load_critiques() or []:
