@@ -56,7 +56,7 @@ def run_row(study: Study, row: Row, seed: int, out: Path, found: Found, reporter
     """Runs a row on a seed and writes its result. Raises RightReasonsError if it cannot be run."""
     run, method = found.run, choose_method(row)
     start = time.perf_counter()
-    model = method(Bench(_with_align(study, row, run), _own_folder(row, run.folder.path), reporter))
+    model = method(Bench(_with_align(study, row, run), _own_folder(row, run.folder.path), reporter, smoke=bool(study.smoke)))
     seconds = time.perf_counter() - start
     scores, critic, judged = score_run(model, run), critic_scores(run), study.uses_critic(row)
     result: dict[str, Any] = {

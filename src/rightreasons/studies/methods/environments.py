@@ -7,7 +7,7 @@ weights, as in the paper; of a network that starts from random weights, or was g
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +38,8 @@ class Setting:
     momentum: float = 0.0
 
 
+# In a smoke test so many settings are tried, for so many steps each.
+SMOKE_SETTINGS, SMOKE_STEPS = 2, 100
 # The quick form for linear heads. It is tried first; the others are drawn from the paper's ranges.
 QUICK = Setting(1e-2, 3000)
 
@@ -73,18 +75,21 @@ def infer_environments(bench: Bench) -> Environments | None:
     model = fresh_model(run.project) if starts_trained(run.project) else run.model
     train, validation = (_read(model, dataset) for dataset in (run.train, run.validation))
     own = torch.rand(len(train.labels), generator=seeded(seed, "xrm halves")) < 0.5
+    settings = draw_settings(seed)
+    if bench.smoke:
+        settings = [replace(setting, steps=SMOKE_STEPS) for setting in settings[:SMOKE_SETTINGS]]
     best: tuple[float, Twins] | None = None
     with bench.reporter.stage("environments") as advance:
-        for number, setting in enumerate(draw_settings(seed)):
+        for number, setting in enumerate(settings):
             twins = train_twins(train, own, classes, setting, seeded(seed, "xrm twins", number))
             found = [(features.labels, twins.environments(features)) for features in (train, validation)]
             value = rate_setting(twins.flip_rate, found, classes)
             if value > (best[0] if best else 0.0):
                 best = value, twins
-            advance(number + 1, SETTINGS)
+            advance(number + 1, len(settings))
     if best is None:
         bench.reporter.note(
-            f"xrm: it cannot work here: in none of {SETTINGS} settings do the twins get some images of every class wrong, and others right, "
+            f"xrm: it cannot work here: in none of {len(settings)} settings do the twins get some images of every class wrong, and others right, "
             "in both splits, so that no groups are inferred"
         )
         return None

@@ -18,11 +18,12 @@ Known = TypeVar("Known", bound=Labels)
 
 @dataclass(frozen=True)
 class Bench:
-    """The run and reporter that a method may use, and a folder for its intermediate files."""
+    """The run and reporter that a method may use, and a folder for its intermediate files. In a ``smoke`` test a long search is cut short."""
 
     run: Run
     folder: Path
     reporter: Reporter
+    smoke: bool = False
 
 
 @dataclass(frozen=True)
