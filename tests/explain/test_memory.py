@@ -116,7 +116,7 @@ def test_colours_are_used_if_the_configuration_says_so(project, monkeypatch):
     monkeypatch.setattr(inspection, "segment_heatmaps", lambda *heatmaps, **options: given.append(options["images"]) or cut(*heatmaps, **options))
     attribution = inspection.explain_images(network, images, data, config)
     for points in ("place", "place+colour"):
-        inspection._segment(network, images, attribution, with_points(config, points), folder, Silent())
+        inspection._segment(network, images, attribution, None, with_points(config, points), folder, Silent())
     assert given == [None, images] and config.segment.points == "place"
 
 
@@ -124,8 +124,10 @@ def test_a_run_that_was_segmented_keeps_its_segments(project):
     """Whatever the points are by now: the verdicts are on the segments that were cut."""
     network, data, config, folder = project
     with folder.locked():
-        first = inspection.gather_evidence(config, folder, network, data, data, ("a", "b"), Silent()).segmentation
-        again = inspection.gather_evidence(with_points(config, "place+colour"), folder, network, data, data, ("a", "b"), Silent()).segmentation
+        first, again = (
+            inspection.gather_evidence(with_points(config, points), folder, network, data, data, ("a", "b"), Silent(), root=folder.path).segmentation
+            for points in ("place", "place+colour")
+        )
     assert torch.equal(first.segments, again.segments) and torch.equal(first.shares, again.shares)
 
 

@@ -33,6 +33,17 @@ def attention():
     return VisionTransformer(image_size=16, patch_size=4, num_layers=1, num_heads=2, hidden_dim=16, mlp_dim=32, num_classes=2)
 
 
+class Rank(nn.Module):
+    def forward(self, x):
+        return x.sort(1).values
+
+
+def sorting():
+    from collections import OrderedDict
+
+    return nn.Sequential(OrderedDict(flat=nn.Flatten(), first=nn.Linear(768, 16), rank=Rank(), head=nn.Linear(16, 2)))
+
+
 def one_logit():
     return build(1)
 
@@ -78,15 +89,20 @@ def test_resnet50_at_224_pixels_goes_through_find_and_fix_within_6_gb(tmp_path):
     assert metrics["completeness_error"] < 1e-2
 
 
-def test_attention_is_named_before_work_starts_and_integrated_gradients_explain_it(tmp_path):
+@pytest.mark.parametrize(("method", "error"), [("deeplift-shap", 1e-3), ("integrated-gradients", 0.05)])
+def test_attention_is_explained(tmp_path, method, error):
     config = write(tmp_path, "attention")
-    error = the_error(invoke("find", config, "--out", tmp_path / "run"))
-    assert "encoder.layers.encoder_layer_0.self_attention" in error and 'method = "integrated-gradients"' in error
-    assert not (tmp_path / "run").exists()
-    edit(config, "baselines = 4", 'baselines = 2\nmethod = "integrated-gradients"')
+    edit(config, "baselines = 4", f'baselines = 2\nmethod = "{method}"')
     result = invoke("find", config, "--out", tmp_path / "run")
     assert result.exit_code == 0, result.stderr
-    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["completeness_error"] < 0.05
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["completeness_error"] < error
+
+
+def test_what_has_no_rule_is_named_before_work_starts(tmp_path):
+    config = write(tmp_path, "sorting")
+    error = the_error(invoke("find", config, "--out", tmp_path / "run"))
+    assert "'sort', which rank calls" in error and 'method = "integrated-gradients"' in error
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("function", ["one_logit", "convolutions"])

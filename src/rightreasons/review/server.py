@@ -66,6 +66,7 @@ def serve(folder: RunFolder, *, port: int, name: str, announce: Callable[[str], 
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind(("127.0.0.1", port))
+            listener.listen()  # whoever follows the address at once has to wait, and is not refused
         except OSError as error:
             raise ConfigError(f"port {port} cannot be used ({error.strerror}): give another --port, or none for any that is free") from error
         doorkeeper = Doorkeeper(listener.getsockname()[1], name)

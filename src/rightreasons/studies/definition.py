@@ -165,7 +165,8 @@ def check_rows(study: Study, names: Iterable[str]) -> None:
 def row_config(study: Study, row: Row, seed: int) -> Config:
     """The whole configuration with which a row's method works."""
     tables = study.settings(row, seed)
-    path = tables.get("data", {}).get("path")
+    data = tables.get("data")
+    path = data.get("path") if isinstance(data, dict) else None
     return parse_config(
         merge_tables(tables, {"align": study.align_settings(row)}),
         source=f"study {study.name}, row {row.name}",
