@@ -203,15 +203,23 @@ def _ask_each(
 
 
 def _first_places(arms: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The arms with the first place of each line of a sweep alone: that the others run as well, it shows."""
+    """The first of the arms that change the same settings of the same line: that the others run as well, it shows."""
     kept: dict[str, dict[str, Any]] = {}
-    seen: set[str] = set()
+    seen: set[tuple[str, str, tuple[str, ...]]] = set()
     for name, arm in arms.items():
-        line = arm.get("series", arm.get("method", OURS)) if "x" in arm else name
+        changed = {key: value for key, value in arm.items() if key not in ("method", "series", "x")}
+        line = (arm.get("method", OURS), arm.get("series", ""), tuple(sorted(_name_settings(changed))))
         if line not in seen:
             kept[name] = arm
         seen.add(line)
     return kept
+
+
+def _name_settings(tables: Mapping[str, Any], within: str = "") -> list[str]:
+    names = []
+    for key, value in tables.items():
+        names += _name_settings(value, f"{within}{key}.") if isinstance(value, Mapping) else [f"{within}{key}"]
+    return names
 
 
 def _check_place(where: str, arm: Mapping[str, Any]) -> None:
