@@ -39,7 +39,6 @@ from rightreasons.explain.functions import (
 from rightreasons.explain.rules import (
     Rescale,
     RescaleBilinear,
-    RescaleLogSoftmax,
     RescaleMax,
     RescaleNorm,
     RescaleProduct,
@@ -291,7 +290,7 @@ class _Rescaled(TorchFunctionMode):
         if dim is None:
             self.tape.refuse(f"{name} without an axis")
         source = source if dtype is None else source.to(dtype)
-        return (RescaleLogSoftmax if name == "log_softmax" else RescaleSoftmax).apply(source, self.tape.visit(name, source), dim)
+        return RescaleSoftmax.apply(source, self.tape.visit(name, source), dim, name == "log_softmax")
 
     def _norm(self, name: str, given: dict) -> Tensor:
         source = given["input"]

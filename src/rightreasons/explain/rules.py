@@ -95,37 +95,22 @@ class RescaleBilinear(torch.autograd.Function):
 
 
 class RescaleSoftmax(torch.autograd.Function):
-    """Softmax over one axis: its Jacobian at the logarithmic means L of the two outputs (docs/method.md, eq. 3b).
+    """Softmax over one axis, or its logarithm: the Jacobian at the logarithmic means L of the two outputs (docs/method.md, eq. 3b).
 
-    delta p = L (delta z - sum(L delta z) / sum(L)), since p - p' = L (log p - log p') by the definition of L, and the p sum to one.
+    delta log p = delta z - sum(L delta z) / sum(L), and delta p = L delta log p by the definition of L, since the p sum to one.
     """
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, call: Any, axis: int) -> Tensor:
+    def forward(ctx: Any, z: Tensor, call: Any, axis: int, logarithm: bool) -> Tensor:
         ctx.save_for_backward(z.clone())
-        ctx.call, ctx.axis = call, axis
-        return z.softmax(axis)
+        ctx.call, ctx.axis, ctx.logarithm = call, axis, logarithm
+        return z.log_softmax(axis) if logarithm else z.softmax(axis)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         mean = _logarithmic_mean(ctx)
-        weighted = mean * gradient
-        return weighted - mean * (weighted.sum(ctx.axis, keepdim=True) / mean.sum(ctx.axis, keepdim=True)), None, None
-
-
-class RescaleLogSoftmax(torch.autograd.Function):
-    """log softmax over one axis: delta log p_i = delta z_i - sum(L delta z) / sum(L), with the L of ``RescaleSoftmax``."""
-
-    @staticmethod
-    def forward(ctx: Any, z: Tensor, call: Any, axis: int) -> Tensor:
-        ctx.save_for_backward(z.clone())
-        ctx.call, ctx.axis = call, axis
-        return z.log_softmax(axis)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        mean = _logarithmic_mean(ctx)
-        return gradient - mean * (gradient.sum(ctx.axis, keepdim=True) / mean.sum(ctx.axis, keepdim=True)), None, None
+        of_logarithm = gradient if ctx.logarithm else mean * gradient
+        return of_logarithm - mean * (of_logarithm.sum(ctx.axis, keepdim=True) / mean.sum(ctx.axis, keepdim=True)), None, None, None
 
 
 def _logarithmic_mean(ctx: Any) -> Tensor:
