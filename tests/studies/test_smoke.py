@@ -9,25 +9,24 @@ import pytest
 from rightreasons.common.progress import Silent
 from rightreasons.data import open_data
 from rightreasons.errors import DataError, MissingExtra
-from rightreasons.studies.definition import BEFORE, OURS, Row, Study, check_rows, open_study, packaged_studies, row_config
+from rightreasons.studies.definition import BEFORE, OURS, Row, check_rows, open_study, packaged_studies, row_config
 from rightreasons.studies.study import run_study
 
 
-def recipe(study: Study, row: Row) -> str:
-    """The method of a row, its network, and what the row itself changes; not the data."""
-    changed = {name: table for name, table in row.tables.items() if name != "data"}
-    return json.dumps([row.method, row_config(study, row, 0).model.source, changed, row.align], sort_keys=True)
+def recipe(row: Row) -> str:
+    """The method of a row and what the row itself changes; neither data nor network."""
+    return json.dumps([row.method, {name: table for name, table in row.tables.items() if name != "data"}, row.align], sort_keys=True)
 
 
 def new_rows() -> dict[str, list[str]]:
-    """The rows of each study that no study before it has, but for the data; and those of ``before`` and ``ours`` in any case."""
+    """The rows of each study whose recipe no study before it has, and those of ``before`` and ``ours`` in any case."""
     had: set[str] = set()
     chosen = {}
-    for name in packaged_studies():
+    for name in reversed(packaged_studies()):  # stamps comes first, with every method on a pretrained network
         study = open_study(name, smoke=True)
-        recipes = {row: recipe(study, study.row(row)) for row in study.names}
-        chosen[name] = [row for row in study.names if recipes[row] not in had or study.row(row).method in {BEFORE, OURS}]
-        had |= set(recipes.values())
+        rows = [study.row(row) for row in study.names]
+        chosen[name] = [row.name for row in rows if recipe(row) not in had or row.method in {BEFORE, OURS}]
+        had |= {recipe(row) for row in rows}
     return chosen
 
 
