@@ -38,7 +38,7 @@ from rightreasons.studies.methods.environments import (
 )
 from rightreasons.studies.methods.labels import NoLabels
 from rightreasons.studies.methods.mask_tune import MaskedImages, mask_images, mask_peaks
-from tests.studies.test_rivals_labelled import make_bench, plant, worst
+from tests.support.planted import make_bench, plant, worst
 
 RIVALS = ("longer-training", "mask-tune", "xrm", "afr")
 
