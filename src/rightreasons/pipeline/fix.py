@@ -206,7 +206,9 @@ def build_alignment(
                 "for networks without fine feature maps, and not an error; if the repair falls short, inspect more images ([sample] size)"
             )
         else:
-            reporter.note(f"the verdicts were spread: of {len(spread.scores)} training images {int(spread.marked.sum())} have something that looks spurious")
+            reporter.note(
+                f"the verdicts were spread: of {len(spread.scores)} training images {int(spread.marked.sum())} have something that looks spurious"
+            )
     return AlignmentSet(inspected, masks, protected, spread)
 
 

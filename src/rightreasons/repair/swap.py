@@ -59,7 +59,7 @@ def paste_into(
     masks: Bool[Tensor, "donor height width"],
     generator: torch.Generator,
 ) -> Pasted:
-    """The answers on one batch of hosts, without those that no donor is of another class than. ``donors`` are images with ``labels`` and ``masks``."""
+    """The answers on one batch of hosts; hosts without a donor of another class are left out. ``donors`` are images with ``labels`` and ``masks``."""
     usable = masks.flatten(1).any(1)
     pairs = []
     for row, label in enumerate(hosts.labels.tolist()):

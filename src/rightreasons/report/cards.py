@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -58,7 +59,7 @@ class Card:
 class Cards:
     """Makes the cards of a run one by one, since the pictures of large images fill gigabytes. ``repaired`` explains the repaired model."""
 
-    def __init__(self, run: Run, repaired: Attribution | None, shortcuts: Sequence[Mapping[str, object]]) -> None:
+    def __init__(self, run: Run, repaired: Attribution | None, shortcuts: Sequence[Mapping[str, Any]]) -> None:
         self.run, self.repaired = run, repaired
         self.smooth = smooth_width(run.model, run.config.segment)
         self.settled, self.disputes = settle_verdicts(run.verdicts), find_disputes(run.verdicts)
@@ -69,7 +70,7 @@ class Cards:
         self.drawings = {drawing.index: drawing for drawing in run.drawings}
         self.shortcuts_of: dict[int, set[int]] = {}
         for number, shortcut in enumerate(shortcuts):
-            for index, _ in shortcut["members"]:  # type: ignore[attr-defined]
+            for index, _ in shortcut["members"]:
                 self.shortcuts_of.setdefault(index, set()).add(number)
 
     def order(self) -> list[int]:

@@ -22,7 +22,7 @@ def list_facts(run: Run, metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
     weights = run.criticism.weights or ""
     parameters = sum(parameter.numel() for parameter in run.model.parameters())
     checkpoint = "trained by this run" if config.model.checkpoint is None else PurePath(config.model.checkpoint).name
-    facts = [
+    return [
         ("Model", f"{shorten(config.model.source)}, {parameters:,} weights"),
         ("Checkpoint", f"{checkpoint}{f', SHA-256 {weights[:16]}' if weights else ''}"),
         ("It sees", f"{seen['width']} x {seen['height']} pixels{', normalised' if seen['mean'] else ''}"),
@@ -33,7 +33,6 @@ def list_facts(run: Run, metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Version", f"rightreasons {environment['rightreasons']}, torch {environment['torch']}, on {environment['device']}"),
         ("Seed", str(metrics["seed"])),
     ]
-    return facts
 
 
 _SELECTIONS = {

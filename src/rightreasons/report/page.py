@@ -25,9 +25,11 @@ from rightreasons.runs.folder import RunFolder
 # The page shows at most this many images, or it would be too heavy to open; the run folder has the rest.
 MOST_CARDS = 200
 MOST_WAITING = 200
-# So many shortcuts are told of at the top, with TOP_PICTURES each; a gallery has up to GALLERY_PICTURES.
+# So many shortcuts have a gallery, of up to GALLERY_PICTURES. Of them MOST_TOLD open the page, if they are in FEWEST_IMAGES images at least or are
+# the only one.
 MOST_SHORTCUTS = 5
-TOP_PICTURES, GALLERY_PICTURES = 3, 24
+MOST_TOLD, FEWEST_IMAGES = 3, 3
+GALLERY_PICTURES = 24
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ def write_report(run: Run, metrics: dict[str, Any], repaired: Attribution | None
         metrics=metrics,
         headline=tell_headline(metrics),
         shortcuts=[_show(run, number, item, metrics) for number, item in enumerate(metrics["shortcuts"][:MOST_SHORTCUTS])],
+        told=max(1, sum(item["images"] >= FEWEST_IMAGES for item in metrics["shortcuts"][:MOST_TOLD])),
         more_shortcuts=metrics["shortcuts"][MOST_SHORTCUTS:],
         spread=tell_spread(metrics),
         repair=tell_repair(metrics),

@@ -24,7 +24,9 @@ def percent(value: float | None) -> str:
     """A share in words; small shares keep a digit, so that little is not called nothing."""
     if value is None:
         return "–"
-    return f"{value:.1%}" if 0 < value < 0.0995 else f"{value:.0%}"
+    if 0 < value < 0.0005:
+        return "less than 0.1%"
+    return f"{value:.1%}" if value and value < 0.0995 else f"{value:.0%}"
 
 
 def tell_headline(metrics: Mapping[str, Any]) -> Headline:
@@ -49,7 +51,7 @@ def _next_step(metrics: Mapping[str, Any]) -> str:
     if alignment is None and metrics["outcome"] == "shortcut found":
         return "Let an expert look at the verdicts (rightreasons review RUN), then repair the classifier: rightreasons fix RUN."
     if alignment is not None and alignment["outcome"] == "original kept":
-        return "A repair was tried and put aside, since it did harm; whether it is used nevertheless is a person's decision: rightreasons fix RUN --accept."
+        return "A repair was put aside, since it did harm; whether it is used nevertheless is for a person to say: rightreasons fix RUN --accept."
     if critic["waiting"]:
         return f"{critic['waiting']} segments wait for a person's verdict: rightreasons review RUN."
     if metrics["fitness"]["verdict"] == "cannot tell":
@@ -60,21 +62,19 @@ def _next_step(metrics: Mapping[str, Any]) -> str:
 def tell_shortcut(shortcut: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[str]:
     """What is known of one shortcut, in sentences: where it was seen, its evidence, what it does to the answers."""
     size, images = metrics["selection"]["size"], shortcut["images"]
-    classes = [f"{some} of the {all_} of class {name}" for name, (some, all_) in sorted(shortcut["classes"].items(), key=lambda item: -item[1][0])]
-    shown = _list(classes)
-    told = [f"Seen in {images} of {size} inspected images: {shown}."]
+    told = [f"Seen in {images} of {size} inspected images: {_list_classes(shortcut['classes'])}."]
     after = "" if shortcut["evidence_after"] is None else f", and {percent(shortcut['evidence_after'])} after the repair"
     told.append(f"It carries {percent(shortcut['evidence_before'])} of all the evidence{after}.")
     effect, later = shortcut["effect_before"], shortcut["effect_after"]
     if effect is not None:
         low, high = effect["changed_interval"]
         told.append(
-            f"Pasted into {effect['pasted']} held-out images of other classes, it changes {percent(effect['changed'] / effect['pasted'])} of the answers "
+            f"Pasted into {effect['pasted']} held-out images of other classes, it changes {_rate(effect, 'changed')} of the answers "
             f"({percent(low)} to {percent(high)}), and accuracy on them goes from {_rate(effect, 'right_before')} to {_rate(effect, 'right_pasted')}."
         )
     if later is not None:
         told.append(
-            f"After the repair it changes {percent(later['changed'] / later['pasted'])}, and accuracy goes from {_rate(later, 'right_before')} to "
+            f"After the repair it changes {_rate(later, 'changed')}, and accuracy goes from {_rate(later, 'right_before')} to "
             f"{_rate(later, 'right_pasted')}."
         )
     return told
@@ -86,13 +86,16 @@ def tell_spread(metrics: Mapping[str, Any]) -> str:
     if not metrics["shortcuts"]:
         return ""
     if alignment is None:
-        return "In how many of all the training images they are is counted by rightreasons fix, which looks for them by the classifier's own features."
+        return (
+            "In how many of all the training images they are is counted by rightreasons fix, which looks for them by the classifier's own features."
+        )
     found = alignment.get("spread")
     if found is None:
         return "In how many of all the training images they are could not be counted: the classifier's features do not show them well enough."
-    classes = [f"{some} of the {all_} of class {name}" for name, (some, all_) in sorted(found["classes"].items(), key=lambda item: -item[1][0]) if some]
-    told = f"{found['found']} of all {found['images']} training images ({percent(found['found'] / found['images'])}) have something that looks like them"
-    return f"{told}: {_list(classes)}." if classes else f"{told}."
+    told = (
+        f"{found['found']} of all {found['images']} training images ({percent(found['found'] / found['images'])}) have something that looks like them"
+    )
+    return f"{told}: {_list_classes(found['classes'])}." if found["classes"] and found["found"] else f"{told}."
 
 
 def tell_repair(metrics: Mapping[str, Any]) -> str:
@@ -124,7 +127,10 @@ def _rate(effect: Mapping[str, int], key: str) -> str:
     return percent(effect[key] / effect["pasted"])
 
 
-def _list(parts: list[str]) -> str:
+def _list_classes(counts: Mapping[str, tuple[int, int]]) -> str:
+    """The classes with most first: "all 15 of class 0, 3 of the 15 of class 4"."""
+    ordered = sorted(((name, *pair) for name, pair in counts.items() if pair[0]), key=lambda item: -item[1])
+    parts = [f"all {whole} of class {name}" if some == whole else f"{some} of the {whole} of class {name}" for name, some, whole in ordered]
     shown = parts[:MOST_CLASSES]
     rest = len(parts) - len(shown)
     return ", ".join(shown) + (f", and some of {rest} other {'class' if rest == 1 else 'classes'}" if rest else "")

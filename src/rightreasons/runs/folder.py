@@ -118,8 +118,8 @@ class RunFolder:
             )
         self._check_same(manifest, splits)
         environment = self.environment()
-        if environment != (now := environment | {"data": manifest, **self._place(root)}):
-            write_text(self.path / "environment.json", json.dumps(now, indent=2) + "\n")
+        if environment != (updated := environment | {"data": manifest, **self._place(root)}):
+            write_text(self.path / "environment.json", json.dumps(updated, indent=2) + "\n")
         if stored != config:
             write_text(self.path / "config.toml", config.to_toml())
 

@@ -9,23 +9,31 @@ from typing import Any
 from rightreasons.critic.calibration import FEWEST, calibrate
 from rightreasons.records import HUMAN, Scores, settle_verdicts
 from rightreasons.run import Run
-from rightreasons.scoring.fitness import Judged, describe_bounds, explain_doubts, interval_of, judge_class, judge_whole
+from rightreasons.scoring.fitness import Fitness, Judged, describe_bounds, explain_doubts, interval_of, judge_class, judge_whole
 from rightreasons.scoring.metrics import Interval
 
 
-def judge_fitness(run: Run, scores: Scores, *, model: str, outcome: str, problems: list[str], alignment: Mapping[str, Any] | None) -> dict[str, Any]:
-    """``fitness`` of metrics.json, for the ``model`` ("before" or "after") that these are the scores of."""
+def judge_fitness(
+    run: Run, before: Scores, after: Scores | None, *, outcome: str, problems: list[str], alignment: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """``fitness`` of metrics.json, of the repaired model if there is one; each class also has the verdict ``before`` the repair."""
     failed = [control.name for control in run.controls if control.passed is False]
-    doubts = explain_doubts(outcome, alignment, problems, failed)
     judged, names = _count_judged(run), [item.name for item in run.descriptions]
     found = run.found
-    told = [judge_class(name, scores.classes[name], judged[label], len(names), found=found, doubts=doubts) for label, name in enumerate(names)]
+
+    def judge(scores: Scores, doubts: tuple[str, ...]) -> list[Fitness]:
+        return [judge_class(name, scores.classes[name], judged[label], len(names), found=found, doubts=doubts) for label, name in enumerate(names)]
+
+    old = judge(before, explain_doubts(outcome, None, problems, failed))
+    told = old if after is None else judge(after, explain_doubts(outcome, alignment, problems, failed))
     whole = judge_whole(told)
     return {
         "verdict": whole.verdict,
         "reasons": list(whole.reasons),
-        "model": model,
-        "classes": {item.name: {"verdict": item.verdict, "reasons": list(item.reasons)} for item in told},
+        "model": "before" if after is None else "after",
+        "classes": {
+            new.name: {"verdict": new.verdict, "reasons": list(new.reasons), "before": item.verdict} for new, item in zip(told, old, strict=True)
+        },
         "bounds": describe_bounds(),
     }
 

@@ -15,7 +15,6 @@ from rightreasons.common.seeds import seeded
 from rightreasons.networks.predictions import Predictions
 from rightreasons.records import GroundTruth, GroupScore, Scores, Value
 
-
 # How many samples an interval by resampling rests on.
 DRAWS = 2000
 

@@ -107,7 +107,17 @@ def name_colour(colour: Float[Tensor, " channel"]) -> str:
         return "white"
     if saturation < 0.18:
         return "dark grey" if lightness < 0.35 else "grey" if lightness < 0.65 else "light grey"
-    names: Mapping[float, str] = {15: "red", 45: "orange", 70: "yellow", 165: "green", 200: "cyan", 260: "blue", 300: "purple", 340: "pink", 361: "red"}
+    names: Mapping[float, str] = {
+        15: "red",
+        45: "orange",
+        70: "yellow",
+        165: "green",
+        200: "cyan",
+        260: "blue",
+        300: "purple",
+        340: "pink",
+        361: "red",
+    }
     named = next(name for end, name in names.items() if 360 * hue < end)
     return "brown" if named in ("orange", "red") and lightness < 0.3 else named
 

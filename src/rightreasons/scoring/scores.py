@@ -238,14 +238,7 @@ def build_metrics(
     outcome = decide_outcome(run.coverage, before.swap_flip_rate, run.chance)
     repaired = asdict(alignment) | asdict(judge_effect(alignment.outcome, before, after, run.config.align)) if alignment is not None else None
     models = {"before": before, "after": after, "rejected": rejected, **(reference or {})}
-    fitness = judge_fitness(
-        run,
-        after or before,
-        model="after" if after else "before",
-        outcome=outcome,
-        problems=classifier["problems"],
-        alignment=repaired,
-    )
+    fitness = judge_fitness(run, before, after, outcome=outcome, problems=classifier["problems"], alignment=repaired)
     return {
         # Only the folder's own name: the report is forwarded, and the rest of the path names people and machines.
         "task": Path(task.name).resolve().name if "/" in task.name else task.name,
