@@ -21,7 +21,7 @@ class Curve:
 def draw_tuning(epochs: Sequence[Mapping[str, Any]]) -> list[Curve]:
     """Accuracy by epoch, on held-out images as they are and with spurious segments pasted in."""
     return [
-        draw_curve(name, [(epoch["epoch"] - 1, epoch[key]) for epoch in epochs], last=max(1, len(epochs) - 1))
+        draw_curve(name, [(float(epoch["epoch"] - 1), float(epoch[key])) for epoch in epochs], last=max(1.0, len(epochs) - 1.0))
         for key, name in (("accuracy", "as they are"), ("swapped_accuracy", "with segments pasted in"))
         if epochs
     ]

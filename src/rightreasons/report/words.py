@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,7 +127,7 @@ def _rate(effect: Mapping[str, int], key: str) -> str:
     return percent(effect[key] / effect["pasted"])
 
 
-def _list_classes(counts: Mapping[str, tuple[int, int]]) -> str:
+def _list_classes(counts: Mapping[str, Sequence[int]]) -> str:
     """The classes with most first: "all 15 of class 0, 3 of the 15 of class 4"."""
     ordered = sorted(((name, *pair) for name, pair in counts.items() if pair[0]), key=lambda item: -item[1])
     parts = [f"all {whole} of class {name}" if some == whole else f"{some} of the {whole} of class {name}" for name, some, whole in ordered]
