@@ -6,7 +6,10 @@ import re
 import pytest
 
 from rightreasons.report.glossary import SCORES
-from tests.report.conftest import EVIL
+
+
+EXPECTED = {"Model": "python:tag_model", "Checkpoint": "model.safetensors, SHA-256", "Judged by": "people decided 20 of", "Version": "rightreasons 0."}
+TRACED = r"(\S+T\S+) (Ann|Bob \S+) (\d+) (S\d) (\w+) ((?:unsure|relevant|spurious) by .*?) (counts|a later verdict counts|taken back)"
 
 
 def text_of(page: str) -> str:
@@ -26,7 +29,7 @@ def test_a_shortcut_has_a_name_three_pictures_and_numbers(page, metrics):
     assert "yellow tag" in tag["name"] and tag["named_by"] == "grouping"
     told = page[page.index('id="leans"') : page.index('id="about"')]
     first = told.split('<div class="shortcut">')[1]
-    assert first.count("<img src=\"data:image/jpeg") == 3
+    assert first.count('<img src="data:image/jpeg') == 3
     assert f"Seen in {tag['images']} of 24 inspected images" in first and "of all the evidence, and" in first and "after the repair" in first
     assert re.search(r"Pasted into \d+ held-out images of other classes, it changes \d+%", first)
     assert re.search(r"In how many of all the training images|of all \d+ training images", told)
@@ -35,7 +38,9 @@ def test_a_shortcut_has_a_name_three_pictures_and_numbers(page, metrics):
 def test_every_class_has_a_verdict_and_a_reason_with_the_bounds_beside_it(page, metrics):
     told = page[page.index('id="classes"') : page.index('id="numbers"')]
     for name, item in metrics["fitness"]["classes"].items():
-        assert f'<th scope="row">{name}</th>' in told and item["verdict"] in told and html.escape("; ".join(item["reasons"]), quote=False)[:40] in told
+        assert (
+            f'<th scope="row">{name}</th>' in told and item["verdict"] in told and html.escape("; ".join(item["reasons"]), quote=False)[:40] in told
+        )
     assert "at most 10%" in told and "Before the repair" in told
 
 
@@ -43,7 +48,12 @@ def test_every_class_has_a_verdict_and_a_reason_with_the_bounds_beside_it(page, 
 def test_it_can_be_filed(page, what):
     facts = dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", page[page.index('id="about"') : page.index('id="shortcuts"')], re.DOTALL))
     assert facts[what]
-    expected = {"Model": "python:tag_model", "Checkpoint": "model.safetensors, SHA-256", "Judged by": "people decided 20 of", "Version": "rightreasons 0."}
+    expected = {
+        "Model": "python:tag_model",
+        "Checkpoint": "model.safetensors, SHA-256",
+        "Judged by": "people decided 20 of",
+        "Version": "rightreasons 0.",
+    }
     assert expected.get(what, "") in html.unescape(facts[what])
 
 
@@ -77,10 +87,16 @@ def test_the_curve_of_fine_tuning_has_every_epoch(page, metrics):
 def test_every_verdict_of_a_person_can_be_traced(page, reviewed):
     told = text_of(page[page.index('id="people"') : page.index('id="waiting"')])
     assert "Every verdict of a person, 22 in all" in told
-    rows = re.findall(r"(\S+T\S+) (Ann|Bob \S+) (\d+) (S\d) (\w+) ((?:unsure|relevant|spurious) by .*?) (counts|a later verdict counts|taken back)", told)
+    rows = re.findall(TRACED, told)
+        r"(\S+T\S+) (Ann|Bob \S+) (\d+) (S\d) (\w+) ((?:unsure|relevant|spurious) by .*?) (counts|a later verdict counts|taken back)", told
+    )
     assert len(rows) == 22
     first = reviewed.load_selection().indices.tolist()[0]
-    assert [(row[1][:3], row[4], row[6]) for row in rows if row[2] == str(first)] == [("Ann", "relevant", "a later verdict counts"), ("Bob", "spurious", "counts")]
+    both = [(row[1][:3], row[4], row[6]) for row in rows if row[2] == str(first)]
+    assert both == [("Ann", "relevant", "a later verdict counts"), ("Bob", "spurious", "counts")]
+        ("Ann", "relevant", "a later verdict counts"),
+        ("Bob", "spurious", "counts"),
+    ]
     assert "spurious" in told and "Where people disagree" in told and [row[6] for row in rows].count("taken back") == 1
 
 
@@ -100,5 +116,5 @@ def test_the_filter_needs_no_script(page):
 def test_injection_nothing_that_is_said_becomes_markup(page):
     """A critic, an expert and a reviewer's name with a script: all of them stand on the page, as text."""
     assert "<script" not in page and "<img src=x" not in page and "\x1b" not in page and "default-src 'none'" in page
-    assert page.count(html.escape(EVIL, quote=True)) + page.count(html.escape(EVIL, quote=False)) > 20
+    assert page.count("&lt;script&gt;document.title=") > 20
     assert "{{ 7 * 7 }}" in page and "Bob &lt;script&gt;" in page

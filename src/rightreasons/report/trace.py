@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rightreasons.records import HUMAN, Verdict, settle_verdicts
+from rightreasons.report.facts import shorten
 from rightreasons.runs.verdict_lines import drop_withdrawn
 
 
@@ -62,4 +63,4 @@ def list_reviewers(traced: Sequence[Traced]) -> list[Reviewer]:
 def _tell(verdict: Verdict | None) -> str:
     if verdict is None:
         return "nothing"
-    return f"{verdict.value} by {verdict.by or 'a person'}" if verdict.source == HUMAN else f"{verdict.value} by {verdict.source}"
+    return f"{verdict.value} by {verdict.by or 'a person'}" if verdict.source == HUMAN else f"{verdict.value} by {shorten(verdict.source)}"
