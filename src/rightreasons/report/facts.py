@@ -67,6 +67,15 @@ def shorten(name: str) -> str:
     return PurePath(name).name if name.startswith(("/", "./", "../", "~")) else name
 
 
+def hide_paths(text: str, run: Run) -> str:
+    """A text of the data's without the folder in which they lie, whose name alone stays."""
+    root, path = run.project.root, run.config.data.path
+    places = {root / path, (root / path).resolve(), root, root.resolve()}
+    for place in sorted(map(str, places), key=len, reverse=True):
+        text = text.replace(place, PurePath(place).name) if PurePath(place).is_absolute() else text
+    return text
+
+
 def _show(key: str, value: object) -> str:
     if value is None:
         return "–"

@@ -14,7 +14,7 @@ from rightreasons.critic.controls import MEANINGS
 from rightreasons.records import Attribution, find_disputes
 from rightreasons.report.cards import Card, Cards, tell_dispute
 from rightreasons.report.curves import draw_curve, draw_tuning
-from rightreasons.report.facts import list_facts, list_settings, shorten, tell_critic
+from rightreasons.report.facts import hide_paths, list_facts, list_settings, shorten, tell_critic
 from rightreasons.report.glossary import LIMITS, OTHERS, SCORES, explain_scores
 from rightreasons.report.images import lit_url
 from rightreasons.report.trace import list_reviewers, trace_verdicts
@@ -69,6 +69,7 @@ def write_report(run: Run, metrics: dict[str, Any], repaired: Attribution | None
         repair=tell_repair(metrics),
         facts=list_facts(run, metrics),
         settings=list_settings(run),
+        read_as=hide_paths(metrics["data"]["read_as"], run),
         judged_by=tell_critic(metrics["critic"]),
         columns=explain_scores(models),
         models=models,
