@@ -19,7 +19,7 @@ METRICS = {
     "selection": {"size": 24},
     "shortcuts": [{}],
 }
-REPAIRED = {"outcome": "aligned", "reason": None, "spread": None}
+REPAIRED = {"outcome": "aligned", "reason": None, "spread": None, "effect": "took"}
 
 
 def state(**changes):
@@ -35,6 +35,7 @@ def state(**changes):
         ({"classifier": {"problems": ["x"]}}, "", "First find out why"),
         ({"alignment": {**REPAIRED, "outcome": "original kept"}}, "The classifier is", "--accept"),
         ({"alignment": REPAIRED}, "The repaired classifier is", "Keep this page"),
+        ({"alignment": {**REPAIRED, "effect": "did not take"}}, "", "did not take"),
         ({"alignment": REPAIRED, "critic": {"waiting": 3}}, "", "3 segments wait"),
         ({"alignment": REPAIRED, "fitness": {"verdict": "cannot tell", "reasons": ["a: few"]}}, "cannot be told", "More images would tell"),
     ],

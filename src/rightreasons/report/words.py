@@ -52,6 +52,8 @@ def _next_step(metrics: Mapping[str, Any]) -> str:
         return "Let an expert look at the verdicts (rightreasons review RUN), then repair the classifier: rightreasons fix RUN."
     if alignment is not None and alignment["outcome"] == "original kept":
         return "A repair was put aside, since it did harm; whether it is used nevertheless is for a person to say: rightreasons fix RUN --accept."
+    if alignment is not None and alignment["effect"] == "did not take":
+        return "The repair did not take: below it says what to try."
     if critic["waiting"]:
         return f"{critic['waiting']} segments wait for a person's verdict: rightreasons review RUN."
     if metrics["fitness"]["verdict"] == "cannot tell":
@@ -105,7 +107,7 @@ def tell_repair(metrics: Mapping[str, Any]) -> str:
         return ""
     before, after = metrics["before"], metrics["after"] if alignment["outcome"] != "original kept" else metrics["rejected"]
     told = {
-        "aligned": "The classifier was repaired.",
+        "aligned": "The repair did not take." if alignment["effect"] == "did not take" else "The classifier was repaired.",
         "accepted": "The repair did harm by the harm guard's measure, and a person accepted it.",
         "original kept": f"A repair was tried and put aside, since it did harm: {alignment['reason']}. The original classifier is kept.",
     }[alignment["outcome"]]

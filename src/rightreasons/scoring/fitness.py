@@ -73,7 +73,7 @@ def judge_whole(classes: Sequence[Fitness]) -> Fitness:
         if named:
             alike = len({item.reasons for item in named}) == 1
             which = "every class" if len(named) == len(classes) else _enumerate([item.name for item in named])
-            return Fitness("", verdict, (f"{which}: {named[0].reasons[0]}" if alike or len(named) == 1 else f"{which}; the reasons are below",))
+            return Fitness("", verdict, (f"{which}: {named[0].reasons[0]}" if alike or len(named) == 1 else f"{which}, for the reasons below",))
     return Fitness("", "fit for use", ("every class keeps within the bounds",))
 
 
