@@ -52,7 +52,8 @@ def test_nothing_to_paste_is_no_rate_and_parts_join():
 
 
 def test_features_are_those_under_the_mask_less_those_of_the_image(build_seeded):
-    network = build_seeded(lambda: nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), nn.ReLU(), nn.Conv2d(5, 4, 3, padding=1), nn.Flatten(), nn.LazyLinear(2)))
+    first, second = (lambda: nn.Conv2d(3, 5, 3, padding=1)), (lambda: nn.Conv2d(5, 4, 3, padding=1))
+    network = build_seeded(lambda: nn.Sequential(first(), nn.ReLU(), second(), nn.Flatten(), nn.LazyLinear(2)))
     images = torch.rand(2, 3, 24, 24, generator=seeded(0, "images"))
     network(images)
     masks = torch.zeros(2, 24, 24, dtype=torch.bool)
