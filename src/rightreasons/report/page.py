@@ -38,7 +38,6 @@ class Shown:
 
     number: int
     name: str
-    named_by: str
     words: str
     sentences: list[str]
     pictures: list[tuple[int, str, str]]
@@ -133,7 +132,7 @@ def _show(run: Run, number: int, shortcut: Mapping[str, Any], metrics: Mapping[s
         index = int(run.selection.indices[row])
         clean = (run.folder.pictures / f"{index:06d}-clean.png").read_bytes()
         pictures.append((index, run.descriptions[int(run.selection.labels[row])].name, lit_url(clean, marked)))
-    return Shown(number, shortcut["name"], shortcut["named_by"], ", ".join(shortcut["words"]), tell_shortcut(shortcut, metrics), pictures)
+    return Shown(number, shortcut["name"], ", ".join(shortcut["words"]), tell_shortcut(shortcut, metrics), pictures)
 
 
 def _finalize(value: object) -> object:

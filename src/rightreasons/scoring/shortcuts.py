@@ -51,10 +51,11 @@ class _Looks:
 
 def find_names(run: Run, after: Float[Tensor, "image height width"] | None) -> list[dict[str, Any]]:
     """``shortcuts`` of metrics.json, the one in most images first. ``after`` has the inspected images' heatmaps under the repaired model."""
-    items = _list_items(run, "spurious")
+    masks = run.masks
+    items = [item for item in _list_items(run, "spurious") if _mask(run, item, masks).any()]  # a person may have erased all of one
     if not items:
         return []
-    looks, relevant = _look_at(run, items), [item.words for item in _list_items(run, "relevant")]
+    looks, relevant = _look_at(run, items, masks), [item.words for item in _list_items(run, "relevant")]
     texts = [item.words for item in items]
     colours = looks.colours.expand(-1, 3) if looks.colours.shape[1] == 1 else looks.colours
     parts = [place_distances(looks.centres), look_distances(colours, looks.features), word_distances(word_vectors(texts, relevant))]
@@ -68,7 +69,7 @@ def find_names(run: Run, after: Float[Tensor, "image height width"] | None) -> l
             [looks.places[number] for number in group],
             looks.colours[group].mean(0),
         )
-        told.append(_tell(run, [items[number] for number in group], name, after, alone=len(groups) == 1, measured=rank < MOST_MEASURED))
+        told.append(_tell(run, [items[number] for number in group], name, masks, after, alone=len(groups) == 1, measured=rank < MOST_MEASURED))
     return told
 
 
@@ -86,8 +87,6 @@ def _list_items(run: Run, value: Value) -> list[_Item]:
     if value == "spurious":
         drawn = {drawing.index: drawing for drawing in run.drawings}
         items += [_Item(row_of[index], None, "") for index, drawing in drawn.items() if drawing.painted.any()]
-        masks = run.masks
-        items = [item for item in items if _mask(run, item, masks).any()]  # a person may have erased all of it
     return sorted(items, key=lambda item: (item.row, -1 if item.segment is None else item.segment))
 
 
@@ -99,8 +98,8 @@ def _mask(run: Run, item: _Item, masks: Bool[Tensor, "image height width"]) -> B
     return (run.segmentation.segments[item.row] == item.segment) & masks[item.row]
 
 
-def _look_at(run: Run, items: Sequence[_Item]) -> _Looks:
-    masks, rows = run.masks, torch.tensor([item.row for item in items])
+def _look_at(run: Run, items: Sequence[_Item], masks: Bool[Tensor, "image height width"]) -> _Looks:
+    rows = torch.tensor([item.row for item in items])
     images = StoredImages(run.train, run.selection.indices[rows])
     pool = open_features(run.model, images[:2])
     size = how_many(images[:1].nbytes, BATCH_BYTES, LARGEST_BATCH)
@@ -119,10 +118,17 @@ def _look_at(run: Run, items: Sequence[_Item]) -> _Looks:
 
 
 def _tell(
-    run: Run, items: Sequence[_Item], name: Name, after: Float[Tensor, "image height width"] | None, *, alone: bool, measured: bool
+    run: Run,
+    items: Sequence[_Item],
+    name: Name,
+    whole: Bool[Tensor, "image height width"],
+    after: Float[Tensor, "image height width"] | None,
+    *,
+    alone: bool,
+    measured: bool,
 ) -> dict[str, Any]:
-    """One shortcut for metrics.json."""
-    masks, whole = torch.zeros_like(run.segmentation.effect), run.masks
+    """One shortcut for metrics.json; ``whole`` is the corrective mask of all of them."""
+    masks = torch.zeros_like(whole)
     for item in items:
         masks[item.row] |= _mask(run, item, whole)
     labels, having = run.selection.labels, masks.flatten(1).any(1)
