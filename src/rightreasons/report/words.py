@@ -131,7 +131,7 @@ def _rate(effect: Mapping[str, int], key: str) -> str:
 
 def _list_classes(counts: Mapping[str, Sequence[int]]) -> str:
     """The classes with most first: "all 15 of class 0, 3 of the 15 of class 4"."""
-    ordered = sorted(((name, *pair) for name, pair in counts.items() if pair[0]), key=lambda item: -item[1])
+    ordered = sorted(((name, some, whole) for name, (some, whole) in counts.items() if some), key=lambda item: -item[1])
     parts = [f"all {whole} of class {name}" if some == whole else f"{some} of the {whole} of class {name}" for name, some, whole in ordered]
     shown = parts[:MOST_CLASSES]
     rest = len(parts) - len(shown)
