@@ -206,10 +206,41 @@ class GroupScore:
 
 
 @dataclass(frozen=True)
+class ClassScore:
+    """What is measured on the images of one class, as counts.
+
+    ``right`` of ``count`` scored images are right. Into ``pasted`` held-out images of this class a judged-spurious segment of another class was
+    pasted: that changes ``changed`` answers; ``right_before`` of them are right without it, and ``right_pasted`` with it. ``evidence`` is the mean
+    share of the positive effect on judged-spurious segments over ``inspected`` images of the class, with a 95 % interval.
+    """
+
+    count: int
+    right: int
+    pasted: int = 0
+    changed: int = 0
+    right_before: int = 0
+    right_pasted: int = 0
+    inspected: int = 0
+    evidence: float | None = None
+    evidence_interval: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class TunedEpoch:
+    """What was measured after one epoch of fine-tuning, counted from 1, on held-out images: accuracy as they are, and with segments pasted in."""
+
+    epoch: int
+    learning_rate: float
+    accuracy: float
+    swapped_accuracy: float
+
+
+@dataclass(frozen=True)
 class Scores:
     """Every metric of docs/method.md, section 7; None if a label that it needs is missing.
 
-    ``intervals`` has 95 % intervals of the accuracies, by their names, if the images come in clusters.
+    ``intervals`` has 95 % intervals of the accuracies, by their names, if the images come in clusters. ``classes`` has counts by class, which need
+    no label but the class.
     """
 
     accuracy: float
@@ -226,6 +257,8 @@ class Scores:
     groups: Mapping[str, GroupScore] = field(default_factory=dict)
     other_groups: Mapping[str, Mapping[str, GroupScore]] = field(default_factory=dict)
     intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    classes: Mapping[str, ClassScore] = field(default_factory=dict)
+    spurious_share_interval: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)

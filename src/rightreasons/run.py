@@ -23,7 +23,7 @@ from rightreasons.networks.classifier import copy_model, hash_weights, load_chec
 from rightreasons.project.project import Project, fresh_model, project_of_run
 from rightreasons.records import Attribution, ClassDescription, Control, Criticism, Critique, Drawing, Segmentation, Selection, Verdict
 from rightreasons.repair.masks import apply_drawings, build_masks
-from rightreasons.repair.swap import count_flips, flip_rate
+from rightreasons.repair.swap import Pasted, join_pasted, paste_into
 from rightreasons.runs.drawings import load_drawings
 from rightreasons.runs.folder import RunFolder
 
@@ -49,7 +49,7 @@ class Run:
     rejected: nn.Module | None = None
     alignment: Alignment | None = None
     drawings: list[Drawing] = field(default_factory=list)
-    _flip_rates: dict[str, float | None] = field(default_factory=dict, repr=False)
+    _pasted: dict[str, Pasted] = field(default_factory=dict, repr=False)
 
     @property
     def config(self) -> Config:
@@ -121,21 +121,27 @@ class Run:
         return check_chance(Answers(counts["train"])) if "train" in counts else None
 
     def flip_rate(self, model: nn.Module) -> float | None:
-        """How often pasting what was judged spurious changes an answer of ``model``; computed once for the same weights and verdicts."""
-        masks = self.masks
+        """How often pasting what was judged spurious changes an answer of ``model``."""
+        pasted = self.paste(model, self.masks)
+        return None if pasted is None else pasted.flip_rate
+
+    def paste(self, model: nn.Module, masks: Tensor, most: int = SWAP_HOSTS) -> Pasted | None:
+        """The answers of ``model`` on at most ``most`` held-out images, as they are and with the pixels in ``masks`` of the inspected ones pasted in.
+
+        None if no pixel is marked. Computed once for the same weights and masks.
+        """
         marked = masks.flatten(1).any(1)
         if not marked.any():
             return None
-        digest = hashlib.sha256(hash_weights(model).encode())
+        digest = hashlib.sha256(f"{hash_weights(model)} {most}".encode())
         digest.update(masks.numpy().data)
         key, masks = digest.hexdigest(), masks[marked]
-        if key not in self._flip_rates:
+        if key not in self._pasted:
             donors, labels, seed = StoredImages(self.train, self.selection.indices[marked]), self.selection.labels[marked], self.config.run.seed
             drawn, generator = torch.randperm(count_images(self.validation), generator=seeded(seed, "swap hosts")), seeded(seed, "swap donors")
-            hosts = read_batches(self.validation, indices=drawn[:SWAP_HOSTS])
-            counts = [count_flips(model, batch, donors, labels, masks, generator) for batch in hosts]
-            self._flip_rates[key] = flip_rate(counts)
-        return self._flip_rates[key]
+            hosts = read_batches(self.validation, indices=drawn[:most])
+            self._pasted[key] = join_pasted([paste_into(model, batch, donors, labels, masks, generator) for batch in hosts])
+        return self._pasted[key]
 
 
 @dataclass(frozen=True)
@@ -143,7 +149,8 @@ class Alignment:
     """What ``fix_shortcuts`` did: "aligned", "nothing to change", "original kept", or "accepted" by a person although it was rejected.
 
     It holds the accuracy on the validation images before and after, as they are and with the shortcut made useless (``neutral``), and the
-    ``reason`` for a rejection.
+    ``reason`` for a rejection. ``spread`` says in how many training images the probe finds what was judged spurious, in all and by class; None if
+    the verdicts could not be spread.
     """
 
     outcome: str
@@ -152,6 +159,7 @@ class Alignment:
     neutral_before: float | None = None
     neutral_after: float | None = None
     reason: str | None = None
+    spread: Mapping[str, Any] | None = None
 
 
 def load_run(folder: RunFolder, *, file: Path | None = None, changes: Mapping[str, Any] | None = None) -> Run:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -18,13 +20,14 @@ from rightreasons.data.loading import count_images, read_all, read_batches, some
 from rightreasons.errors import ConfigError
 from rightreasons.networks.classifier import copy_model, hash_weights, load_checkpoint, save_checkpoint
 from rightreasons.networks.predictions import Predictions, predict_labels
-from rightreasons.records import HeldOut
+from rightreasons.records import HeldOut, TunedEpoch
 from rightreasons.repair.align import AGAIN, AlignmentSet, align_model
 from rightreasons.repair.collapse import Collapse
 from rightreasons.repair.guard import find_harm, measure_held_out
-from rightreasons.repair.propagate import spread_verdicts
+from rightreasons.repair.propagate import Spread, spread_verdicts
 from rightreasons.run import Alignment, Run
 from rightreasons.runs.folder import RunFolder
+from rightreasons.runs.tuning import add_epoch
 
 # At most this many held-out images choose the best epoch of fine-tuning.
 EPOCH_HOSTS = 1000
@@ -47,7 +50,7 @@ def fix(run: Run, *, reporter: Reporter, out: Path | None = None, accept: bool =
         if finished is None:
             folder.save_masks(run.masks)
             checkpoint = folder.path / f"aligning-{job}.pt"
-            result, held_out = _repair(run, aligned, checkpoint, reporter)
+            result, held_out = _repair(run, aligned, checkpoint, lambda epoch: add_epoch(folder, job, epoch), reporter)
             name = "rejected" if result.outcome == "original kept" else "aligned"
             (folder.path / "rejected.safetensors").unlink(missing_ok=True)
             _save_weights(run, folder, name, aligned)
@@ -105,7 +108,9 @@ def _judge_again(result: Alignment, held_out: tuple[HeldOut, HeldOut] | None, ma
     return replace(result, outcome="aligned" if harm is None else "original kept", reason=harm)
 
 
-def _repair(run: Run, model: nn.Module, checkpoint: Path, reporter: Reporter) -> tuple[Alignment, tuple[HeldOut, HeldOut] | None]:
+def _repair(
+    run: Run, model: nn.Module, checkpoint: Path, record: Callable[[TunedEpoch], None], reporter: Reporter
+) -> tuple[Alignment, tuple[HeldOut, HeldOut] | None]:
     """Fine-tunes ``model`` in place if a shortcut was found, and compares it with the original; returns the guard's measurements too."""
     plain = _predict(run.model, run.validation)
     accuracy = plain.correct.double().mean().item()
@@ -114,11 +119,12 @@ def _repair(run: Run, model: nn.Module, checkpoint: Path, reporter: Reporter) ->
     alignment, seed = judged_alignment(run, reporter), run.config.run.seed
     hosts = some_images(run.validation, EPOCH_HOSTS, seeded(seed, "guard hosts"))
     before = measure_held_out(run.model, plain, hosts, alignment, seed)
-    align(model, run, alignment, checkpoint=checkpoint, reporter=reporter)
+    align(model, run, alignment, checkpoint=checkpoint, record=record, reporter=reporter)
     after = measure_held_out(model, _predict(model, run.validation), hosts, alignment, seed)
     harm = find_harm(before, after, run.config.align.max_accuracy_drop)
     outcome = "aligned" if harm is None else "original kept"
-    return Alignment(outcome, before.accuracy, after.accuracy, before.neutral, after.neutral, harm), (before, after)
+    told = None if alignment.spread is None else _count_spread(alignment.spread, run)
+    return Alignment(outcome, before.accuracy, after.accuracy, before.neutral, after.neutral, harm, told), (before, after)
 
 
 def _save_weights(run: Run, folder: RunFolder, name: str, model: nn.Module) -> None:
@@ -135,7 +141,15 @@ def _check_weights(run: Run) -> None:
         )
 
 
-def align(model: nn.Module, run: Run, alignment: AlignmentSet, *, checkpoint: Path | None = None, reporter: Reporter) -> None:
+def align(
+    model: nn.Module,
+    run: Run,
+    alignment: AlignmentSet,
+    *,
+    checkpoint: Path | None = None,
+    record: Callable[[TunedEpoch], None] | None = None,
+    reporter: Reporter,
+) -> None:
     """Fine-tunes ``model`` in place with the run's settings; the epoch is chosen on held-out images with spurious segments pasted in."""
     seed = run.config.run.seed
     hosts = some_images(run.validation, EPOCH_HOSTS, seeded(seed, "epoch hosts"))
@@ -151,6 +165,7 @@ def align(model: nn.Module, run: Run, alignment: AlignmentSet, *, checkpoint: Pa
             hosts=hosts,
             checkpoint=checkpoint,
             progress=advance,
+            record=record,
             warn=lambda collapse: reporter.note(_tell_collapse(collapse, run.project.task.classes)),
         )
 
@@ -191,9 +206,19 @@ def build_alignment(
                 "for networks without fine feature maps, and not an error; if the repair falls short, inspect more images ([sample] size)"
             )
         else:
-            marked = int((spread.scores > 0).flatten(1).any(1).sum())
-            reporter.note(f"the verdicts were spread: of {len(spread.scores)} training images {marked} have something that looks spurious")
+            reporter.note(
+                f"the verdicts were spread: of {len(spread.scores)} training images {int(spread.marked.sum())} have something that looks spurious"
+            )
     return AlignmentSet(inspected, masks, protected, spread)
+
+
+def _count_spread(spread: Spread, run: Run) -> dict[str, Any]:
+    """In how many training images the probe finds what was judged spurious: of all and of each class, as [found, images]."""
+    marked, classes = spread.marked, {}
+    labels = torch.tensor([line.label for line in run.folder.load_manifest() or () if line.split == "train"])
+    if len(labels) == len(marked):  # a run from before there was a manifest has no list of labels
+        classes = {name: [int(marked[labels == row].sum()), int((labels == row).sum())] for row, name in enumerate(run.project.task.classes)}
+    return {"found": int(marked.sum()), "images": len(marked), "recall": spread.recall, "classes": classes}
 
 
 def _predict(model: nn.Module, dataset: Dataset) -> Predictions:

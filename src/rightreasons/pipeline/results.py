@@ -16,7 +16,9 @@ from rightreasons.records import Scores
 from rightreasons.report.page import write_report
 from rightreasons.run import Alignment, Run
 from rightreasons.runs.folder import RunFolder
+from rightreasons.runs.tuning import load_epochs
 from rightreasons.scoring.scores import build_metrics, read_scores, score_key, score_once, stored_scores
+from rightreasons.scoring.shortcuts import find_names
 
 
 def write_results(
@@ -49,15 +51,24 @@ def write_results(
         folder.save_scores(reference_key, {name: stored_scores(scores) for name, scores in reference.items()})
     seconds = {**earlier.get("seconds", {}), **reporter.seconds}
     _recall_unreadable(run, folder)
-    metrics = build_metrics(run, before=before, after=after, rejected=rejected, alignment=alignment, reference=reference, seconds=seconds)
+    repaired = None
+    if run.aligned is not None:
+        repaired = explain_images(run.aligned, StoredImages(run.train, run.selection.indices), run.train, run.config)
+        folder.save_attribution(repaired, "heatmaps-after")
+    metrics = build_metrics(
+        run,
+        before=before,
+        after=after,
+        rejected=rejected,
+        alignment=alignment,
+        reference=reference,
+        shortcuts=find_names(run, None if repaired is None else repaired.heatmaps),
+        epochs=load_epochs(folder, alignment_job(run)),
+        seconds=seconds,
+    )
     if metrics["alignment"] and metrics["alignment"]["advice"]:
         reporter.note(metrics["alignment"]["advice"])
-    after_heatmaps = None
-    if run.aligned is not None:
-        explained = explain_images(run.aligned, StoredImages(run.train, run.selection.indices), run.train, run.config)
-        folder.save_attribution(explained, "heatmaps-after")
-        after_heatmaps = explained.heatmaps
-    write_report(run, metrics, after_heatmaps, folder)
+    write_report(run, metrics, repaired, folder)
     folder.save_metrics(metrics)
     return metrics
 

@@ -32,6 +32,7 @@ from rightreasons.config import AlignConfig, Flips
 from rightreasons.data.loading import Batch, count_images, read_batches
 from rightreasons.networks.classifier import model_device
 from rightreasons.networks.training import Recipe, flip_together, train_model
+from rightreasons.records import TunedEpoch
 from rightreasons.repair.collapse import Answers, Collapse, has_collapsed, read_answers
 from rightreasons.repair.penalties import GRADIENT_PENALTIES, effect_penalty
 from rightreasons.repair.propagate import Spread
@@ -99,13 +100,14 @@ def align_model(
     checkpoint: Path | None = None,
     progress: Advance | None = None,
     warn: Callable[[Collapse], None] | None = None,
+    record: Callable[[TunedEpoch], None] | None = None,
 ) -> None:
     """Fine-tunes ``model`` in place. An epoch has ceil(n_train / (batch - alignment part)) batches.
 
     With held-out ``hosts`` it ends at the latest epoch whose ``swapped_accuracy`` is within a standard error of the best; else at the last.
     If the model has collapsed after its first epoch, ``warn`` is told, and fine-tuning begins again from the original weights at ``GENTLER`` of the
     learning rate; if that collapses too, it is told again, and the model stays as that epoch left it, for the harm guard to judge. A later epoch
-    that collapses is told and never chosen.
+    that collapses is told and never chosen. ``record`` is told of every epoch that did not collapse.
     With ``config.term`` "none" this is the control: the same steps, data and ratio, but no alignment term.
     """
     weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
@@ -116,7 +118,7 @@ def align_model(
         judge = None
         if hosts is not None and before is not None:
             began = file is not None and file.exists()
-            judge = _Judge(hosts, before, alignment, seed, rate=rate, next_rate=next_rate, warn=warn, began=began)
+            judge = _Judge(hosts, before, alignment, seed, rate=rate, next_rate=next_rate, warn=warn, record=record, began=began)
         settings = config.model_copy(update={"learning_rate": rate})
         try:
             _fine_tune(model, dataset, alignment, config=settings, seed=seed, flips=flips, judge=judge, checkpoint=file, progress=progress)
@@ -147,10 +149,11 @@ class _Judge:
         rate: float,
         next_rate: float | None,
         warn: Callable[[Collapse], None] | None,
+        record: Callable[[TunedEpoch], None] | None,
         began: bool,
     ) -> None:
         self.hosts, self.before, self.alignment, self.seed = hosts, before, alignment, seed
-        self.rate, self.next_rate, self.warn, self.began, self.told = rate, next_rate, warn, began, False
+        self.rate, self.next_rate, self.warn, self.record, self.began, self.told = rate, next_rate, warn, record, began, False
 
     @property
     def slack(self) -> float:
@@ -168,7 +171,10 @@ class _Judge:
                 raise _Collapsed
             return 0.0
         self.began = True
-        return swapped_accuracy(model, self.hosts, self.alignment, seeded(self.seed, "epoch donors"))
+        merit = swapped_accuracy(model, self.hosts, self.alignment, seeded(self.seed, "epoch donors"))
+        if self.record is not None:
+            self.record(TunedEpoch(epoch, self.rate, after.accuracy, merit))
+        return merit
 
 
 def _fine_tune(

@@ -55,6 +55,11 @@ class Spread:
     recall: float
     score: Callable[[Float[Tensor, "image channel height width"]], Float[Tensor, "image row column"]] | None = None
 
+    @property
+    def marked(self) -> Bool[Tensor, " image"]:
+        """The training images in which something looks spurious."""
+        return (self.scores > 0).flatten(1).any(1)
+
     def masks(self, indices: Int[Tensor, " chosen"], side: tuple[int, int]) -> Bool[Tensor, "chosen height width"]:
         """The pixels of these images that look like what was judged spurious."""
         return _enlarge(self.scores[indices], side)
@@ -118,6 +123,26 @@ def spread_verdicts(
         if progress is not None:
             progress(done, count)
     return Spread(scores, recall, score)
+
+
+def open_features(
+    model: nn.Module, images: Float[Tensor, "image channel height width"]
+) -> Callable[[Float[Tensor, "image channel height width"], Bool[Tensor, "image height width"]], Float[Tensor, "image feature"]] | None:
+    """A function of images and masks that gives the model's own features of the marked pixels, less those of the whole image.
+
+    They are means over the cells of the map that the probe reads. None if the model has no such map for ``images``, of which two are enough.
+    """
+    layer = _find_layer(model, images)
+    if layer is None:
+        return None
+
+    def pool(images: Float[Tensor, "image channel height width"], masks: Bool[Tensor, "image height width"]) -> Float[Tensor, "image feature"]:
+        (maps,) = _read_features(model, layer, [images])
+        weights = F.adaptive_avg_pool2d(masks[:, None].float(), (maps.shape[2], maps.shape[3])).flatten(2)
+        flat = maps.flatten(2)
+        return (flat * weights).sum(2) / weights.sum(2).clamp_min(1e-12) - flat.mean(2)
+
+    return pool
 
 
 def _enlarge(scores: Float[Tensor, "image row column"], side: tuple[int, int]) -> Bool[Tensor, "image height width"]:

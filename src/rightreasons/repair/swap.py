@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Int
@@ -13,6 +14,33 @@ from rightreasons.data.loading import Batch, StoredImages
 from rightreasons.networks.classifier import model_device
 
 
+@dataclass(frozen=True)
+class Pasted:
+    """The answers on held-out images of these ``labels``: as they are, and with a judged-spurious segment of another class pasted in."""
+
+    labels: Int[Tensor, " host"]
+    clean: Int[Tensor, " host"]
+    swapped: Int[Tensor, " host"]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def changed(self) -> Bool[Tensor, " host"]:
+        """Which answers the segment changes."""
+        return self.clean != self.swapped
+
+    @property
+    def flip_rate(self) -> float | None:
+        """The share of the answers that the segment changes; None if nothing was tried."""
+        return int(self.changed.sum()) / len(self) if len(self) else None
+
+
+def join_pasted(parts: Sequence[Pasted]) -> Pasted:
+    """The answers of all batches together."""
+    return Pasted(*(torch.cat([getattr(part, name) for part in parts]) for name in ("labels", "clean", "swapped")))
+
+
 def swap_flip_rate(
     model: nn.Module, hosts: Batch, donors: Batch, masks: Bool[Tensor, "image height width"], generator: torch.Generator
 ) -> float | None:
@@ -20,25 +48,26 @@ def swap_flip_rate(
 
     ``masks`` belong to ``donors``. Hosts without a donor of another class are left out; None if no host is left.
     """
-    return flip_rate([count_flips(model, hosts, donors.images, donors.labels, masks, generator)])
+    return paste_into(model, hosts, donors.images, donors.labels, masks, generator).flip_rate
 
 
-def count_flips(
+def paste_into(
     model: nn.Module,
     hosts: Batch,
     donors: Tensor | StoredImages,
     labels: Int[Tensor, " donor"],
     masks: Bool[Tensor, "donor height width"],
     generator: torch.Generator,
-) -> tuple[int, int]:
-    """How many of one batch of hosts change their prediction, and how many were tried. ``donors`` are images with ``labels`` and ``masks``."""
+) -> Pasted:
+    """The answers on one batch of hosts; hosts without a donor of another class are left out. ``donors`` are images with ``labels`` and ``masks``."""
     usable = masks.flatten(1).any(1)
     pairs = []
     for row, label in enumerate(hosts.labels.tolist()):
         others = (usable & (labels != label)).nonzero()[:, 0]
         if len(others):
             pairs.append((row, int(others[torch.randint(len(others), (), generator=generator)])))
-    flips, device = 0, model_device(model)
+    device = model_device(model)
+    answers = [torch.zeros(2, 0, dtype=torch.int64)]
     model.eval()
     size = how_many(hosts.images[0].nbytes, BATCH_BYTES, LARGEST_BATCH) if pairs else 1
     for start in range(0, len(pairs), size):
@@ -46,12 +75,6 @@ def count_flips(
         clean = hosts.images[rows]
         swapped = torch.where(masks[chosen][:, None], donors[chosen], clean)
         with torch.no_grad():
-            before, after = (model(images.to(device)).argmax(1) for images in (clean, swapped))
-        flips += int((before != after).sum())
-    return flips, len(pairs)
-
-
-def flip_rate(counts: Iterable[tuple[int, int]]) -> float | None:
-    """The flip rate over the counts of all batches; None if nothing was tried."""
-    flips, tried = (sum(column) for column in zip(*counts, strict=True))
-    return flips / tried if tried else None
+            answers.append(torch.stack([model(images.to(device)).argmax(1).cpu() for images in (clean, swapped)]))
+    before, after = torch.cat(answers, 1)
+    return Pasted(hosts.labels[torch.tensor([row for row, _ in pairs], dtype=torch.int64)], before, after)

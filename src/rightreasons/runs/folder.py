@@ -36,7 +36,7 @@ from rightreasons.records import (
     Selection,
     Verdict,
 )
-from rightreasons.runs.appended import append_lines, people_held
+from rightreasons.runs.appended import append_lines, now, people_held
 from rightreasons.runs.verdict_lines import append_verdicts, read_history, read_verdicts, write_line
 
 # Settings that may change in a run folder: NEVER_USED at any time, since no stage up to the verdicts uses them or they change no answer, and
@@ -101,6 +101,7 @@ class RunFolder:
                 "torch": torch.__version__,
                 "device": str(best_device()),
                 "seed": config.run.seed,
+                "made": now(),
                 "data": manifest,
                 **self._place(root),
             }
@@ -117,8 +118,8 @@ class RunFolder:
             )
         self._check_same(manifest, splits)
         environment = self.environment()
-        if environment != (now := environment | {"data": manifest, **self._place(root)}):
-            write_text(self.path / "environment.json", json.dumps(now, indent=2) + "\n")
+        if environment != (updated := environment | {"data": manifest, **self._place(root)}):
+            write_text(self.path / "environment.json", json.dumps(updated, indent=2) + "\n")
         if stored != config:
             write_text(self.path / "config.toml", config.to_toml())
 

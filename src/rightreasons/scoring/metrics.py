@@ -15,6 +15,9 @@ from rightreasons.common.seeds import seeded
 from rightreasons.networks.predictions import Predictions
 from rightreasons.records import GroundTruth, GroupScore, Scores, Value
 
+# How many samples an interval by resampling rests on.
+DRAWS = 2000
+
 
 @dataclass(frozen=True)
 class Averages:
@@ -93,7 +96,7 @@ def average_groups(groups: Mapping[str, GroupScore], train_counts: Mapping[str, 
 
 
 def cluster_intervals(
-    correct: Bool[Tensor, " image"], groups: Sequence[str], clusters: Sequence[str], generator: torch.Generator, *, draws: int = 2000
+    correct: Bool[Tensor, " image"], groups: Sequence[str], clusters: Sequence[str], generator: torch.Generator, *, draws: int = DRAWS
 ) -> dict[str, Interval]:
     """95 % intervals of accuracy, worst group and group average: percentiles over ``draws`` samples of whole clusters, with replacement.
 
@@ -188,6 +191,17 @@ def verdict_agreement(values: Sequence[Value], truths: Sequence[bool]) -> Verdic
     accused = [truth for says, truth in judged if says]
     precision = sum(accused) / len(accused) if accused else None
     return VerdictAgreement(accuracy, sensitivity, specificity, unsure, *intervals, spurious_precision=precision)
+
+
+def mean_interval(shares: Float[Tensor, " image"]) -> Interval:
+    """The 95 % interval of the mean of at least one share: percentiles of the means of ``DRAWS`` samples with replacement.
+
+    Nothing is assumed of how shares are distributed. It has no width if all shares are the same, so that it says little of a few images.
+    """
+    generator, ends = seeded(0, "intervals"), torch.tensor([0.025, 0.975], dtype=torch.float64)
+    parts = [shares[torch.randint(len(shares), (DRAWS // 20, len(shares)), generator=generator)].double().mean(1) for _ in range(20)]
+    low, high = torch.quantile(torch.cat(parts), ends).tolist()
+    return low, high
 
 
 def wilson_interval(successes: int, trials: int, z: float = 1.959963984540054) -> Interval:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Container, Mapping
-from dataclasses import asdict
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,14 @@ from rightreasons.explain.evidence import explain_parts, read_baselines, shown_e
 from rightreasons.explain.segment import smooth_heatmaps
 from rightreasons.networks.answers import Answers
 from rightreasons.networks.classifier import Classifier, as_classifier, hash_weights
-from rightreasons.networks.predictions import predict_labels
-from rightreasons.records import HUMAN, GroundTruth, GroupScore, Scores, find_disputes, settle_verdicts, truly_spurious
+from rightreasons.networks.predictions import Predictions, predict_labels
+from rightreasons.records import HUMAN, ClassScore, GroundTruth, GroupScore, Scores, TunedEpoch, find_disputes, settle_verdicts, truly_spurious
+from rightreasons.repair.swap import Pasted
 from rightreasons.run import Alignment, Run
 from rightreasons.runs.folder import RunFolder
 from rightreasons.scoring import metrics
 from rightreasons.scoring.effect import judge_effect
+from rightreasons.scoring.findings import find_intervals, judge_fitness, tell_calibration
 
 # mu_align and the lift are measured on at most MU_ALIGN_IMAGES test images, and on at most MU_ALIGN_PIXELS pixels in all of them together.
 MU_ALIGN_IMAGES = 1000
@@ -63,7 +65,9 @@ def score(
     scores = metrics.score_predictions(predictions, truth, counts)
     if run is None:
         return scores
-    proofs = _label_free_proofs(model, run)
+    inspected = _evidence(model, run)
+    proofs = _label_free_proofs(model, run, inspected)
+    proofs["classes"] = score_classes(predictions, run, run.paste(model, run.masks), inspected)
     aligned = _shortcut_attribution(model, test_set, truth, run, set(predictions.indices.tolist())) if truth is not None else {}
     return Scores(**{**vars(scores), **proofs, **aligned})
 
@@ -80,7 +84,7 @@ def score_once(model: nn.Module, run: Run, folder: RunFolder, *, again: bool = F
     """``score_run``, or its stored scores for the same weights, data and verdicts, unless ``again``."""
     key = score_key(run, hash_weights(model))
     stored = None if again else folder.load_scores(key)
-    if stored is not None:
+    if stored is not None and "classes" in stored:  # older versions did not count by class
         return read_scores(stored)
     scores = score_run(model, run)
     folder.save_scores(key, stored_scores(scores))
@@ -104,7 +108,18 @@ def read_scores(stored: dict[str, Any]) -> Scores:
 
     others = {attribute: read(groups) for attribute, groups in stored.get("other_groups", {}).items()}
     intervals = {name: (low, high) for name, (low, high) in stored.get("intervals", {}).items()}
-    return Scores(**{**stored, "groups": read(stored["groups"]), "other_groups": others, "intervals": intervals})
+    classes = {name: _read_class(counts) for name, counts in stored.get("classes", {}).items()}
+    share = _read_pair(stored.get("spurious_share_interval"))
+    read_back = {"groups": read(stored["groups"]), "other_groups": others, "intervals": intervals, "classes": classes}
+    return Scores(**{**stored, **read_back, "spurious_share_interval": share})
+
+
+def _read_class(counts: dict[str, Any]) -> ClassScore:
+    return ClassScore(**{**counts, "evidence_interval": _read_pair(counts["evidence_interval"])})
+
+
+def _read_pair(ends: list[float] | None) -> metrics.Interval | None:
+    return None if ends is None else (ends[0], ends[1])
 
 
 def critic_scores(run: Run) -> dict[str, Any]:
@@ -214,18 +229,24 @@ def build_metrics(
     alignment: Alignment | None = None,
     rejected: Scores | None = None,
     reference: Mapping[str, Scores] | None = None,
+    shortcuts: Sequence[Mapping[str, Any]] = (),
+    epochs: Sequence[TunedEpoch] = (),
     seconds: dict[str, float],
 ) -> dict[str, Any]:
     """``metrics.json``: the contract for scripts."""
-    task = run.project.task
+    task, classifier = run.project.task, classifier_facts(run)
+    outcome = decide_outcome(run.coverage, before.swap_flip_rate, run.chance)
+    repaired = asdict(alignment) | asdict(judge_effect(alignment.outcome, before, after, run.config.align)) if alignment is not None else None
+    models = {"before": before, "after": after, "rejected": rejected, **(reference or {})}
+    fitness = judge_fitness(run, before, after, outcome=outcome, problems=classifier["problems"], alignment=repaired)
     return {
         # Only the folder's own name: the report is forwarded, and the rest of the path names people and machines.
         "task": Path(task.name).resolve().name if "/" in task.name else task.name,
         "seed": run.config.run.seed,
-        "outcome": decide_outcome(run.coverage, before.swap_flip_rate, run.chance),
+        "outcome": outcome,
         "explanation": explain_outcome(run.coverage, before.swap_flip_rate, run.chance),
         "coverage": {key: value for key, value in asdict(run.coverage).items() if key != "failures"},
-        "classifier": classifier_facts(run),
+        "classifier": classifier,
         "critic": critic_scores(run),
         "selection": {
             "strategy": run.selection.strategy,
@@ -239,8 +260,13 @@ def build_metrics(
         "before": stored_scores(before),
         "after": stored_scores(after) if after is not None else None,
         "rejected": stored_scores(rejected) if rejected is not None else None,
-        "alignment": asdict(alignment) | asdict(judge_effect(alignment.outcome, before, after, run.config.align)) if alignment is not None else None,
+        "alignment": repaired,
         "reference": {name: stored_scores(scores) for name, scores in (reference or {}).items()},
+        "shortcuts": list(shortcuts),
+        "fitness": fitness,
+        "intervals": {name: find_intervals(scores) for name, scores in models.items() if scores is not None},
+        "calibration": tell_calibration(run),
+        "epochs": [asdict(epoch) for epoch in epochs],
         "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
     }
 
@@ -268,24 +294,70 @@ def _truly_spurious(run: Run, truth: GroundTruth, *, widened: int = 0) -> list[T
     ]
 
 
-def _label_free_proofs(model: nn.Module, run: Run) -> dict[str, float | None]:
-    if not run.found:
-        return {"spurious_share": 0.0 if run.coverage.mostly_judged else None, "spurious_lift": None, "swap_flip_rate": None}
-    # The other inspected images have no spurious segment, so that their share is 0 for any heatmap.
+@dataclass(frozen=True)
+class _Evidence:
+    """By inspected image: the share of the positive effect on judged-spurious segments, and its lift; NaN where there is no effect or no segment."""
+
+    shares: Tensor
+    lifts: Tensor
+
+
+def _evidence(model: nn.Module, run: Run) -> _Evidence:
+    """Explains ``model`` on the inspected images with something spurious. The others have a share of 0 for any heatmap."""
     masks = run.masks
-    marked = masks.flatten(1).any(1)
-    images, masks = StoredImages(run.train, run.selection.indices[marked]), masks[marked]
-    smooth = smooth_width(run.model, run.config.segment)
-    known, lifts = [], []
-    for part in explain_parts(model, images, read_baselines(model, run.train, run.config, SCORED_BASELINES), run.config):
-        for heatmap in part.heatmaps:
-            row = len(known)
+    rows = masks.flatten(1).any(1).nonzero()[:, 0].tolist()
+    shares, lifts = torch.zeros(len(masks), dtype=torch.float64), torch.full((len(masks),), torch.nan, dtype=torch.float64)
+    if rows:
+        smooth, images = smooth_width(run.model, run.config.segment), StoredImages(run.train, run.selection.indices[rows])
+        parts = explain_parts(model, images, read_baselines(model, run.train, run.config, SCORED_BASELINES), run.config)
+        for row, heatmap in zip(rows, (heatmap for part in parts for heatmap in part.heatmaps), strict=True):
             smoothed = smooth_heatmaps(heatmap[None], smooth)
-            known.append(metrics.spurious_share(smoothed, masks[row : row + 1]))
-            lifts.append(metrics.spurious_lift(smoothed, masks[row : row + 1]))
-    share, lift = (sum(values) / len(values) if (values := [value for value in each if value is not None]) else None for each in (known, lifts))
-    whole = None if share is None else share * len(masks) / len(run.selection)
-    return {"spurious_share": whole, "spurious_lift": lift, "swap_flip_rate": run.flip_rate(model)}
+            share, lift = metrics.spurious_share(smoothed, masks[row : row + 1]), metrics.spurious_lift(smoothed, masks[row : row + 1])
+            shares[row], lifts[row] = (torch.nan if value is None else value for value in (share, lift))
+    return _Evidence(shares, lifts)
+
+
+def _label_free_proofs(model: nn.Module, run: Run, inspected: _Evidence) -> dict[str, Any]:
+    if not run.found:
+        return {"spurious_share": 0.0 if run.coverage.mostly_judged else None}
+    marked = run.masks.flatten(1).any(1)
+    known = inspected.shares[marked & inspected.shares.isfinite()]
+    lifts = inspected.lifts[inspected.lifts.isfinite()]
+    # An image without any positive effect tells nothing, and counts as the mean of the others.
+    whole = known.mean().item() * int(marked.sum()) / len(run.selection) if len(known) else None
+    return {
+        "spurious_share": whole,
+        "spurious_share_interval": metrics.mean_interval(inspected.shares[inspected.shares.isfinite()]) if len(known) else None,
+        "spurious_lift": lifts.mean().item() if len(lifts) else None,
+        "swap_flip_rate": run.flip_rate(model),
+    }
+
+
+def score_classes(predictions: Predictions, run: Run, pasted: Pasted | None, inspected: _Evidence) -> dict[str, ClassScore]:
+    """Counts by class, which need no label but the class: what is right, what pasting changes, and the evidence on what was judged spurious."""
+    told = {}
+    for label, item in enumerate(run.descriptions):
+        own, chosen = predictions.labels == label, run.selection.labels == label
+        shares = inspected.shares[chosen & inspected.shares.isfinite()]
+        counts: dict[str, Any] = {}
+        if pasted is not None:
+            hosts = pasted.labels == label
+            counts = {
+                "pasted": int(hosts.sum()),
+                "changed": int(pasted.changed[hosts].sum()),
+                "right_before": int((pasted.clean[hosts] == label).sum()),
+                "right_pasted": int((pasted.swapped[hosts] == label).sum()),
+            }
+        judged = len(shares) and (run.found or run.coverage.mostly_judged)
+        told[item.name] = ClassScore(
+            int(own.sum()),
+            int(predictions.correct[own].sum()),
+            **counts,
+            inspected=int(chosen.sum()),
+            evidence=shares.mean().item() if judged else None,
+            evidence_interval=metrics.mean_interval(shares) if judged else None,
+        )
+    return told
 
 
 def _shortcut_attribution(model: nn.Module, test_set: Dataset, truth: GroundTruth, run: Run, readable: Container[int]) -> dict[str, float | None]:

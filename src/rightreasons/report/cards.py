@@ -1,0 +1,145 @@
+"""One card for each inspected image: picture, heatmaps, segments, verdicts and critique."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from rightreasons.critic.critique import describe_positions
+from rightreasons.critic.parse import read_paragraphs
+from rightreasons.explain.evidence import smooth_width
+from rightreasons.explain.segment import smooth_heatmaps
+from rightreasons.records import HUMAN, Attribution, Critique, Drawing, Verdict, find_disputes, settle_verdicts
+from rightreasons.report.images import heatmap_url, picture_url, proportions
+from rightreasons.run import Run
+
+
+@dataclass(frozen=True)
+class SegmentRow:
+    """A segment in the table of a card."""
+
+    name: str
+    position: str
+    share: float
+    verdict: str
+    source: str
+    by: str | None
+    at: str | None
+    disputed: str
+    problem: str | None
+    p: float | None
+    words: str
+
+
+@dataclass(frozen=True)
+class Card:
+    """What the page shows of one image. ``kinds`` are the classes by which the page's filter finds it; ``file`` identifies the image."""
+
+    index: int
+    label: str
+    predicted: str
+    predicted_after: str | None
+    file: str
+    kinds: str
+    clean: str
+    proportions: str
+    contours: str
+    before: str
+    after: str | None
+    critiques: list[Critique]
+    rows: list[SegmentRow]
+    drawing: Drawing | None
+
+
+class Cards:
+    """Makes the cards of a run one by one, since the pictures of large images fill gigabytes. ``repaired`` explains the repaired model."""
+
+    def __init__(self, run: Run, repaired: Attribution | None, shortcuts: Sequence[Mapping[str, Any]]) -> None:
+        self.run, self.repaired = run, repaired
+        self.smooth = smooth_width(run.model, run.config.segment)
+        self.settled, self.disputes = settle_verdicts(run.verdicts), find_disputes(run.verdicts)
+        self.files = {line.index: line.sha256[:12] for line in run.folder.load_manifest() or () if line.split == "train"}
+        self.critiques: dict[int, list[Critique]] = {}
+        for critique in run.critiques:
+            self.critiques.setdefault(critique.index, []).append(critique)
+        self.drawings = {drawing.index: drawing for drawing in run.drawings}
+        self.shortcuts_of: dict[int, set[int]] = {}
+        for number, shortcut in enumerate(shortcuts):
+            for index, _ in shortcut["members"]:
+                self.shortcuts_of.setdefault(index, set()).add(number)
+
+    def order(self) -> list[int]:
+        """The rows of images that have segments, those with the most spurious effect first."""
+        run, share = self.run, torch.zeros(len(self.run.selection))
+        for row, (heatmap, mask) in enumerate(zip(run.attribution.heatmaps, run.masks, strict=True)):
+            positive = heatmap.clamp_min(0)
+            share[row] = (positive * mask).sum() / positive.sum().clamp_min(1e-12)
+        return [row for row in share.argsort(descending=True, stable=True).tolist() if run.segmentation.count(row)]
+
+    def make(self, row: int) -> Card:
+        """The card of the image in this row. Heatmaps are smoothed as for the segments, so that a person sees what was cut."""
+        run, index = self.run, int(self.run.selection.indices[row])
+        before, after = self._smoothed(run.attribution, row), None if self.repaired is None else self._smoothed(self.repaired, row)
+        scale = before.abs().max().clamp_min(1e-12)
+        pictures = {kind: (run.folder.pictures / f"{index:06d}-{kind}.png").read_bytes() for kind in ("clean", "contours")}
+        rows = self._rows(row, index)
+        label, predicted = int(run.selection.labels[row]), int(run.attribution.targets[row])
+        return Card(
+            index,
+            run.descriptions[label].name,
+            run.descriptions[predicted].name,
+            None if self.repaired is None else run.descriptions[int(self.repaired.targets[row])].name,
+            self.files.get(index, ""),
+            self._kinds(index, label, predicted, rows),
+            picture_url(pictures["clean"]),
+            proportions(pictures["clean"]),
+            picture_url(pictures["contours"]),
+            heatmap_url(before / scale),
+            None if after is None else heatmap_url(after / scale),
+            self.critiques.get(index, []),
+            rows,
+            self.drawings.get(index),
+        )
+
+    def _smoothed(self, attribution: Attribution, row: int) -> Float[Tensor, "height width"]:
+        return smooth_heatmaps(attribution.heatmaps[row : row + 1], self.smooth)[0]
+
+    def _kinds(self, index: int, label: int, predicted: int, rows: Sequence[SegmentRow]) -> str:
+        kinds = [f"c{label}", *(f"v-{value}" for value in sorted({row.verdict for row in rows}))]
+        kinds += [f"s{number}" for number in sorted(self.shortcuts_of.get(index, ()))]
+        kinds += ["v-person"] if any(row.source == HUMAN for row in rows) or index in self.drawings else []
+        return " ".join([*kinds, *(["v-wrong"] if predicted != label else [])])
+
+    def _rows(self, row: int, index: int) -> list[SegmentRow]:
+        run = self.run
+        paragraphs = next((read_paragraphs(critique.text) for critique in self.critiques.get(index, ()) if critique.problem is None), {})
+        positions = describe_positions(torch.where(run.segmentation.effect[row], run.segmentation.segments[row], -1))
+        rows = []
+        for segment in range(run.segmentation.count(row)):
+            verdict = self.settled[index, segment]
+            rows.append(
+                SegmentRow(
+                    f"S{segment + 1}",
+                    positions[segment] if segment < len(positions) else "",
+                    float(run.segmentation.shares[row, segment]),
+                    verdict.value,
+                    verdict.source,
+                    verdict.by,
+                    verdict.at,
+                    tell_dispute(self.disputes.get((index, segment), [])),
+                    verdict.problem or verdict.doubt,
+                    verdict.p,
+                    paragraphs.get(f"S{segment + 1}", ""),
+                )
+            )
+        return rows
+
+
+def tell_dispute(verdicts: Sequence[Verdict]) -> str:
+    """What people said who disagree on a segment, in the order of time."""
+    return "; ".join(f"{verdict.by or 'somebody'}: {verdict.value}{f', {verdict.at}' if verdict.at else ''}" for verdict in verdicts)
