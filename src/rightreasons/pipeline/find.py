@@ -43,6 +43,7 @@ from rightreasons.records import Control, Criticism, Critique, Verdict
 from rightreasons.run import Run
 from rightreasons.runs.drawings import load_drawings
 from rightreasons.runs.folder import RunFolder
+from rightreasons.runs.profile import Recorded
 
 
 def find(
@@ -60,6 +61,7 @@ def find(
     ``max_usd`` overrides the configuration's. ``carried`` has the critic and the judge of a run that will send no requests, since every answer
     is already in the ledger: such a run needs neither prices nor a server.
     """
+    reporter = Recorded(reporter, folder)
     critic, judge = carried or open_lvlms(project, allow_remote)
     prices = {} if carried else ready_backends(project, critic, judge, reporter)
     model = prepare(project, folder, reporter)

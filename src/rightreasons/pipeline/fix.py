@@ -25,6 +25,7 @@ from rightreasons.repair.guard import find_harm, measure_held_out
 from rightreasons.repair.propagate import spread_verdicts
 from rightreasons.run import Alignment, Run
 from rightreasons.runs.folder import RunFolder
+from rightreasons.runs.profile import Recorded
 
 # At most this many held-out images choose the best epoch of fine-tuning.
 EPOCH_HOSTS = 1000
@@ -40,6 +41,7 @@ def fix(run: Run, *, reporter: Reporter, out: Path | None = None, accept: bool =
     _check_weights(run)
     folder = RunFolder(out or run.folder.path)
     folder.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    reporter = Recorded(reporter, folder)
     config, job = run.config.align, alignment_job(run)
     aligned = copy_model(run.model)
     with folder.locked():

@@ -16,6 +16,7 @@ from rightreasons.records import Scores
 from rightreasons.report.page import write_report
 from rightreasons.run import Alignment, Run
 from rightreasons.runs.folder import RunFolder
+from rightreasons.runs.profile import Recorded
 from rightreasons.scoring.scores import build_metrics, read_scores, score_key, score_once, stored_scores
 
 
@@ -34,6 +35,7 @@ def write_results(
     """
     folder = folder or run.folder
     folder.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    reporter = Recorded(reporter, folder)
     earlier = folder.load_metrics() or run.folder.load_metrics() or {}
     reference_key = score_key(run, "reference")
     with reporter.stage("score"):
@@ -52,12 +54,13 @@ def write_results(
     metrics = build_metrics(run, before=before, after=after, rejected=rejected, alignment=alignment, reference=reference, seconds=seconds)
     if metrics["alignment"] and metrics["alignment"]["advice"]:
         reporter.note(metrics["alignment"]["advice"])
-    after_heatmaps = None
-    if run.aligned is not None:
-        explained = explain_images(run.aligned, StoredImages(run.train, run.selection.indices), run.train, run.config)
-        folder.save_attribution(explained, "heatmaps-after")
-        after_heatmaps = explained.heatmaps
-    write_report(run, metrics, after_heatmaps, folder)
+    with reporter.stage("report"):
+        after_heatmaps = None
+        if run.aligned is not None:
+            explained = explain_images(run.aligned, StoredImages(run.train, run.selection.indices), run.train, run.config)
+            folder.save_attribution(explained, "heatmaps-after")
+            after_heatmaps = explained.heatmaps
+        write_report(run, metrics, after_heatmaps, folder)
     folder.save_metrics(metrics)
     return metrics
 
