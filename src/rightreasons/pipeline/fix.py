@@ -18,6 +18,7 @@ from rightreasons.data.loading import count_images, read_all, read_batches, some
 from rightreasons.errors import ConfigError
 from rightreasons.networks.classifier import copy_model, hash_weights, load_checkpoint, save_checkpoint
 from rightreasons.networks.predictions import Predictions, predict_labels
+from rightreasons.pipeline.tracking import check_trackers
 from rightreasons.records import HeldOut
 from rightreasons.repair.align import AGAIN, AlignmentSet, align_model
 from rightreasons.repair.collapse import Collapse
@@ -38,6 +39,7 @@ def fix(run: Run, *, reporter: Reporter, out: Path | None = None, accept: bool =
     The same verdicts and settings are not trained on twice, and another ``max_accuracy_drop`` only judges again; any other change starts afresh.
     Raises ConfigError if the model's weights are not the ones that ``find`` explained.
     """
+    check_trackers(run.config)
     _check_weights(run)
     folder = RunFolder(out or run.folder.path)
     folder.path.mkdir(parents=True, exist_ok=True, mode=0o700)

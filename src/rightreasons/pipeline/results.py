@@ -12,6 +12,7 @@ from rightreasons.data.images import ImageFiles
 from rightreasons.data.loading import StoredImages
 from rightreasons.explain.evidence import explain_images
 from rightreasons.pipeline.fix import alignment_job
+from rightreasons.pipeline.tracking import track_results
 from rightreasons.records import Scores
 from rightreasons.report.page import write_report
 from rightreasons.run import Alignment, Run
@@ -62,6 +63,7 @@ def write_results(
             after_heatmaps = explained.heatmaps
         write_report(run, metrics, after_heatmaps, folder)
     folder.save_metrics(metrics)
+    track_results(run.config, metrics, folder, reporter)
     return metrics
 
 
