@@ -71,7 +71,9 @@ def export_model(run: Run, to: str | Path, *, which: Which = "aligned", formats:
         kept = {name for format_ in written for name in format_.sha256} | {PREPROCESSING, CARD}
         for old in [path for path in folder.iterdir() if path.name.startswith("model.")]:
             old.unlink()
+        mode = (part / CARD).stat().st_mode  # as the user has new files; safetensors makes its own readable by their owner alone
         for name in sorted(kept):
+            (part / name).chmod(mode)
             (part / name).replace(folder / name)
     finally:
         shutil.rmtree(part, ignore_errors=True)
