@@ -1,7 +1,7 @@
-"""What one image costs in every stage of `find` and `fix`, and what larger sets would cost by that.
+"""What one image costs in every stage of `find` and `fix`.
 
-A folder of photographs-to-be with a bright tag is drawn, a packaged EfficientNet-Lite0 is trained on it for an epoch, and the whole method runs with a
-critic that answers from a script. Seconds are the process's own (one thread: OMP_NUM_THREADS=1), so that other work on the machine does not count.
+A folder of images with a bright tag is drawn, a packaged EfficientNet-Lite0 is trained on it for two epochs, and the whole method runs with a
+critic that answers from a script. Seconds are the process's own, so that other work on the machine does not count. docs/scale.md has the figures.
 
     OMP_NUM_THREADS=1 python benchmarks/scale.py [--side 128] [--images 400] [--inspected 16] [--device cpu] --json
 """
