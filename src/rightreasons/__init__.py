@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rightreasons.errors import RightReasonsError
     from rightreasons.lvlm import open_lvlm
     from rightreasons.networks.presets import Preset
+    from rightreasons.pipeline.handover.export import export_model
     from rightreasons.pipeline.shortcuts import find_shortcuts, fix_shortcuts
     from rightreasons.records import ClassDescription, GroundTruth, Scores, Verdict
     from rightreasons.run import Run
@@ -31,6 +32,7 @@ _HOMES = {
     "Run": "run",
     "Scores": "records",
     "Verdict": "records",
+    "export_model": "pipeline.handover.export",
     "find_shortcuts": "pipeline.shortcuts",
     "fix_shortcuts": "pipeline.shortcuts",
     "open_lvlm": "lvlm",
@@ -45,6 +47,7 @@ __all__ = [
     "Run",
     "Scores",
     "Verdict",
+    "export_model",
     "find_shortcuts",
     "fix_shortcuts",
     "open_lvlm",

@@ -204,9 +204,12 @@ class AlignConfig(_Table):
 
 
 class RunConfig(_Table):
-    """What makes a run repeatable."""
+    """What makes a run repeatable, and who else is told of it."""
 
     seed: int = Field(default=0, ge=0)
+    log: tuple[Literal["mlflow", "tensorboard"], ...] = Field(
+        default=(), description="where settings, scores and the course of fine-tuning are logged as well: in the run folder, or as MLflow is told"
+    )
 
 
 class Config(_Table):

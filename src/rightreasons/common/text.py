@@ -11,6 +11,8 @@ _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u202
 _TAG = r"(?:seed:)?(?:think|thinking|thought|thoughts|reasoning)>"
 _OPENED = rf"<{_TAG}|\[THINK\]|\u25c1think\u25b7|<\|START_THINKING\|>|<\|channel\|>analysis"
 _CLOSED = rf"</{_TAG}|\[/THINK\]|\u25c1/think\u25b7|<\|END_THINKING\|>|<\|channel\|>final<\|message\|>"
+# The folders of an absolute path, of at least one folder and a name. The // of an address is none.
+_FOLDERS = re.compile(r"(?<![\w/:.])(?:[A-Za-z]:)?(?:[\\/][^\s\\/'\"()]+)*[\\/](?=[^\s\\/'\"()])")
 _THOUGHTS = re.compile(rf"\A.*(?:{_CLOSED})|\A\s*(?:{_OPENED}).*\Z", re.DOTALL)
 
 
@@ -22,6 +24,11 @@ def drop_thoughts(text: str) -> str:
 def clean_text(text: str) -> str:
     """``text`` for files, pages and terminals: characters that are not readable become a replacement character."""
     return _UNSAFE.sub("\ufffd", text.replace("\r\n", "\n").replace("\r", "\n"))
+
+
+def drop_folders(text: str) -> str:
+    """``text`` with absolute paths shortened to their last part, for what is handed on: the rest of a path names people and machines."""
+    return _FOLDERS.sub("", text)
 
 
 def contain(text: str, *tags: str) -> str:

@@ -23,6 +23,7 @@ from rightreasons.project.project import Project, example_file, open_lvlms
 from rightreasons.records import ClassDescription, Critique, Verdict, settle_verdicts
 from rightreasons.runs.appended import now, read_name
 from rightreasons.runs.folder import RunFolder
+from rightreasons.runs.profile import Recorded
 from rightreasons.runs.words import load_words
 
 # "critic" asks about the pictures anew, and then the judge; "judge" has the critiques that are there judged anew, which sends no picture.
@@ -103,7 +104,7 @@ def judge_again(
 
     Returns the changes, as the model's verdict before and after. Nothing is asked twice: a question whose answer is in the ledger costs nothing.
     """
-    name = read_name(by)
+    name, reporter = read_name(by), Recorded(reporter, folder)
     backends = open_lvlms(project, allow_remote)
     prices = ready_backends(project, *backends, reporter)
     with folder.locked():

@@ -38,11 +38,13 @@ from rightreasons.lvlm.wire.server import read_host
 from rightreasons.networks.answers import describe_input
 from rightreasons.networks.classifier import hash_weights, load_checkpoint, save_checkpoint
 from rightreasons.networks.training import Recipe, train_plainly
+from rightreasons.pipeline.tracking import check_trackers
 from rightreasons.project.project import Project, example_file, fresh_model, go_on, open_lvlms, price_file
 from rightreasons.records import Control, Criticism, Critique, Verdict
 from rightreasons.run import Run
 from rightreasons.runs.drawings import load_drawings
 from rightreasons.runs.folder import RunFolder
+from rightreasons.runs.profile import Recorded
 
 
 def find(
@@ -60,6 +62,7 @@ def find(
     ``max_usd`` overrides the configuration's. ``carried`` has the critic and the judge of a run that will send no requests, since every answer
     is already in the ledger: such a run needs neither prices nor a server.
     """
+    reporter = Recorded(reporter, folder)
     critic, judge = carried or open_lvlms(project, allow_remote)
     prices = {} if carried else ready_backends(project, critic, judge, reporter)
     model = prepare(project, folder, reporter)
@@ -98,6 +101,7 @@ def find(
 
 def prepare(project: Project, folder: RunFolder, reporter: Reporter) -> nn.Module:
     """Checks all that can be checked before long work, starts the run folder, and returns the trained model."""
+    check_trackers(project.config)
     read_examples(example_file(project), seeded(project.config.run.seed, "few-shot"))
     for note in (*check_descriptions(project.descriptions), *project.task.problems, *project.notes):
         reporter.note(note)

@@ -20,6 +20,7 @@ from rightreasons.data.loading import count_images, read_all, read_batches, some
 from rightreasons.errors import ConfigError
 from rightreasons.networks.classifier import copy_model, hash_weights, load_checkpoint, save_checkpoint
 from rightreasons.networks.predictions import Predictions, predict_labels
+from rightreasons.pipeline.tracking import check_trackers
 from rightreasons.records import HeldOut, TunedEpoch
 from rightreasons.repair.align import AGAIN, AlignmentSet, align_model
 from rightreasons.repair.collapse import Collapse
@@ -27,6 +28,7 @@ from rightreasons.repair.guard import find_harm, measure_held_out
 from rightreasons.repair.propagate import Spread, spread_verdicts
 from rightreasons.run import Alignment, Run
 from rightreasons.runs.folder import RunFolder
+from rightreasons.runs.profile import Recorded
 from rightreasons.runs.tuning import add_epoch
 
 # At most this many held-out images choose the best epoch of fine-tuning.
@@ -40,9 +42,11 @@ def fix(run: Run, *, reporter: Reporter, out: Path | None = None, accept: bool =
     The same verdicts and settings are not trained on twice, and another ``max_accuracy_drop`` only judges again; any other change starts afresh.
     Raises ConfigError if the model's weights are not the ones that ``find`` explained.
     """
+    check_trackers(run.config)
     _check_weights(run)
     folder = RunFolder(out or run.folder.path)
     folder.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    reporter = Recorded(reporter, folder)
     config, job = run.config.align, alignment_job(run)
     aligned = copy_model(run.model)
     with folder.locked():

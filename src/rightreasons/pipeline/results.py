@@ -12,10 +12,12 @@ from rightreasons.data.images import ImageFiles
 from rightreasons.data.loading import StoredImages
 from rightreasons.explain.evidence import explain_images
 from rightreasons.pipeline.fix import alignment_job
+from rightreasons.pipeline.tracking import track_results
 from rightreasons.records import Scores
 from rightreasons.report.page import write_report
 from rightreasons.run import Alignment, Run
 from rightreasons.runs.folder import RunFolder
+from rightreasons.runs.profile import Recorded
 from rightreasons.runs.tuning import load_epochs
 from rightreasons.scoring.scores import build_metrics, read_scores, score_key, score_once, stored_scores
 from rightreasons.scoring.shortcuts import find_names
@@ -36,6 +38,7 @@ def write_results(
     """
     folder = folder or run.folder
     folder.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    reporter = Recorded(reporter, folder)
     earlier = folder.load_metrics() or run.folder.load_metrics() or {}
     reference_key = score_key(run, "reference")
     with reporter.stage("score"):
@@ -51,25 +54,27 @@ def write_results(
         folder.save_scores(reference_key, {name: stored_scores(scores) for name, scores in reference.items()})
     seconds = {**earlier.get("seconds", {}), **reporter.seconds}
     _recall_unreadable(run, folder)
-    repaired = None
-    if run.aligned is not None:
-        repaired = explain_images(run.aligned, StoredImages(run.train, run.selection.indices), run.train, run.config)
-        folder.save_attribution(repaired, "heatmaps-after")
-    metrics = build_metrics(
-        run,
-        before=before,
-        after=after,
-        rejected=rejected,
-        alignment=alignment,
-        reference=reference,
-        shortcuts=find_names(run, None if repaired is None else repaired.heatmaps),
-        epochs=load_epochs(folder, alignment_job(run)),
-        seconds=seconds,
-    )
+    with reporter.stage("report"):
+        repaired = None
+        if run.aligned is not None:
+            repaired = explain_images(run.aligned, StoredImages(run.train, run.selection.indices), run.train, run.config)
+            folder.save_attribution(repaired, "heatmaps-after")
+        metrics = build_metrics(
+            run,
+            before=before,
+            after=after,
+            rejected=rejected,
+            alignment=alignment,
+            reference=reference,
+            shortcuts=find_names(run, None if repaired is None else repaired.heatmaps),
+            epochs=load_epochs(folder, alignment_job(run)),
+            seconds=seconds,
+        )
+        write_report(run, metrics, repaired, folder)
     if metrics["alignment"] and metrics["alignment"]["advice"]:
         reporter.note(metrics["alignment"]["advice"])
-    write_report(run, metrics, repaired, folder)
     folder.save_metrics(metrics)
+    track_results(run.config, metrics, folder, reporter)
     return metrics
 
 

@@ -1,0 +1,1 @@
+"""The package as the index gets it."""
