@@ -8,12 +8,13 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Container, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Bool
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -274,18 +275,30 @@ def _label_free_proofs(model: nn.Module, run: Run) -> dict[str, float | None]:
     # The other inspected images have no spurious segment, so that their share is 0 for any heatmap.
     masks = run.masks
     marked = masks.flatten(1).any(1)
-    images, masks = StoredImages(run.train, run.selection.indices[marked]), masks[marked]
-    smooth = smooth_width(run.model, run.config.segment)
-    known, lifts = [], []
-    for part in explain_parts(model, images, read_baselines(model, run.train, run.config, SCORED_BASELINES), run.config):
-        for heatmap in part.heatmaps:
-            row = len(known)
-            smoothed = smooth_heatmaps(heatmap[None], smooth)
-            known.append(metrics.spurious_share(smoothed, masks[row : row + 1]))
-            lifts.append(metrics.spurious_lift(smoothed, masks[row : row + 1]))
-    share, lift = (sum(values) / len(values) if (values := [value for value in each if value is not None]) else None for each in (known, lifts))
-    whole = None if share is None else share * len(masks) / len(run.selection)
+    found = effect_in_masks(model, StoredImages(run.train, run.selection.indices[marked]), masks[marked], run)
+    share, lift = (sum(values) / len(values) if (values := [value for value in each if value is not None]) else None for each in vars(found).values())
+    whole = None if share is None else share * int(marked.sum()) / len(run.selection)
     return {"spurious_share": whole, "spurious_lift": lift, "swap_flip_rate": run.flip_rate(model)}
+
+
+@dataclass(frozen=True)
+class EffectInMasks:
+    """For each image the share of its positive effect that lies in its mask, and the lift of that share; None without positive effect."""
+
+    shares: list[float | None]
+    lifts: list[float | None]
+
+
+def effect_in_masks(model: nn.Module, images: StoredImages, masks: Bool[Tensor, "image height width"], run: Run) -> EffectInMasks:
+    """Explains the images as ``run`` explains its own, by ``SCORED_BASELINES`` baselines, and looks how much of the effect its mask has."""
+    smooth, found = smooth_width(model, run.config.segment), EffectInMasks([], [])
+    for part in explain_parts(model, images, read_baselines(model, run.train, run.config, SCORED_BASELINES), run.config) if len(images) else ():
+        for heatmap in part.heatmaps:
+            row = len(found.shares)
+            smoothed = smooth_heatmaps(heatmap[None], smooth)
+            found.shares.append(metrics.spurious_share(smoothed, masks[row : row + 1]))
+            found.lifts.append(metrics.spurious_lift(smoothed, masks[row : row + 1]))
+    return found
 
 
 def _shortcut_attribution(model: nn.Module, test_set: Dataset, truth: GroundTruth, run: Run, readable: Container[int]) -> dict[str, float | None]:
