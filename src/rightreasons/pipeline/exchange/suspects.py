@@ -125,7 +125,9 @@ class SuspectList:
                 label = self.labels.get(index)
                 yield Suspect(index, name, None if label is None else classes[label], probability=self._probability(index))
 
-    def _pixels(self, batch: Batch, inspected: Mapping[int, int], masks: Bool[Tensor, "image height width"]) -> Bool[Tensor, "image height width"]:
+    def _pixels(
+        self, batch: Batch, inspected: Mapping[int, int], masks: Bool[Tensor, "inspected height width"]
+    ) -> Bool[Tensor, "image height width"]:
         side = (batch.images.shape[2], batch.images.shape[3])
         pixels = torch.zeros(len(batch), *side, dtype=torch.bool) if self.spread is None else self.spread.masks(batch.indices, side)
         for place, index in enumerate(batch.indices.tolist()):
