@@ -183,7 +183,7 @@ def test_find_with_given_heatmaps_and_segments(exchanged, tmp_path):
         maps[name] = random.random((16, 16), dtype=np.float32)
         np.save(file, maps[name])
         images.append({"id": place, "file_name": name, "width": 16, "height": 16})
-        marks.append({"id": place + 1, "image_id": place, "category_id": 1, "bbox": [0, 0, 4, 4]})
+        marks += [{"id": 2 * place + k, "image_id": place, "category_id": 1, "bbox": [8 * k, 8 * k, 4, 4]} for k in (0, 1)]
     (tmp_path / "marks.json").write_text(json.dumps({"images": images, "categories": [{"id": 1, "name": "tag"}], "annotations": marks}))
     entries = open_data(RunFolder(exchanged / "run").config().data, root=tmp_path, seed=0).splits["train"].entries
     torn, missing = (tmp_path / "maps" / entries[index].name.replace(".png", ".npy") for index in inspected[:2])
