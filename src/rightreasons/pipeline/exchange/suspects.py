@@ -138,7 +138,7 @@ class SuspectList:
     def _probability(self, index: int) -> float | None:
         if self.spread is None:
             return None
-        return 1 / (1 + math.exp(-max(-500.0, float(self.spread.scores[index].max()))))
+        return round(1 / (1 + math.exp(-max(-500.0, float(self.spread.scores[index].max())))), 6)
 
 
 def find_suspects(run: Run, reporter: Reporter) -> SuspectList:
