@@ -36,10 +36,16 @@ def refused(run, file, *arguments, by=BY) -> str:
     return " ".join(result.stderr.split())
 
 
-def names_of(run) -> dict[int, str]:
+@pytest.fixture(scope="module")
+def training(loaded):
+    """The files of the training images."""
+    return list_names(loaded.train)
+
+
+@pytest.fixture(scope="module")
+def names(loaded, training):
     """The files of the inspected images, by number."""
-    loaded = load_run(RunFolder(run))
-    return {index: loaded.train.entries[index].name for index in loaded.selection.indices.tolist()}
+    return {index: training[index] for index in loaded.selection.indices.tolist()}
 
 
 def forget(run):
@@ -141,9 +147,9 @@ LABEL_STUDIO = """[{
 }]"""
 
 
-def test_label_studio_s_documented_export(run):
+def test_label_studio_s_documented_export(run, names, training):
     """Verdicts by choices named after segments, shapes by their labels, and an image that was uploaded and got a prefix."""
-    number, name = next((number, name) for number, name in names_of(run).items() if len(Names(_training(run)).find(name.split("/")[-1])) == 1)
+    number, name = next((number, name) for number, name in names.items() if len(Names(training).find(name.split("/")[-1])) == 1)
     (run / "ls.json").write_text(LABEL_STUDIO.replace("NAME", name.split("/")[-1]))
     said = taken(run, run / "ls.json", "--label", "Sticker=spurious", "--label", "part=relevant", "--label", "DUST=skip")
     assert said["verdicts"] == said["drawings"] == 1
@@ -153,10 +159,6 @@ def test_label_studio_s_documented_export(run):
     (drawing,) = again.drawings
     assert drawing.index == number and bool(drawing.painted[:4, :4].all()) and drawing.painted.sum() == 16
     assert bool(drawing.erased[8:, 8:].all()) and drawing.erased.sum() == 64
-
-
-def _training(run):
-    return list_names(load_run(RunFolder(run)).train)
 
 
 # The form of CVAT's documentation, version 1.1, for images.
@@ -181,8 +183,8 @@ CVAT = """<?xml version="1.0" encoding="utf-8"?>
 """
 
 
-def test_cvat_s_documented_xml_also_in_its_zip(run):
-    (first, first_name), (second, second_name) = list(names_of(run).items())[:2]
+def test_cvat_s_documented_xml_also_in_its_zip(run, names):
+    (first, first_name), (second, second_name) = list(names.items())[:2]
     text = CVAT.replace("FIRST", first_name).replace("SECOND", second_name)
     with zipfile.ZipFile(run / "task.zip", "w") as archive:
         archive.writestr("images/x.png", b"")
@@ -202,8 +204,8 @@ def test_cvat_s_documented_xml_also_in_its_zip(run):
     assert bool(part[3:8, 2:6].all()) and part.sum() == 20 and bool(disc[12, 12]) and not bool(disc[8, 8])
 
 
-def test_a_box_alone_is_coco_too(run):
-    number, name = next(iter(names_of(run).items()))
+def test_a_box_alone_is_coco_too(run, names):
+    number, name = next(iter(names.items()))
     images = [{"id": 7, "file_name": name, "width": 16, "height": 16}]
     content = {"images": images, "categories": [{"id": 1, "name": "spurious"}], "annotations": []}
     boxed = {"id": 1, "image_id": 7, "category_id": 1, "bbox": [1, 2, 3, 4]}
@@ -246,14 +248,14 @@ def coco(**changes):
         ('[{"id": 3, "data": {"text": "x"}, "annotations": [{"result": []}]}]', "task 3 names no image"),
     ],
 )
-def test_a_file_that_cannot_be_used_is_one_error_that_names_the_place(run, text, said):
-    (run / "marks").write_text(text.replace("NAME", next(iter(names_of(run).values()))))
-    name = next(iter(names_of(run).values()))
+def test_a_file_that_cannot_be_used_is_one_error_that_names_the_place(run, text, said, names):
+    (run / "marks").write_text(text.replace("NAME", next(iter(names.values()))))
+    name = next(iter(names.values()))
     assert said.replace("NAME", name) in refused(run, run / "marks")
 
 
-def test_other_bad_input(run, tmp_path):
-    (run / "good.json").write_text(coco().replace("NAME", next(iter(names_of(run).values()))))
+def test_other_bad_input(run, tmp_path, names):
+    (run / "good.json").write_text(coco().replace("NAME", next(iter(names.values()))))
     assert "cannot read" in refused(run, tmp_path / "none.json")
     assert "add --by NAME" in refused(run, run / "good.json", by=())
     assert "'odd' is not a verdict" in refused(run, run / "good.json", "--label", "ruler=odd")
@@ -267,7 +269,7 @@ def test_other_bad_input(run, tmp_path):
         with pytest.raises(ConfigError, match="--label"):
             read_labels([text])
     two = json.dumps({"type": "choices", "from_name": "S1", "value": {"choices": ["spurious", "relevant"]}})
-    (run / "two.json").write_text(f'[{{"data": {{"image": "{next(iter(names_of(run).values()))}"}}, "annotations": [{{"result": [{two}]}}]}}]')
+    (run / "two.json").write_text(f'[{{"data": {{"image": "{next(iter(names.values()))}"}}, "annotations": [{{"result": [{two}]}}]}}]')
     assert "S1 is called both spurious and relevant" in refused(run, run / "two.json")
     fresh = tmp_path / "fresh"
     fresh.mkdir()
@@ -297,9 +299,9 @@ def test_images_that_lie_in_no_file_go_by_number(in_memory):
     assert [read_number(name) for name in ("rightreasons-000012.png", "folder/rightreasons-1234567.png", "image-000012.png")] == [12, 1234567, None]
 
 
-def test_two_images_of_one_name_are_not_guessed(run):
+def test_two_images_of_one_name_are_not_guessed(run, training):
     with pytest.raises(DataError, match="training images are called"):
-        known = Names(_training(run))
-        twice = next(name.split("/")[-1] for name in _training(run) if len(known.find(name.split("/")[-1])) > 1)
+        known = Names(training)
+        twice = next(name.split("/")[-1] for name in training if len(known.find(name.split("/")[-1])) > 1)
         (run / "twice.json").write_text(coco().replace("NAME", twice))
         import_annotations(RunFolder(run), run / "twice.json", by="Dr Ann", labels={})

@@ -15,11 +15,11 @@ import yaml
 from rightreasons.cli.check import _name_files
 from rightreasons.common.progress import Silent
 from rightreasons.data.loading import StoredImages
-from rightreasons.errors import ConfigError
+from rightreasons.errors import ConfigError, ModelError
 from rightreasons.pipeline.gate import measure
 from rightreasons.pipeline.gate.bounds import MEASURES, Budget, read_budget
 from rightreasons.pipeline.gate.check import check_models, judge_numbers
-from rightreasons.pipeline.gate.measure import Measured, Number, measure_checkpoint, prepare_yardstick
+from rightreasons.pipeline.gate.measure import Measured, Number, measure_checkpoint, open_checkpoint, prepare_yardstick
 from rightreasons.pipeline.gate.sarif import SCHEMA
 from rightreasons.repair.propagate import Spread
 from rightreasons.run import load_run
@@ -159,7 +159,6 @@ def test_a_budget_that_is_none_is_refused(tmp_path, text, said):
 def test_bad_input_is_one_error_and_exit_code_2(finished, tmp_path):
     assert "there is no bound to check" in refused(finished)
     assert "--max-flip-rate = 3.0; expected a share" in refused(finished, "--max-flip-rate", 3)
-    assert "cannot read the checkpoint" in refused(finished, "--model", tmp_path / "none.pt", "--max-flip-rate", 1)
     (tmp_path / "torn.pt").write_bytes(b"PK\x03\x04 torn")
     assert "is not a file that torch or safetensors saved" in refused(finished, "--model", tmp_path / "torn.pt", "--max-flip-rate", 1)
     scope: dict = {}
@@ -167,11 +166,18 @@ def test_bad_input_is_one_error_and_exit_code_2(finished, tmp_path):
     torch.save(scope["three"]().state_dict(), tmp_path / "three.pt")
     words = refused(finished, "--model", tmp_path / "three.pt", "--max-flip-rate", 1)
     assert "three.pt does not fit the network" in words and "(3, 16) in the file and (2, 16) in the network" in words
-    weights = safetensors.torch.load_file(finished / "model.safetensors")
-    safetensors.torch.save_file({key: value * math.nan for key, value in weights.items()}, tmp_path / "nan.safetensors")
-    assert "not finite" in refused(finished, "--model", tmp_path / "nan.safetensors", "--max-flip-rate", 1)
     assert "cannot write" in refused(finished, "--max-flip-rate", 1, "--junit", tmp_path / "no" / "junit.xml")
     assert "is not a run folder" in " ".join(invoke("check", tmp_path, "--max-flip-rate", 1).stderr.split())
+
+
+def test_a_model_that_is_missing_or_not_finite_is_refused(finished, tmp_path):
+    run = load_run(RunFolder(finished / "run"))
+    with pytest.raises(ModelError, match="cannot read the checkpoint"):
+        open_checkpoint(run, tmp_path / "none.pt", Silent())
+    weights = safetensors.torch.load_file(finished / "model.safetensors")
+    safetensors.torch.save_file({key: value * math.nan for key, value in weights.items()}, tmp_path / "nan.safetensors")
+    with pytest.raises(ModelError, match="not finite"):
+        measure_checkpoint(open_checkpoint(run, tmp_path / "nan.safetensors", Silent()), "nan", prepare_yardstick(run, Silent()))
 
 
 def test_a_run_without_verdicts_passes_no_model(finished, tmp_path):
