@@ -87,7 +87,9 @@ NAMES = ["a/1.png", "b/1.png", "b/2.png", "rightreasons-000003.png"]
 
 
 def opened(folder) -> GivenHeatmaps:
-    return open_heatmaps(AttributeConfig(method="given", path=folder.name), root=folder.parent)
+    found = open_heatmaps(AttributeConfig(method="given", path=folder.name), root=folder.parent)
+    assert found is not None
+    return found
 
 
 def test_heatmaps_lie_as_the_images_do_and_channels_are_summed(tmp_path, images, constant):

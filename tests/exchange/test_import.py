@@ -189,8 +189,9 @@ def test_cvat_s_documented_xml_also_in_its_zip(run, names):
     with zipfile.ZipFile(run / "task.zip", "w") as archive:
         archive.writestr("images/x.png", b"")
         archive.writestr("annotations.xml", text)
-    (regions,) = (read_annotations(run / "task.zip").regions,)
-    mask = next(region for region in regions if region.where.endswith("<mask> number 2")).draw()
+    (draw,) = (region.draw for region in read_annotations(run / "task.zip").regions if region.where.endswith("<mask> number 2"))
+    assert draw is not None
+    mask = draw()
     assert mask.nonzero().tolist() == [[8, 23], [8, 24], [9, 24], [9, 25]], "runs go row by row inside the box"
     said = taken(run, run / "task.zip", "--label", "plate=spurious", "--label", "part=relevant")
     assert said["format"] == "CVAT" and said["verdicts"] == 2 and said["drawings"] == 2

@@ -125,11 +125,12 @@ def _show(report: Report, budget: Budget) -> None:
 
 
 def _cell(number: Number, bound: float | None, key: str) -> str:
+    """A number beside its bound, with the sign between them that holds."""
     from rightreasons.pipeline.gate.bounds import MEASURES
 
     value = "-" if number.value is None else f"{number.value:.3f}"
-    if bound is None:
+    if number.value is None or bound is None:
         return value
-    past = number.value is not None and MEASURES[key].is_past(number.value, bound)
-    sign = ("<=" if MEASURES[key].ceiling else ">=") if not past else (">" if MEASURES[key].ceiling else "<")
-    return f"{value} {sign} {bound:g}" if number.value is not None else value
+    measure = MEASURES[key]
+    within, past = ("<=", ">") if measure.ceiling else (">=", "<")
+    return f"{value} {past if measure.is_past(number.value, bound) else within} {bound:g}"

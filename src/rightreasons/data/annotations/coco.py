@@ -34,7 +34,7 @@ def read_coco(content: Mapping[str, Any]) -> list[Region]:
         size = check_size(image["height"], image["width"])
         segment = (annotation.get("attributes") or {}).get("segment")
         draw = partial(_draw, annotation, size)
-        regions.append(Region(str(image["file_name"]), categories[annotation["category_id"]], where, size, draw, segment and str(segment)))
+        regions.append(Region(str(image["file_name"]), categories[annotation["category_id"]], where, draw, segment and str(segment)))
     return regions
 
 

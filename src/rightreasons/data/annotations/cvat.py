@@ -37,7 +37,7 @@ def read_cvat(text: str) -> list[Region]:
                 raise ValueError(f"{where} has no label")
             named = next((each.text for each in element.iter("attribute") if each.get("name") == "segment"), None)
             draw = partial(_draw, element, size) if element.tag in _AREAS else None
-            regions.append(Region(image.attrib["name"], label, where, size, draw, (named or "").strip() or None))
+            regions.append(Region(image.attrib["name"], label, where, draw, (named or "").strip() or None))
     return regions
 
 

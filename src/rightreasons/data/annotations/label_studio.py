@@ -45,7 +45,7 @@ def _read_task(task: Mapping[str, Any], where: str) -> Iterator[Region]:
             size = check_size(result["original_height"], result["original_width"])
             noted = (result.get("meta") or {}).get("text") or [None]
             segment = noted[0] if isinstance(noted, list) else noted
-            yield from (Region(name, str(label), place, size, partial(_draw, kind, value, size), segment) for label in value[kind][:1])
+            yield from (Region(name, str(label), place, partial(_draw, kind, value, size), segment) for label in value[kind][:1])
         elif kind is not None:
             yield Region(name, str(kind), place)
 

@@ -15,14 +15,13 @@ from rightreasons.data.decode import MAX_PIXELS
 class Region:
     """What somebody marked on an image, under the name that the image has there. ``where`` says in which part of the file, for errors.
 
-    ``draw`` gives the pixels, (height, width) of the image as the program knows it, which is the ``size``; it raises ValueError for pixels that
-    are none. It is None for a mark that has no area. ``segment`` is the segment that the mark names ("S2"), if it names one.
+    ``draw`` gives the pixels, (height, width) of the image as the program knows it, and raises ValueError for pixels that are none; it is None for
+    a mark that has no area. ``segment`` is the segment that the mark names ("S2"), if it names one.
     """
 
     image: str
     label: str
     where: str
-    size: tuple[int, int] | None = None
     draw: Callable[[], Bool[Tensor, "height width"]] | None = None
     segment: str | None = None
 

@@ -138,7 +138,7 @@ def _write_tasks(folder: Path, tasks: Sequence[dict[str, Any]]) -> Path:
     return _write_json(folder / "label-studio.json", tasks)
 
 
-def _list_segments(marked: Marked) -> Sequence[Segment]:
+def _list_pieces(marked: Marked) -> Sequence[Segment]:
     """What is marked: the judged segments of an inspected image, or the probe's mark as one piece."""
     return marked.segments or (Segment(None, "spurious", marked.mask),)
 
@@ -160,7 +160,7 @@ class _Coco:
         """Adds an image with an annotation for each segment."""
         suspect, annotations = marked.suspect, self.content["annotations"]
         self.content["images"].append({"id": suspect.image, "file_name": suspect.filepath, "height": size[0], "width": size[1]})
-        for segment in _list_segments(marked):
+        for segment in _list_pieces(marked):
             mask = _enlarge(segment.mask, size)
             rows, columns = mask.any(1).nonzero()[:, 0], mask.any(0).nonzero()[:, 0]
             if not len(rows):  # a file that is smaller than the network's input may lose it
@@ -185,7 +185,7 @@ def _make_task(marked: Marked, size: tuple[int, int], address: str) -> dict[str,
     """A task of Label Studio with each segment as a brush stroke of a pre-annotation, to be corrected."""
     suspect = marked.suspect
     results = []
-    for number, segment in enumerate(_list_segments(marked)):
+    for number, segment in enumerate(_list_pieces(marked)):
         mask = _enlarge(segment.mask, size)
         if mask.any():
             results.append(
