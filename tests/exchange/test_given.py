@@ -9,7 +9,6 @@ import safetensors.numpy
 import torch
 from PIL import Image
 
-from rightreasons.config import AttributeConfig, SegmentConfig
 from rightreasons.data import open_data
 from rightreasons.data.loading import StoredImages
 from rightreasons.errors import DataError, UnreadableImage
@@ -87,9 +86,7 @@ NAMES = ["a/1.png", "b/1.png", "b/2.png", "rightreasons-000003.png"]
 
 
 def opened(folder) -> GivenHeatmaps:
-    found = open_heatmaps(AttributeConfig(method="given", path=folder.name), root=folder.parent)
-    assert found is not None
-    return found
+    return open_heatmaps(folder.name, root=folder.parent)
 
 
 def test_heatmaps_lie_as_the_images_do_and_channels_are_summed(tmp_path, images, constant):
@@ -136,7 +133,7 @@ def test_a_folder_without_heatmaps_is_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     for name, said in (("empty", "has no heatmaps"), ("none", "is no folder with heatmaps")):
         with pytest.raises(DataError, match=said):
-            open_heatmaps(AttributeConfig(method="given", path=name), root=tmp_path)
+            open_heatmaps(name, root=tmp_path)
 
 
 def test_segments_of_a_file(tmp_path):
@@ -146,14 +143,13 @@ def test_segments_of_a_file(tmp_path):
     ]
     content = {"images": [{"id": 1, "file_name": "b/2.png", "width": 4, "height": 4}], "categories": [{"id": 1, "name": "x"}], "annotations": marks}
     (tmp_path / "marks.json").write_text(json.dumps(content))
-    config = SegmentConfig(method="given", regions="marks.json")
-    regions = open_regions(config, NAMES, root=tmp_path)
+    regions = open_regions("marks.json", NAMES, root=tmp_path)
     assert regions.cut(2, (4, 4)).tolist() == [[1, 1, 0, 0], [1, 2, 2, 0], [0, 2, 2, 0], [0, 0, 0, 0]]
     assert not regions.cut(0, (4, 4)).any(), "an image without marks is one region"
     with pytest.raises(DataError, match="no mark with an area on a training image"):
-        open_regions(config, ["c/2.png"], root=tmp_path)
+        open_regions("marks.json", ["c/2.png"], root=tmp_path)
     with pytest.raises(DataError, match="2 training images are called"):
-        open_regions(config, ["x/b/2.png", "y/b/2.png"], root=tmp_path)
+        open_regions("marks.json", ["x/b/2.png", "y/b/2.png"], root=tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -76,8 +76,8 @@ def gather_evidence(
     # A segmenter that cannot be opened should stop the run before the heatmaps are made.
     cut = folder.load_segmentation() is not None
     segmenter = None if cut else open_segmenter(config.segment, root=root)
-    regions = None if cut or config.segment.regions is None else open_regions(config.segment, list_names(train), root=root)
-    given = None if folder.load_attribution() else open_heatmaps(config.attribute, root=root)
+    regions = None if cut or config.segment.regions is None else open_regions(config.segment.regions, list_names(train), root=root)
+    given = None if config.attribute.path is None or folder.load_attribution() else open_heatmaps(config.attribute.path, root=root)
     selection = folder.load_selection() or _select(model, train, validation, classes, config, folder, reporter)
     _report_answers(folder, classes, reporter)
     images = StoredImages(train, selection.indices)

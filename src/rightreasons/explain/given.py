@@ -17,7 +17,6 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from rightreasons.common.text import clean_text
-from rightreasons.config import AttributeConfig, SegmentConfig
 from rightreasons.data.annotations.read import read_annotations
 from rightreasons.data.annotations.region import Region
 from rightreasons.data.decode import MAX_PIXELS
@@ -85,11 +84,9 @@ def _ends(name: str) -> list[str]:
     return ["/".join(parts[start:]) for start in range(len(parts))] + ([] if number is None else [f"{number:06d}", str(number)])
 
 
-def open_heatmaps(config: AttributeConfig, *, root: Path) -> GivenHeatmaps | None:
-    """The folder that ``[attribute] path`` names, from ``root`` on; None for methods that compute heatmaps. Raises DataError for an empty one."""
-    if config.path is None:
-        return None
-    folder = root / config.path
+def open_heatmaps(path: str, *, root: Path) -> GivenHeatmaps:
+    """The folder that ``[attribute] path`` names, from ``root`` on. Raises DataError for one without heatmaps."""
+    folder = root / path
     files = {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*")) if path.suffix.lower() in _READERS}
     if not files:
         what = "has no" if folder.is_dir() else "is no folder with"
@@ -194,14 +191,12 @@ class GivenRegions:
         return regions
 
 
-def open_regions(config: SegmentConfig, names: Sequence[str], *, root: Path) -> GivenRegions | None:
-    """The marks in the file that ``[segment] regions`` names; None for methods that cut by themselves.
+def open_regions(file: str, names: Sequence[str], *, root: Path) -> GivenRegions:
+    """The marks in the file that ``[segment] regions`` names, from ``root`` on.
 
     ``names`` are those of the training images. Raises DataError if no mark is on one of them, or if one could be on several.
     """
-    if config.regions is None:
-        return None
-    path, known, marks = root / config.regions, Names(names), dict[int, list[Region]]()
+    path, known, marks = root / file, Names(names), dict[int, list[Region]]()
     for region in read_annotations(path).regions:
         found = known.find(region.image)
         if len(found) > 1:
