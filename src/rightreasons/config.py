@@ -111,11 +111,31 @@ class SampleConfig(_Table):
 
 
 class AttributeConfig(_Table):
-    """How effects are computed. Integrated Gradients cover every differentiable network, at about ten times the cost."""
+    """How effects are computed. Integrated Gradients cover every differentiable network, at about ten times the cost.
 
-    method: Literal["deeplift-shap", "integrated-gradients"] = "deeplift-shap"
+    Heatmaps that are ``given`` explain the inspected images; the scores need heatmaps of other models as well, which are ``computed``.
+    """
+
+    method: Literal["deeplift-shap", "integrated-gradients", "given"] = "deeplift-shap"
+    path: str | None = Field(default=None, description="the folder of given heatmaps, one file for each image")
+    computed: Literal["deeplift-shap", "integrated-gradients"] | None = Field(
+        default=None, description='the method for heatmaps that nobody gave, with method = "given"; default: deeplift-shap'
+    )
     baselines: int = Field(default=10, ge=1)
     chunk: Annotated[int, Field(ge=1)] | Auto = Field(default="auto", description="images attributed at once; default: as many as a gibibyte holds")
+
+    @property
+    def computing(self) -> Literal["deeplift-shap", "integrated-gradients"]:
+        """The method for heatmaps that are computed."""
+        return self.method if self.method != "given" else self.computed or "deeplift-shap"
+
+    @model_validator(mode="after")
+    def _given_from_somewhere(self) -> AttributeConfig:
+        if (self.method == "given") != (self.path is not None):
+            raise ValueError('path and method = "given" go together: path is the folder with a heatmap for each image')
+        if self.computed is not None and self.method != "given":
+            raise ValueError('computed is for method = "given"; otherwise method computes all heatmaps')
+        return self
 
 
 class SegmentConfig(_Table):
@@ -124,7 +144,10 @@ class SegmentConfig(_Table):
     The other methods cut the picture, whatever the heatmap, and the ``components`` regions with the most positive effect are kept: for comparison.
     """
 
-    method: Literal["ppeps-wgm", "slic", "felzenszwalb", "sam", "grid"] = "ppeps-wgm"
+    method: Literal["ppeps-wgm", "slic", "felzenszwalb", "sam", "grid", "given"] = "ppeps-wgm"
+    regions: str | None = Field(
+        default=None, description='the file of marks that are the segments, with method = "given": COCO, Label Studio or CVAT'
+    )
     weights: str | None = Field(default=None, description="SAM's weights: a folder, or the name of a model in Hugging Face's cache")
     points: Literal["place", "place+colour"] = Field(
         default="place", description="what tells a segment's pixels from others: with colour, thin marks are told from the object under them"
@@ -143,6 +166,8 @@ class SegmentConfig(_Table):
     def _fits_its_method(self) -> SegmentConfig:
         if (self.method == "sam") != (self.weights is not None):
             raise ValueError('weights and method = "sam" go together: SAM needs weights that lie on this machine, and the other methods have none')
+        if (self.method == "given") != (self.regions is not None):
+            raise ValueError('regions and method = "given" go together: regions is the file with the marks that are the segments')
         if self.method != "ppeps-wgm" and self.components == "auto":
             raise ValueError(f'components = "auto" is for method = "ppeps-wgm"; {self.method} needs the number of segments that are kept')
         return self

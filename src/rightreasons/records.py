@@ -133,6 +133,7 @@ class Verdict:
     ``p`` is the probability, by the votes, that the segment is spurious (None for a person's verdict, which has no votes). ``problem`` says why
     there is no vote at all, ``doubt`` why a person should check the verdict. For a person's verdict, ``by`` says who gave it and ``at`` when
     (ISO 8601); for a model's, who had it judged again, and when. If it ``withdraws``, it takes back that person's last verdict on the segment.
+    ``origin`` names the program and the file from which it was imported.
     """
 
     index: int
@@ -145,13 +146,15 @@ class Verdict:
     by: str | None = None
     at: str | None = None
     withdraws: bool = False
+    origin: str | None = None
 
 
 @dataclass(frozen=True)
 class Drawing:
     """What a person has marked by hand on one image: pixels that are ``painted`` are spurious, ``erased`` ones are not, whatever their segment.
 
-    ``by`` says who, ``at`` when (ISO 8601). A later drawing on the same image takes the place of an earlier one.
+    ``by`` says who, ``at`` when (ISO 8601). A later drawing on the same image takes the place of an earlier one. ``origin`` names the program and
+    the file from which it was imported.
     """
 
     index: int
@@ -159,6 +162,7 @@ class Drawing:
     erased: Bool[Tensor, "height width"]
     by: str
     at: str
+    origin: str | None = None
 
 
 @dataclass(frozen=True)

@@ -40,11 +40,11 @@ def default_folder(config: Path) -> Path:
     return Path("runs") / config.stem
 
 
-def register(app: typer.Typer, example: str, name: str | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Makes a function a command of ``app`` whose help ends with an example. An error of this package becomes one message and exit code 1."""
+def register(app: typer.Typer, example: str, name: str | None = None, *, failed: int = 1) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Makes a function a command of ``app`` whose help ends with an example. An error of this package is one message and exit code ``failed``."""
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        return app.command(name, epilog=f"Example: {example}")(_clear_errors(command))
+        return app.command(name, epilog=f"Example: {example}")(_clear_errors(command, failed))
 
     return decorate
 
@@ -111,7 +111,7 @@ def _leave() -> None:
     os._exit(130)
 
 
-def _clear_errors(command: Callable[..., None]) -> Callable[..., None]:
+def _clear_errors(command: Callable[..., None], failed: int) -> Callable[..., None]:
     @wraps(command)
     @_stops_at_once
     def wrapped(*args: object, **kwargs: object) -> None:
@@ -123,6 +123,6 @@ def _clear_errors(command: Callable[..., None]) -> Callable[..., None]:
             command(*args, **kwargs)
         except RightReasonsError as error:
             typer.echo(f"error: {clean_text(redact(str(error)))}", err=True)
-            raise typer.Exit(1) from error
+            raise typer.Exit(failed) from error
 
     return wrapped

@@ -106,11 +106,11 @@ def _decide(folder: RunFolder, counts: dict[int, int], image: str, segment: str,
 def _find_image(folder: RunFolder, name: str) -> int:
     """The number of the training image with that file name, looked up in the data. Raises ValueError unless exactly one has it."""
     from rightreasons.data import open_data
+    from rightreasons.data.names import Names, list_names
 
     config = folder.config()
-    train = open_data(config.data, root=Path(folder.environment()["root"]), seed=config.run.seed).splits["train"]
-    entries = getattr(train, "entries", ())
-    found = [index for index, entry in enumerate(entries) if entry.name == name or entry.name.endswith(f"/{name}")]
+    train = open_data(config.data, root=folder.root(), seed=config.run.seed).splits["train"]
+    found = Names(list_names(train)).find(name)
     if len(found) != 1:
         raise ValueError(f"{len(found)} training images are called {name!r}; give the image's number in the report, or more of its path")
     return found[0]

@@ -102,6 +102,11 @@ class ImageFiles(Dataset):
         except UnreadableImage as error:
             raise UnreadableImage(f"{name}: {error}") from error
 
+    def own_size(self, index: int) -> tuple[int, int]:
+        """Height and width of the file's own pixels, as it is shown. Raises UnreadableImage."""
+        header = read_header(self.reading.open_source(self.entries[index].name))
+        return header.height, header.width
+
     @property
     def unreadable(self) -> list[int]:
         """The images that could not be read so far."""

@@ -130,6 +130,14 @@ def own_pixels(dataset: Dataset, index: int, longest: int) -> UInt8[Tensor, "cha
     return None if read is None else read(index, longest)
 
 
+def own_size(dataset: Dataset, index: int) -> tuple[int, int] | None:
+    """Height and width of the file that an image was read from; None if the dataset has no such files. Raises UnreadableImage."""
+    if isinstance(dataset, Subset):
+        return own_size(dataset.dataset, dataset.indices[index])
+    read: Callable[[int], tuple[int, int]] | None = getattr(dataset, "own_size", None)
+    return None if read is None else read(index)
+
+
 def count_images(dataset: Dataset | DataLoader) -> int:
     """How many items a dataset has. Raises DataError for an iterable dataset, a DataLoader, or an empty one."""
     check_dataset(dataset)

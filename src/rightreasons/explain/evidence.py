@@ -18,7 +18,9 @@ from rightreasons.common.progress import Advance, Reporter, describe_seconds
 from rightreasons.common.seeds import seeded
 from rightreasons.config import Config, SegmentConfig
 from rightreasons.data.loading import Batch, StoredImages, check_labels, count_images, read_batches, some_images
+from rightreasons.data.names import list_names
 from rightreasons.explain.attribute import attribute_images, part_size
+from rightreasons.explain.given import GivenHeatmaps, GivenRegions, open_heatmaps, open_regions
 from rightreasons.explain.sample import select_images
 from rightreasons.explain.segment import segment_heatmaps, segment_regions, smooth_heatmaps
 from rightreasons.explain.segmenters import Segmenter, open_segmenter
@@ -72,14 +74,17 @@ def gather_evidence(
     """
     release_memory()
     # A segmenter that cannot be opened should stop the run before the heatmaps are made.
-    segmenter = None if folder.load_segmentation() else open_segmenter(config.segment, root=root)
+    cut = folder.load_segmentation() is not None
+    segmenter = None if cut else open_segmenter(config.segment, root=root)
+    regions = None if cut or config.segment.regions is None else open_regions(config.segment.regions, list_names(train), root=root)
+    given = None if config.attribute.path is None or folder.load_attribution() else open_heatmaps(config.attribute.path, root=root)
     selection = folder.load_selection() or _select(model, train, validation, classes, config, folder, reporter)
     _report_answers(folder, classes, reporter)
     images = StoredImages(train, selection.indices)
-    attribution = folder.load_attribution() or _attribute(model, train, images, config, folder, reporter)
+    attribution = folder.load_attribution() or _attribute(model, train, images, given, config, folder, reporter)
     folder.drop_attribution_parts()
     release_memory()
-    segmentation = folder.load_segmentation() or _segment(model, images, attribution, segmenter, config, folder, reporter)
+    segmentation = folder.load_segmentation() or _segment(model, images, attribution, segmenter or regions, config, folder, reporter)
     release_memory()
     _report_outcomes(segmentation, attribution, reporter)
     return Evidence(images, selection, attribution, segmentation, smooth_width(model, config.segment))
@@ -112,14 +117,14 @@ def explain_parts(
     Raises ModelError if a heatmap is not finite.
     """
     chunk = None if config.attribute.chunk == "auto" else config.attribute.chunk
-    size = chunk or part_size(model, baselines[:1], config.attribute.method)
+    size = chunk or part_size(model, baselines[:1], config.attribute.computing)
     for start in range(first, len(images), size):
         part = images[start : start + size]
         found = attribute_images(
             model,
             part.to(baselines.device),
             baselines,
-            method=config.attribute.method,
+            method=config.attribute.computing,
             chunk=chunk,
             progress=lambda done, _, start=start: progress(start + done, len(images)),
         )
@@ -145,7 +150,7 @@ def _tell_long_work(model: nn.Module, image: Tensor, baselines: Tensor, config: 
 
     def seconds(some: Tensor) -> float:
         start = time.perf_counter()
-        attribute_images(model, image.to(some.device), some, method=config.attribute.method)
+        attribute_images(model, image.to(some.device), some, method=config.attribute.computing)
         return time.perf_counter() - start
 
     one = seconds(baselines[:1])
@@ -205,8 +210,14 @@ def _select(
     return selection
 
 
-def _attribute(model: nn.Module, train: Dataset, images: StoredImages, config: Config, folder: RunFolder, reporter: Reporter) -> Attribution:
+def _attribute(
+    model: nn.Module, train: Dataset, images: StoredImages, given: GivenHeatmaps | None, config: Config, folder: RunFolder, reporter: Reporter
+) -> Attribution:
     with reporter.stage("attribute") as advance:
+        if given is not None:
+            attribution = given.read(model, images, list_names(train), reporter.note)
+            folder.save_attribution(attribution)
+            return attribution
         first = sum(len(part.targets) for part in folder.load_attribution_parts())
         advance(first, len(images))
         baselines = read_baselines(model, train, config)
@@ -227,7 +238,7 @@ def _segment(
     model: nn.Module,
     images: StoredImages,
     attribution: Attribution,
-    segmenter: Segmenter | None,
+    segmenter: Segmenter | GivenRegions | None,
     config: Config,
     folder: RunFolder,
     reporter: Reporter,
@@ -237,7 +248,11 @@ def _segment(
         advance(0, len(attribution.heatmaps))
         if segmenter is not None:
             assert config.segment.components != "auto"  # the configuration is refused
-            regions = (segmenter(images[row : row + 1][0]) for row in range(len(images)))
+            if isinstance(segmenter, GivenRegions):
+                size = (int(attribution.heatmaps.shape[1]), int(attribution.heatmaps.shape[2]))
+                regions = (segmenter.cut(index, size) for index in images.indices.tolist())
+            else:
+                regions = (segmenter(images[row : row + 1][0]) for row in range(len(images)))
             segmentation = segment_regions(
                 attribution.heatmaps, regions, components=config.segment.components, smooth=smooth, peak_share=peak_share, progress=advance
             )

@@ -47,13 +47,13 @@ def rehearse(model: nn.Module, splits: Mapping[str, Dataset], classes: tuple[str
             raise DataError(f"images of one shape are needed, and {split} has {_by(batch.images.shape[1:])} and train {_by(shape)}: resize them")
     model = place_model(model, few.images[:2])
     logits = check_model(model, few.images, classes, few.indices, trained=not train_first)
-    missing = check_attribution(model, few.images[:TRAINED], config.attribute.method)
+    missing = check_attribution(model, few.images[:TRAINED], config.attribute.computing)
     told = {
         "images": ", ".join(f"{len(batch)} of {count_images(splits[split])} {split}" for split, batch in read.items()) + "; the same twice",
         "input": describe_input(model, few.images),
         "logits": f"one for each of {len(classes)} classes, from {logits.min():.3g} to {logits.max():.3g}; an image alone has the same as in a batch",
         **({} if train_first else {"answers": _describe_answers(logits, few.labels, classes)}),
-        "heatmaps": f"{config.attribute.method}, of whose effect {missing:.1e} is missing",
+        "heatmaps": f"{config.attribute.computing}, of whose effect {missing:.1e} is missing",
     }
     part = _Few(Batch(few.indices[:TRAINED], few.images[:TRAINED], few.labels[:TRAINED]))
     if train_first:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from rightreasons.data.annotations.run_lengths import from_runs, to_runs
 from rightreasons.records import Drawing
 from rightreasons.runs.appended import append_lines, read_lines
 from rightreasons.runs.folder import RunFolder
@@ -16,9 +17,21 @@ from rightreasons.runs.verdict_lines import check_segment
 
 def add_drawing(folder: RunFolder, drawing: Drawing) -> None:
     """Appends a drawing as one line; it is on the disk when this returns. Raises ValueError for an image that the run did not inspect."""
-    check_segment(drawing.index, 0, dict.fromkeys(folder.segment_counts() or {}, 1))
+    add_drawings(folder, [drawing])
+
+
+def add_drawings(folder: RunFolder, drawings: Sequence[Drawing]) -> None:
+    """Appends drawings in one write, one a line. Raises ValueError for an image that the run did not inspect; then nothing is written."""
+    inspected = dict.fromkeys(folder.segment_counts() or {}, 1)
+    for drawing in drawings:
+        check_segment(drawing.index, 0, inspected)
+    append_lines(folder.path / "drawings.jsonl", [_write_line(drawing) for drawing in drawings])
+
+
+def _write_line(drawing: Drawing) -> dict[str, Any]:
     runs = {"painted": encode_mask(drawing.painted), "erased": encode_mask(drawing.erased)}
-    append_lines(folder.path / "drawings.jsonl", [{"index": drawing.index, **runs, "by": drawing.by, "at": drawing.at}])
+    origin = {} if drawing.origin is None else {"origin": drawing.origin}
+    return {"index": drawing.index, **runs, "by": drawing.by, "at": drawing.at, **origin}
 
 
 def load_drawings(folder: RunFolder) -> list[Drawing]:
@@ -28,26 +41,17 @@ def load_drawings(folder: RunFolder) -> list[Drawing]:
 
     def read(said: dict[str, Any]) -> Drawing:
         painted, erased = (decode_mask(said[key], size) for key in ("painted", "erased"))
-        return Drawing(int(said["index"]), painted, erased, str(said["by"]), str(said["at"]))
+        origin = said.get("origin")
+        return Drawing(int(said["index"]), painted, erased, str(said["by"]), str(said["at"]), None if origin is None else str(origin))
 
     return read_lines(path, read)
 
 
 def encode_mask(mask: Bool[Tensor, "height width"]) -> list[int]:
     """The lengths of runs of unmarked and marked pixels in turn, row by row; the first is of unmarked pixels, and may be 0."""
-    flat = mask.flatten()
-    starts = (flat[1:] != flat[:-1]).nonzero()[:, 0] + 1
-    edges = [0, *starts.tolist(), len(flat)]
-    lengths = [end - start for start, end in zip(edges[:-1], edges[1:], strict=True)]
-    return [0, *lengths] if bool(flat[0]) else lengths
+    return to_runs(mask.flatten())
 
 
 def decode_mask(lengths: object, size: tuple[int, int]) -> Bool[Tensor, "height width"]:
     """The mask of (height, width) pixels that ``encode_mask`` gave. Raises ValueError for lengths that do not cover it."""
-    whole = size[0] * size[1]
-    if not isinstance(lengths, list) or len(lengths) > whole + 1 or any(type(length) is not int or length < 0 for length in lengths):
-        raise ValueError("the lengths of runs are no list of whole numbers from 0 on")
-    if sum(lengths) != whole:
-        raise ValueError(f"the runs cover {sum(lengths)} pixels; expected {size[0]} x {size[1]} = {whole}")
-    marks = torch.arange(len(lengths)) % 2 == 1
-    return marks.repeat_interleave(torch.tensor(lengths, dtype=torch.int64)).view(size)
+    return from_runs(lengths, size).view(size)

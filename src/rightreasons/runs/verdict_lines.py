@@ -71,10 +71,12 @@ def append_verdicts(path: Path, verdicts: Sequence[Verdict]) -> None:
 
 
 def write_line(verdict: Verdict) -> dict[str, Any]:
-    """A verdict as its line has it; only a line that withdraws says so."""
+    """A verdict as its line has it; only a line that withdraws says so, and only one that was imported says from where."""
     line = asdict(verdict)
     if not verdict.withdraws:
         del line["withdraws"]
+    if verdict.origin is None:
+        del line["origin"]
     return line
 
 
@@ -133,7 +135,7 @@ def _check_words(said: Mapping[str, Any]) -> None:
     source = said["source"]
     if not isinstance(source, str) or not source.strip() or (source != HUMAN and source.strip().lower() == HUMAN):
         raise ValueError(f'source = {source!r}; expected "{HUMAN}" for a person, or the name of a model')
-    for key in ("problem", "doubt", "by", "at"):
+    for key in ("problem", "doubt", "by", "at", "origin"):
         if not isinstance(said.get(key), str | None):
             raise ValueError(f"{key} = {said[key]!r}; expected text, or null")
     if not isinstance(said.get("withdraws", False), bool) or (said.get("withdraws") and source != HUMAN):

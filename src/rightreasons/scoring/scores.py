@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Bool
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -307,13 +308,9 @@ def _evidence(model: nn.Module, run: Run) -> _Evidence:
     masks = run.masks
     rows = masks.flatten(1).any(1).nonzero()[:, 0].tolist()
     shares, lifts = torch.zeros(len(masks), dtype=torch.float64), torch.full((len(masks),), torch.nan, dtype=torch.float64)
-    if rows:
-        smooth, images = smooth_width(run.model, run.config.segment), StoredImages(run.train, run.selection.indices[rows])
-        parts = explain_parts(model, images, read_baselines(model, run.train, run.config, SCORED_BASELINES), run.config)
-        for row, heatmap in zip(rows, (heatmap for part in parts for heatmap in part.heatmaps), strict=True):
-            smoothed = smooth_heatmaps(heatmap[None], smooth)
-            share, lift = metrics.spurious_share(smoothed, masks[row : row + 1]), metrics.spurious_lift(smoothed, masks[row : row + 1])
-            shares[row], lifts[row] = (torch.nan if value is None else value for value in (share, lift))
+    found = effect_in_masks(model, StoredImages(run.train, run.selection.indices[rows]), masks[rows], run)
+    for row, share, lift in zip(rows, found.shares, found.lifts, strict=True):
+        shares[row], lifts[row] = (torch.nan if value is None else value for value in (share, lift))
     return _Evidence(shares, lifts)
 
 
@@ -358,6 +355,26 @@ def score_classes(predictions: Predictions, run: Run, pasted: Pasted | None, ins
             evidence_interval=metrics.mean_interval(shares) if judged else None,
         )
     return told
+
+
+@dataclass(frozen=True)
+class EffectInMasks:
+    """For each image the share of its positive effect that lies in its mask, and the lift of that share; None without positive effect."""
+
+    shares: list[float | None]
+    lifts: list[float | None]
+
+
+def effect_in_masks(model: nn.Module, images: StoredImages, masks: Bool[Tensor, "image height width"], run: Run) -> EffectInMasks:
+    """Explains the images as ``run`` explains its own, by ``SCORED_BASELINES`` baselines, and looks how much of the effect its mask has."""
+    smooth, found = smooth_width(model, run.config.segment), EffectInMasks([], [])
+    for part in explain_parts(model, images, read_baselines(model, run.train, run.config, SCORED_BASELINES), run.config) if len(images) else ():
+        for heatmap in part.heatmaps:
+            row = len(found.shares)
+            smoothed = smooth_heatmaps(heatmap[None], smooth)
+            found.shares.append(metrics.spurious_share(smoothed, masks[row : row + 1]))
+            found.lifts.append(metrics.spurious_lift(smoothed, masks[row : row + 1]))
+    return found
 
 
 def _shortcut_attribution(model: nn.Module, test_set: Dataset, truth: GroundTruth, run: Run, readable: Container[int]) -> dict[str, float | None]:

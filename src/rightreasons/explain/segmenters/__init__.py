@@ -24,11 +24,11 @@ _SEGMENTERS: dict[str, Callable[[str], Segmenter]] = {
 
 
 def open_segmenter(config: SegmentConfig, *, root: Path) -> Segmenter | None:
-    """The segmenter that ``[segment] method`` names; None for PPEPS-WGM. Weights in a folder are looked for from ``root`` on.
+    """The segmenter that ``[segment] method`` names; None for PPEPS-WGM and for given segments. Weights in a folder are looked for from ``root`` on.
 
     Raises MissingExtra if its package is not installed, and ModelError if its weights cannot be loaded.
     """
-    if config.method == "ppeps-wgm":
+    if config.method in ("ppeps-wgm", "given"):
         return None
     weights = config.weights or ""
     return _SEGMENTERS[config.method](str(root / weights) if (root / weights).is_dir() else weights)

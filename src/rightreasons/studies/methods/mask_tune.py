@@ -59,7 +59,7 @@ def mask_images(bench: Bench) -> Bool[Tensor, "image height width"]:
     done = 0
     with bench.reporter.stage("mask") as advance:
         for batch in read_batches(run.train):
-            found = attribute_images(run.model, batch.images.to(baselines.device), baselines, method=run.config.attribute.method)
+            found = attribute_images(run.model, batch.images.to(baselines.device), baselines, method=run.config.attribute.computing)
             masks[batch.indices] = mask_peaks(smooth_heatmaps(found.heatmaps.cpu(), width))
             done += len(batch)
             advance(done, count)

@@ -1,0 +1,1 @@
+"""Marks on images as other programs keep them: COCO, Label Studio and CVAT."""
