@@ -95,18 +95,22 @@ def _count_weights(name: str) -> float:
 
 def huggingface_networks() -> Iterator[Network]:
     """Every family that AutoModelForImageClassification knows, small where its configuration lets itself be made so."""
-    from transformers import AutoModelForImageClassification
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING as MAPPING
 
-    for config in MAPPING:
+    for config, kinds in MAPPING.items():
+        # Of a family with two kinds of classifier, such as DeiT with its teacher, AutoModel cannot choose one for a new configuration.
+        first: Any = kinds[0] if isinstance(kinds, tuple) else kinds
 
-        def make(side: int, config: type = config) -> nn.Module:
+        def make(side: int, config: type = config, kind: Any = first) -> nn.Module:
             known = config()
             given = {key: value for key, value in SMALL.items() if isinstance(getattr(known, key, None), int)}
-            for attempt in (given | {"image_size": side}, {"image_size": side}, {}):
+            for attempt in (given | {"image_size": side}, {"image_size": side}, {"image_size": [side, side]}, {}):
                 try:
-                    return Answer(AutoModelForImageClassification.from_config(config(**attempt | {"num_labels": CLASSES})))
-                except (ValueError, TypeError, RuntimeError, KeyError, AttributeError) as error:
+                    network = Answer(kind(config(**attempt | {"num_labels": CLASSES})))
+                    with torch.no_grad():  # some take a size that does not suit their other fields, and then fail
+                        network.eval()(torch.zeros(1, 3, side, side))
+                    return network
+                except Exception as error:  # in whatever words a family refuses a size or a field
                     failed = error
             raise failed
 
