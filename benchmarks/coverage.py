@@ -5,6 +5,7 @@ against one baseline. ``error`` is the completeness error against the difference
 where image and baseline hardly differ, only the second says anything.
 
     python benchmarks/coverage.py [--only torchvision|timm|huggingface] [--out FILE.json]
+    python benchmarks/coverage.py --table  # what the file has, as Markdown: the tables of docs/networks.md
 """
 
 from __future__ import annotations
@@ -159,6 +160,25 @@ def _calibrate(model: nn.Module, images: Tensor) -> None:
     model.eval()
 
 
+def show_tables(known: dict[str, Any]) -> str:
+    """The shares that are explained with the largest errors, each network with its error, and what is not explained, as Markdown."""
+    lines = ["| set | explained | of | largest missing share of the effect | largest error | median error | left out | could not be run |"]
+    lines.append("| --- " * 8 + "|")
+    for kind in SETS:
+        groups = {outcome: [row for row in known[kind].values() if row["outcome"] == outcome] for outcome in OUTCOMES}
+        explained, refused, *others = groups.values()
+        errors = sorted(row["error"] for row in explained)
+        missing = max(row["missing"] for row in explained)
+        counts = f"{len(explained)} | {len(explained) + len(refused)} | {missing:.0e} | {errors[-1]:.0e} | {errors[len(errors) // 2]:.0e}"
+        lines.append(f"| {kind} | {counts} | {len(others[0])} | {len(others[1])} |")
+    for kind in SETS:
+        lines += ["", f"## {kind}", "", "| network | side | missing | error |", "| --- | --- | --- | --- |"]
+        rows = {name: row for name, row in known[kind].items() if row["outcome"] == "explained"}
+        lines += [f"| {name} | {row['side']} | {row['missing']:.0e} | {row['error']:.0e} |" for name, row in rows.items()]
+    return "\n".join(lines)
+
+
+OUTCOMES = ("explained", "refused", "left out", "could not be run")
 SETS = {"torchvision": torchvision_networks, "timm": timm_networks, "huggingface": huggingface_networks}
 
 
@@ -167,7 +187,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=SETS, help="one of the sets")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/coverage.json"))
+    parser.add_argument("--table", action="store_true", help="print what the file has, and try nothing")
     options = parser.parse_args()
+    if options.table:
+        print(show_tables(json.loads(options.out.read_text(encoding="utf-8"))))
+        return
     warnings.filterwarnings("ignore")
     known = json.loads(options.out.read_text(encoding="utf-8")) if options.out.exists() else {}
     known["versions"] = {name: importlib.metadata.version(name) for name in ("torch", "torchvision", "timm", "transformers")}
