@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from rightreasons.errors import RightReasonsError
 from rightreasons.explain.attribute import attribute_images
 
-SIDES = (64, 96, 128, 192, 224, 256, 288, 299, 384)
+SIDES = (64, 96, 128, 192, 224, 240, 256, 288, 299, 384)
 CLASSES = 5
 LARGEST = 100_000_000  # parameters
 # A small network where a Hugging Face configuration has these fields.

@@ -137,7 +137,7 @@ def _vector_norm(x: Tensor, ord: Any = 2, dim: Any = None, keepdim: bool = False
     return _norm(x, ord, dim, keepdim, dtype=dtype)
 
 
-def _linalg_norm(A: Tensor, ord: Any = None, dim: Any = None, keepdim: bool = False, *, dtype: torch.dtype | None = None) -> Tensor:  # noqa: N803
+def _linalg_norm(A: Tensor, ord: Any = None, dim: Any = None, keepdim: bool = False, *, dtype: torch.dtype | None = None) -> Tensor:
     """``linalg.norm``: over two axes with an order it is a norm of matrices, which no rule covers."""
     axes = A.ndim if dim is None else 1 if isinstance(dim, int) else len(dim)
     if ord is not None and axes > 1:
