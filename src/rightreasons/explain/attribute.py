@@ -51,6 +51,21 @@ CHECKED_STEPS, CHECKED_QUADRATURE = (8, 32, 128), 1e-2
 LOGIT_ROUNDING = 1e-5
 
 
+def _silent(done: int, total: int) -> None:
+    """Tells nobody."""
+
+
+class _Work(NamedTuple):
+    """What is explained, against which images, for which classes (None: the predicted ones), and how many images at once (None: by memory)."""
+
+    model: nn.Module
+    images: Float[Tensor, "image channel height width"]
+    baselines: Float[Tensor, "baseline channel height width"]
+    targets: Int[Tensor, " image"] | None = None
+    chunk: int | None = None
+    progress: Advance = _silent
+
+
 class _Explained(NamedTuple):
     """An attribution, and the share of each heatmap's sum of |effect| by which its sum misses the difference of the logits."""
 
@@ -77,9 +92,9 @@ def attribute_images(
     """
     if len(baselines) == 0:
         raise ModelError("attribution needs at least one baseline image, and got none")
-    explain = partial(_METHODS[method], targets=targets, chunk=chunk, progress=progress or (lambda done, total: None))
+    work = _Work(model, images.detach(), baselines.detach(), targets, chunk, progress or _silent)
     with frozen(model):
-        attribution, missing = _explain(explain, model, images.detach(), baselines.detach())
+        attribution, missing = _explain(_METHODS[method], work)
         if method == "deeplift-shap":
             _refuse_incomplete(missing.nanmedian().item(), _rounding(images), method, model, images)
         elif len(images) >= FEWEST_JUDGED:
@@ -103,13 +118,12 @@ def check_attribution(model: nn.Module, images: Float[Tensor, "image channel hei
     """
     images = images.detach().to(model_device(model))
     baselines, shown = (images[-1:], images[:-1][:2]) if len(images) > 1 else (torch.zeros_like(images), images)
-    explain = partial(_METHODS[method], targets=None, chunk=None, progress=lambda done, total: None)
-    trials, limit, worst = [explain], _rounding(images), 0.0
+    trials, limit, worst = [_METHODS[method]], _rounding(images), 0.0
     if method == "integrated-gradients":
-        trials, limit, shown = [partial(explain, steps=steps) for steps in CHECKED_STEPS], CHECKED_QUADRATURE, shown[:1]
+        trials, limit, shown = [partial(_integrate, steps=steps) for steps in CHECKED_STEPS], CHECKED_QUADRATURE, shown[:1]
     with frozen(model):
         for trial in trials:
-            attribution, missing = _explain(trial, model, shown, baselines)
+            attribution, missing = _explain(trial, _Work(model, shown, baselines))
             check_finite(attribution.heatmaps.cpu(), shown, torch.arange(len(shown)), "effects of the pixels (the heatmap)")
             worst = missing.max().item()
             if worst <= limit:
@@ -118,14 +132,16 @@ def check_attribution(model: nn.Module, images: Float[Tensor, "image channel hei
     return worst
 
 
-def _explain(explain: Callable[..., _Explained], model: nn.Module, images: Tensor, baselines: Tensor) -> _Explained:
+def _explain(explain: Callable[[_Work], _Explained], work: _Work) -> _Explained:
     """Runs a method; an error of torch in it becomes an UnsupportedLayer."""
     try:
-        return explain(model, images, baselines)
+        return explain(work)
     except (RightReasonsError, torch.OutOfMemoryError):
         raise
     except RuntimeError as error:
-        raise UnsupportedLayer(f"the model cannot be explained: {_find_cause(model, images)}. {ALTERNATIVE} (torch says: {error})") from error
+        raise UnsupportedLayer(
+            f"the model cannot be explained: {_find_cause(work.model, work.images)}. {ALTERNATIVE} (torch says: {error})"
+        ) from error
 
 
 def _refuse_incomplete(missing: float, limit: float, method: str, model: nn.Module, images: Tensor) -> None:
@@ -154,33 +170,19 @@ def _rounding(images: Tensor) -> float:
     return ROUNDING if images.device.type == "cpu" else COARSE_ROUNDING
 
 
-def _deeplift(
-    model: nn.Module,
-    images: Float[Tensor, "image channel height width"],
-    baselines: Float[Tensor, "baseline channel height width"],
-    targets: Int[Tensor, " image"] | None,
-    chunk: int | None,
-    progress: Advance,
-) -> _Explained:
+def _deeplift(work: _Work) -> _Explained:
     """DeepLIFT SHAP. A network that does not keep its batch as the first axis gets each image with a baseline of its own, which costs more passes."""
     try:
-        trial, _ = record(model, torch.cat([baselines[:1]] * 2))
+        trial, _ = record(work.model, torch.cat([work.baselines[:1]] * 2))
         trial.check_order()
     except NotRowByRow:
-        return _deeplift_paired(model, images, baselines, targets, chunk, progress)
-    return _deeplift_by_groups(model, images, baselines, targets, chunk, progress, trial)
+        return _deeplift_paired(work)
+    return _deeplift_by_groups(work, trial)
 
 
-def _deeplift_by_groups(
-    model: nn.Module,
-    images: Float[Tensor, "image channel height width"],
-    baselines: Float[Tensor, "baseline channel height width"],
-    targets: Int[Tensor, " image"] | None,
-    chunk: int | None,
-    progress: Advance,
-    trial: Tape,
-) -> _Explained:
+def _deeplift_by_groups(work: _Work, trial: Tape) -> _Explained:
     """One tape for each group of baselines, replayed on every chunk of images. ``trial`` is a tape of two, by which memory is estimated."""
+    model, images, baselines, targets, chunk, progress = work
     pixels = PIXEL_ARRAYS * baselines[0].nbytes
     size = chunk or _how_many(trial.saved_bytes // 2 + pixels, images.device)
     parts = images.split(size)
@@ -200,15 +202,9 @@ def _deeplift_by_groups(
     return _complete(torch.cat(effects), torch.cat(logits), torch.cat(references), targets)
 
 
-def _deeplift_paired(
-    model: nn.Module,
-    images: Float[Tensor, "image channel height width"],
-    baselines: Float[Tensor, "baseline channel height width"],
-    targets: Int[Tensor, " image"] | None,
-    chunk: int | None,
-    progress: Advance,
-) -> _Explained:
+def _deeplift_paired(work: _Work) -> _Explained:
     """One tape for each baseline and chunk of images, with the baseline as often as there are images."""
+    model, images, baselines, targets, chunk, progress = work
     size = chunk or _how_many(2 * weigh(model, baselines[:1])[1] + PIXEL_ARRAYS * baselines[0].nbytes, images.device)
     effects, logits, references = [], [], []
     for place, part in enumerate(images.split(size)):
@@ -247,16 +243,9 @@ def _against_tape(
     return effect.sum(1), logits.detach()
 
 
-def _integrate(
-    model: nn.Module,
-    images: Float[Tensor, "image channel height width"],
-    baselines: Float[Tensor, "baseline channel height width"],
-    targets: Int[Tensor, " image"] | None,
-    chunk: int | None,
-    progress: Advance,
-    steps: int = STEPS,
-) -> _Explained:
+def _integrate(work: _Work, steps: int = STEPS) -> _Explained:
     """Integrated Gradients: the mean over baselines of (x - b) times the mean gradient from b to x, by Gauss-Legendre quadrature."""
+    model, images, baselines, targets, chunk, progress = work
     size = chunk or _how_many(weigh(model, baselines[:1])[1] + PIXEL_ARRAYS * baselines[0].nbytes, images.device)
     nodes, weights = np.polynomial.legendre.leggauss(steps)  # on [-1, 1]
     with torch.no_grad():
@@ -306,4 +295,4 @@ def _how_many(bytes_each: int, device: torch.device) -> int:
     return how_many(bytes_each, KEPT_BYTES if device.type == "cpu" else KEPT_BYTES_ON_GPU, LARGEST_CHUNK)
 
 
-_METHODS = {"deeplift-shap": _deeplift, "integrated-gradients": _integrate}
+_METHODS: dict[str, Callable[[_Work], _Explained]] = {"deeplift-shap": _deeplift, "integrated-gradients": _integrate}
