@@ -5,6 +5,7 @@ against one baseline. ``error`` is the completeness error against the difference
 where image and baseline hardly differ, only the second says anything.
 
     python benchmarks/coverage.py [--only torchvision|timm|huggingface] [--out FILE.json]
+    python benchmarks/coverage.py --table  # what the file has, as Markdown: the tables of docs/networks.md
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from rightreasons.errors import RightReasonsError
 from rightreasons.explain.attribute import attribute_images
 
-SIDES = (64, 96, 128, 192, 224, 256, 288, 299, 384)
+SIDES = (64, 96, 128, 192, 224, 240, 256, 288, 299, 384)
 CLASSES = 5
 LARGEST = 100_000_000  # parameters
 # A small network where a Hugging Face configuration has these fields.
@@ -95,18 +96,22 @@ def _count_weights(name: str) -> float:
 
 def huggingface_networks() -> Iterator[Network]:
     """Every family that AutoModelForImageClassification knows, small where its configuration lets itself be made so."""
-    from transformers import AutoModelForImageClassification
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING as MAPPING
 
-    for config in MAPPING:
+    for config, kinds in MAPPING.items():
+        # Of a family with two kinds of classifier, such as DeiT with its teacher, AutoModel cannot choose one for a new configuration.
+        first: Any = kinds[0] if isinstance(kinds, tuple) else kinds
 
-        def make(side: int, config: type = config) -> nn.Module:
+        def make(side: int, config: type = config, kind: Any = first) -> nn.Module:
             known = config()
             given = {key: value for key, value in SMALL.items() if isinstance(getattr(known, key, None), int)}
-            for attempt in (given | {"image_size": side}, {"image_size": side}, {}):
+            for attempt in (given | {"image_size": side}, {"image_size": side}, {"image_size": [side, side]}, {}):
                 try:
-                    return Answer(AutoModelForImageClassification.from_config(config(**attempt | {"num_labels": CLASSES})))
-                except (ValueError, TypeError, RuntimeError, KeyError, AttributeError) as error:
+                    network = Answer(kind(config(**attempt | {"num_labels": CLASSES})))
+                    with torch.no_grad():  # some take a size that does not suit their other fields, and then fail
+                        network.eval()(torch.zeros(1, 3, side, side))
+                    return network
+                except Exception as error:  # in whatever words a family refuses a size or a field
                     failed = error
             raise failed
 
@@ -155,6 +160,25 @@ def _calibrate(model: nn.Module, images: Tensor) -> None:
     model.eval()
 
 
+def show_tables(known: dict[str, Any]) -> str:
+    """The shares that are explained with the largest errors, each network with its error, and what is not explained, as Markdown."""
+    lines = ["| set | explained | of | largest missing share of the effect | largest error | median error | left out | could not be run |"]
+    lines.append("| --- " * 8 + "|")
+    for kind in SETS:
+        groups = {outcome: [row for row in known[kind].values() if row["outcome"] == outcome] for outcome in OUTCOMES}
+        explained, refused, *others = groups.values()
+        errors = sorted(row["error"] for row in explained)
+        missing = max(row["missing"] for row in explained)
+        counts = f"{len(explained)} | {len(explained) + len(refused)} | {missing:.0e} | {errors[-1]:.0e} | {errors[len(errors) // 2]:.0e}"
+        lines.append(f"| {kind} | {counts} | {len(others[0])} | {len(others[1])} |")
+    for kind in SETS:
+        lines += ["", f"## {kind}", "", "| network | side | missing | error |", "| --- | --- | --- | --- |"]
+        rows = {name: row for name, row in known[kind].items() if row["outcome"] == "explained"}
+        lines += [f"| {name} | {row['side']} | {row['missing']:.0e} | {row['error']:.0e} |" for name, row in rows.items()]
+    return "\n".join(lines)
+
+
+OUTCOMES = ("explained", "refused", "left out", "could not be run")
 SETS = {"torchvision": torchvision_networks, "timm": timm_networks, "huggingface": huggingface_networks}
 
 
@@ -163,7 +187,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=SETS, help="one of the sets")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/coverage.json"))
+    parser.add_argument("--table", action="store_true", help="print what the file has, and try nothing")
     options = parser.parse_args()
+    if options.table:
+        print(show_tables(json.loads(options.out.read_text(encoding="utf-8"))))
+        return
     warnings.filterwarnings("ignore")
     known = json.loads(options.out.read_text(encoding="utf-8")) if options.out.exists() else {}
     known["versions"] = {name: importlib.metadata.version(name) for name in ("torch", "torchvision", "timm", "transformers")}

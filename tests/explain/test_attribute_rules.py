@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from rightreasons.errors import UnsupportedLayer
 from rightreasons.explain.attribute import attribute_images
 from rightreasons.explain.rescale import Call, Tape
 from rightreasons.explain.rules import RescaleSoftmax
@@ -242,6 +243,11 @@ OTHER_NAMES = {
         lambda z: z * torch.linalg.vector_norm(z, 1, 1, keepdim=True),
         lambda z: z * z.abs().sum(1, keepdim=True),
     ),
+    "vector norm by its own names": (
+        lambda z: z * torch.linalg.vector_norm(z, ord=2, dim=(1,), keepdim=True),
+        lambda z: z * z.square().sum(1, keepdim=True).sqrt(),
+    ),
+    "linalg.norm of one axis": (lambda z: z * torch.linalg.norm(z, ord=2, dim=1, keepdim=True), lambda z: z * z.square().sum(1, keepdim=True).sqrt()),
     "rms_norm": (lambda z: F.rms_norm(z, (6,), eps=0.1), lambda z: z * (z.square().mean(1, keepdim=True) + 0.1).rsqrt()),
     "var": (lambda z: z * z.var(1, keepdim=True), lambda z: z * (z - z.mean(1, keepdim=True)).square().sum(1, keepdim=True) / 5),
     "std, biased": (
@@ -331,3 +337,13 @@ def test_equals_captum_on_plain_networks(activation, build_seeded):
     ours = attribute_images(model, images, baselines)
     theirs = captum.DeepLiftShap(model).attribute(images, baselines, target=ours.targets).sum(1).detach()
     torch.testing.assert_close(ours.heatmaps, theirs, atol=1e-7, rtol=1e-5)
+
+
+def test_a_norm_of_matrices_is_not_taken_for_one_of_vectors(build_seeded):
+    """Over two axes and with an order, linalg.norm is the largest singular value; without an order the root of all squares."""
+    images = draw(3, 1)
+    with pytest.raises(UnsupportedLayer, match="linalg_matrix_norm"):
+        model = build_seeded(lambda: Plain(lambda z: z * torch.linalg.norm(z.unflatten(1, (2, 3)), 2, (1, 2))[:, None])).double()
+        attribute_images(model, images[:2], images[2:])
+    model = build_seeded(lambda: Plain(lambda z: z * torch.linalg.norm(z.unflatten(1, (2, 3)), dim=(1, 2))[:, None])).double()
+    assert attribute_images(model, images[:2], images[2:]).completeness_error.max() < 1e-9

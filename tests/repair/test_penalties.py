@@ -121,3 +121,21 @@ def test_convolutions_in_groups_are_differentiated_twice(generator, side):
     for one, other in zip(by_us, by_torch, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
     assert all(gradient.abs().max() > 0 for gradient in by_us)
+
+
+def test_attention_is_differentiated_twice(generator):
+    """Torch's fused attention is not: the penalty and its gradient are those of the same attention written out."""
+    from timm.models.vision_transformer import VisionTransformer
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = VisionTransformer(img_size=8, patch_size=4, embed_dim=8, depth=1, num_heads=2, num_classes=3)
+    images, masks = torch.rand(2, 3, 8, 8, generator=generator), torch.zeros(2, 8, 8, dtype=torch.bool)
+    masks[:, :4, :4] = True
+    found = []
+    for fused in (True, False):
+        network.blocks[0].attn.fused_attn = fused
+        value = jacobian_penalty(network, images, masks, seeded(0, "projection"))
+        found.append((value, torch.autograd.grad(value, network.blocks[0].attn.qkv.weight)[0]))
+    torch.testing.assert_close(found[0], found[1])
+    assert found[0][0] > 0

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from rightreasons.data.loading import read_all
+from rightreasons.networks.small_vit import SmallViT
 from rightreasons.repair.align import AlignmentSet, neutral_images
 from rightreasons.repair.propagate import NEAR_CELLS, spread_verdicts
 
@@ -63,6 +64,34 @@ def test_the_same_thing_is_found_where_nobody_looked(network, scene):
     # An image without it is left alone, not peppered with single cells.
     free = marked[1::2].flatten(1).any(1)
     assert free.float().mean() < 0.1
+
+
+def coarse():
+    """Convolutions whose deepest maps have 12 cells a side, of four pixels each."""
+    layers = [nn.Conv2d(1, 32, 4, stride=4), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 8, 3, stride=2)]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(8 * 25, 2))
+
+
+def coarsest():
+    """The same with 7 cells a side, of about seven pixels each."""
+    layers = [nn.Conv2d(1, 32, 7, stride=7, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 8, 3, stride=2)]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(8 * 9, 2))
+
+
+@pytest.mark.parametrize(
+    ("build", "cells"), [(lambda: SmallViT(2, channels=1), 12), (coarse, 12), (coarsest, 7)], ids=["tokens", "12 cells", "7 cells"]
+)
+def test_token_grids_and_coarse_maps_point_to_the_same_pixels(build, cells, build_seeded, scene):
+    """The patch is 12 pixels wide, and lies across cells. What is marked covers it, and reaches no further than a cell beyond it."""
+    found = spread(build_seeded(build), scene)
+    others = torch.arange(INSPECTED, COUNT)
+    marked, masks = found.masks(others, (SIDE, SIDE)), scene[1][INSPECTED:]
+    assert found is not None and found.scores.shape[1] >= 24, "as fine as the map of any other network"
+    assert (marked & masks).sum() / masks.sum() > 0.95, "to the edge"
+    reach = math.ceil(1.5 * SIDE / cells)
+    near = F.max_pool2d(masks[:, None].float(), 2 * reach + 1, stride=1, padding=reach)[:, 0] > 0
+    assert (marked & near).sum() / marked.sum() > 0.9
+    assert marked[1::2].flatten(1).any(1).float().mean() < 0.1, "an image without it is left alone"
 
 
 def test_what_the_features_do_not_tell_is_not_spread(network, scene, generator):

@@ -123,7 +123,7 @@ def _std(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 
 
 def _norm(input: Tensor, p: Any = 2, dim: Any = None, keepdim: bool = False, out: None = None, dtype: torch.dtype | None = None) -> Tensor:
-    """``norm`` and ``linalg.vector_norm``: the p-th root of the sum of |z|^p, over ``dim`` or over all."""
+    """The p-th root of the sum of |z|^p, over ``dim`` or over all."""
     axes = tuple(range(input.ndim)) if dim is None else dim
     z = input if dtype is None else input.to(dtype)
     if p in (None, "fro", 2):
@@ -131,6 +131,18 @@ def _norm(input: Tensor, p: Any = 2, dim: Any = None, keepdim: bool = False, out
     if p == math.inf:
         return z.abs().amax(axes, keepdim=keepdim)
     return z.abs().sum(axes, keepdim=keepdim) if p == 1 else z.abs().pow(p).sum(axes, keepdim=keepdim).pow(1 / p)
+
+
+def _vector_norm(x: Tensor, ord: Any = 2, dim: Any = None, keepdim: bool = False, *, dtype: torch.dtype | None = None) -> Tensor:
+    return _norm(x, ord, dim, keepdim, dtype=dtype)
+
+
+def _linalg_norm(A: Tensor, ord: Any = None, dim: Any = None, keepdim: bool = False, *, dtype: torch.dtype | None = None) -> Tensor:
+    """``linalg.norm``: over two axes with an order it is a norm of matrices, which no rule covers."""
+    axes = A.ndim if dim is None else 1 if isinstance(dim, int) else len(dim)
+    if ord is not None and axes > 1:
+        return torch.linalg.matrix_norm(A, ord, (-2, -1) if dim is None else dim, keepdim, dtype=dtype)
+    return _norm(A, ord, dim, keepdim, dtype=dtype)
 
 
 def _cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
@@ -174,8 +186,8 @@ COMPOSED: dict[str, Callable[..., Tensor]] = {
     "var": _var,
     "std": _std,
     "norm": _norm,
-    "linalg_vector_norm": _norm,
-    "linalg_norm": _norm,
+    "linalg_vector_norm": _vector_norm,
+    "linalg_norm": _linalg_norm,
     "cosine_similarity": _cosine_similarity,
     "maximum": _maximum,
     "fmax": _maximum,

@@ -21,9 +21,10 @@ from rightreasons.networks.checkpoints import Checkpoint, Note, load_weights, re
 from rightreasons.networks.class_order import match_classes, read_order, stated_order
 from rightreasons.networks.classifier import Classifier, small_cnn, small_mlp
 from rightreasons.networks.presets import CHANNELS, Preset
+from rightreasons.networks.small_vit import small_vit
 
 SOURCES = ("torchvision:NAME", "timm:NAME", "hf:FOLDER", "packaged:NAME", "python:module:function")
-PACKAGED = ("efficientnet-lite0", "small-cnn", "small-mlp")
+PACKAGED = ("efficientnet-lite0", "small-cnn", "small-mlp", "small-vit")
 
 
 # Networks that torchvision builds with transform_input = True for its weights, and with auxiliary heads.
@@ -223,7 +224,7 @@ def _build_timm(name: str, classes: int, root: Path, *, pretrained: bool) -> nn.
 
 
 def _build_packaged(name: str, classes: int, root: Path, *, pretrained: bool) -> nn.Module:
-    """A small network of the studies on digits, or EfficientNet-Lite0 with the ImageNet weights that a package carries."""
+    """A small network of the studies, or EfficientNet-Lite0 with the ImageNet weights that a package carries."""
     if name in _SMALL:
         return _SMALL[name](classes)
     timm = _import_timm()
@@ -300,6 +301,8 @@ def _timm_preset(name: str, root: Path) -> Preset:
 
 
 def _packaged_preset(name: str, root: Path) -> Preset:
+    if name == "small-vit":
+        return Preset(mean=(0.5,) * 3, std=(0.5,) * 3)
     return Preset() if name in _SMALL else _timm_preset("tf_efficientnet_lite0", root)
 
 
@@ -322,7 +325,7 @@ def _cannot_fetch(source: str, error: Exception) -> ModelError:
     )
 
 
-_SMALL: dict[str, Callable[[int], nn.Module]] = {"small-cnn": small_cnn, "small-mlp": small_mlp}
+_SMALL: dict[str, Callable[[int], nn.Module]] = {"small-cnn": small_cnn, "small-mlp": small_mlp, "small-vit": small_vit}
 _BUILDERS: dict[str, Callable[..., nn.Module]] = {
     "torchvision": _build_torchvision,
     "timm": _build_timm,

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 _CONVOLUTION = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
@@ -58,7 +59,8 @@ def _squared_gradient(model: nn.Module, images: Tensor, masks: Tensor, scalar: C
     if not masked.any():
         return images.new_zeros(())
     leaf = images[masked].detach().requires_grad_()
-    with _GroupedConvolutions():
+    # Torch's fused attention has no gradient of its gradient.
+    with _GroupedConvolutions(), sdpa_kernel(SDPBackend.MATH):
         logits = model(leaf)
     (gradient,) = torch.autograd.grad(scalar(logits), leaf, create_graph=True)
     return (gradient * masks[masked][:, None]).square().sum((1, 2, 3)).mean()

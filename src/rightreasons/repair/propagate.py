@@ -1,15 +1,15 @@
-"""Spread the verdicts on a hundred inspected images to the whole training set, by a linear probe on the model's own feature maps.
+"""Spread the verdicts on a hundred inspected images to the whole training set, by a linear probe on the model's own features of places.
 
 A model that leans on a shortcut has features for it. A logistic regression on one cell's features, trained on the pixels that were judged
 (spurious against relevant, and against images in which nothing is spurious), finds the same thing in images that nobody inspected
-(docs/method.md, eq. 12). Cross-validation over the inspected images says whether it can; if not, nothing is spread.
+(docs/method.md, eq. 12). Cross-validation over the inspected images says whether it can, and which of a network's maps or token grids tells it best;
+if none does, nothing is spread.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -21,10 +21,15 @@ from torch.utils.data import Dataset
 from rightreasons.common.memory import BATCH_BYTES, how_many
 from rightreasons.common.progress import Advance
 from rightreasons.data.loading import Batch, count_images, read_batches
-from rightreasons.networks.classifier import model_device
+from rightreasons.networks.places import Places, find_places
 
-# The probe reads the deepest feature map with at least this many cells a side: fine enough to point, deep enough to recognise.
+# Of convolutions, the probe reads the deepest map with at least this many cells a side: fine enough to point, deep enough to recognise. Scores of a
+# coarser map or token grid are interpolated to as many, so that the margin around what is marked is as wide on the image.
 FEWEST_CELLS = 24
+# A grid with fewer cells a side points at nothing.
+COARSEST = 7
+# How many depths of a transformer are tried. Its grid stays the same, so that depth is all that differs.
+DEPTHS = 4
 # The cells of a finer map are averaged to at most this many a side, since features and scores of all images are kept.
 MOST_CELLS = 64
 LARGEST_BATCH = 64
@@ -92,37 +97,42 @@ def spread_verdicts(
     *,
     progress: Advance | None = None,
 ) -> Spread | None:
-    """Scores for every image of ``dataset``, in one forward pass; None if the model has no feature maps, or they do not show the shortcut.
+    """Scores for every image of ``dataset``, in one forward pass; None if the model has no features of places, or they do not show the shortcut.
 
     One number per cell and image is kept.
     """
-    layer = _find_layer(model, inspected.images[:2])
-    if layer is None:
-        return None
     size = how_many(inspected.images[0].nbytes, BATCH_BYTES, LARGEST_BATCH)
-    features = torch.cat(list(_read_features(model, layer, inspected.images.split(size))))
-    cells = _label_cells(spurious, relevant, features.shape[-2:])
-    recall = _cross_validate(features, cells)
-    if recall is None or recall < LEAST_RECALL:
+    best = None
+    for places in _candidates(find_places(model, inspected.images.shape[1:])):
+        features = torch.cat([_read_features(model, places, images) for images in inspected.images.split(size)])
+        cells = _label_cells(spurious, relevant, features.shape[-2:])
+        recall = _cross_validate(features, cells)
+        if recall is not None and recall >= (LEAST_RECALL if best is None else best.recall):
+            best = _Found(places, features, cells, recall)
+    if best is None:
         return None
-    probe = _fit(features, cells)
-    usual = (probe(features) > 0).sum((1, 2))[cells.with_some].float().median()
+    probe, places = _fit(best.features, best.cells), best.places
+    usual = (probe(best.features) > 0).sum((1, 2))[best.cells.with_some].float().median()
+    factor = math.ceil(FEWEST_CELLS / min(best.features.shape[-2:]))
 
     def score(images: Float[Tensor, "image channel height width"]) -> Float[Tensor, "image row column"]:
-        (maps,) = _read_features(model, layer, [images])
-        found = probe(maps)
+        found = probe(_read_features(model, places, images))
         found[(found > 0).sum((1, 2)) < LEAST_AREA * usual] = NOTHING
-        # A cell of which less than half is spurious was not learnt as such: one cell more on each side, or the shortcut's edge would stay.
-        return F.max_pool2d(found[:, None], 3, stride=1, padding=1)[:, 0]
+        # A cell of which less than half is spurious was not learnt as such: half a cell more on each side, or the shortcut's edge would stay, and no
+        # less than the least cell.
+        fine = found[:, None] if factor == 1 else F.interpolate(found[:, None], scale_factor=factor, mode="bilinear", align_corners=False)
+        margin = max(1, factor // 2)
+        return F.max_pool2d(fine, 2 * margin + 1, stride=1, padding=margin)[:, 0]
 
     count, done = count_images(dataset), 0
-    scores = torch.full((count, features.shape[2], features.shape[3]), NOTHING)
+    grid = [side * factor for side in best.features.shape[-2:]]
+    scores = torch.full((count, *grid), NOTHING)
     for batch in read_batches(dataset, batch_size=size):
         scores[batch.indices] = score(batch.images)
         done += len(batch)
         if progress is not None:
             progress(done, count)
-    return Spread(scores, recall, score)
+    return Spread(scores, best.recall, score)
 
 
 def open_features(
@@ -175,10 +185,16 @@ class _Cells:
 
 
 def _label_cells(spurious: Bool[Tensor, "image height width"], relevant: Bool[Tensor, "image height width"], grid: torch.Size) -> _Cells:
-    """A cell is spurious if most of it is. It is relevant if most of it is and none of it is spurious, or if nothing in its image is spurious."""
+    """A cell is spurious if most of it is. It is relevant if most of it is and none of it is spurious, or if nothing in its image is spurious.
+
+    Where something spurious is smaller than a cell, or lies across several, no cell is mostly spurious: then it is those with at least half as
+    much of it as the one with most.
+    """
     covered, kept = (F.adaptive_avg_pool2d(part.float(), (grid[0], grid[1])) for part in (spurious, relevant))
     some = spurious.flatten(1).any(1)
-    return _Cells(covered > 0.5, (covered == 0) & ((kept > 0.5) | ~some[:, None, None]), some)
+    most = covered.amax((1, 2), keepdim=True)
+    enough = torch.where(most > 0.5, covered > 0.5, covered >= most / 2) & some[:, None, None]
+    return _Cells(enough, (covered == 0) & ((kept > 0.5) | ~some[:, None, None]), some)
 
 
 def _fit(maps: Float[Tensor, "image feature row column"], cells: _Cells) -> _Probe:
@@ -224,55 +240,38 @@ def _cross_validate(maps: Float[Tensor, "image feature row column"], cells: _Cel
     return float(torch.stack(found).mean() - torch.stack(wrong).mean())
 
 
-def _find_layer(model: nn.Module, images: Float[Tensor, "image channel height width"]) -> nn.Conv2d | None:
-    """The last convolution that reads a map with at least FEWEST_CELLS cells a side, but not the image itself."""
-    seen: list[nn.Conv2d] = []
+@dataclass(frozen=True)
+class _Found:
+    """What cross-validation thinks of the probe at some places."""
 
-    def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        shape = inputs[0].shape
-        if min(shape[-2:]) >= FEWEST_CELLS and shape[1] > images.shape[1] and shape[1] > 3:
-            seen.append(module)  # pyright: ignore[reportArgumentType] -- a Conv2d
-
-    hooks = [module.register_forward_pre_hook(note) for module in model.modules() if isinstance(module, nn.Conv2d)]
-    try:
-        with torch.no_grad():
-            model.eval()(images.to(model_device(model)))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return seen[-1] if seen else None
+    places: Places
+    features: Float[Tensor, "image feature row column"]
+    cells: _Cells
+    recall: float
 
 
-def _read_features(model: nn.Module, layer: nn.Conv2d, batches: Iterator[Tensor] | list[Tensor] | tuple[Tensor, ...]) -> Iterator[Tensor]:
-    """What goes into ``layer`` for each batch of images, on the CPU and with at most ``MOST_CELLS`` cells a side; the pass ends there."""
-    model.eval()
-    for images in batches:
-        with torch.no_grad(), _stopped_at(layer) as caught:
-            try:
-                model(images.to(model_device(model)))
-            except _Reached:
-                yield _coarsen(caught[-1].float()).cpu()
+def _candidates(found: list[Places]) -> list[Places]:
+    """The places whose features are tried, in the order of their calls.
+
+    Of convolutions the last that reads a map with at least FEWEST_CELLS a side; without one, the last of each coarser size. Of token grids, and of
+    maps that only linear layers read, those at ``DEPTHS`` depths.
+    """
+    pointing = [places for places in found if min(places.grid) >= COARSEST]
+    convolutions = [places for places in pointing if places.is_convolution]
+    fine = [places for places in convolutions if min(places.grid) >= FEWEST_CELLS]
+    chosen = fine[-1:] or list({places.grid: places for places in convolutions}.values())
+    others = [places for places in pointing if not places.is_convolution]
+    chosen += [others[math.ceil(len(others) * depth / DEPTHS) - 1] for depth in range(1, DEPTHS + 1)] if others else []
+    return sorted({id(places): places for places in chosen}.values(), key=pointing.index)
+
+
+def _read_features(
+    model: nn.Module, places: Places, images: Float[Tensor, "image channel height width"]
+) -> Float[Tensor, "image feature coarse_row coarse_column"]:
+    """The features of places in each image, on the CPU and with at most ``MOST_CELLS`` cells a side."""
+    return _coarsen(places.read(model, images)).cpu()
 
 
 def _coarsen(maps: Float[Tensor, "image feature row column"]) -> Float[Tensor, "image feature coarse_row coarse_column"]:
     factor = math.ceil(max(maps.shape[-2:]) / MOST_CELLS)
     return maps if factor == 1 else F.avg_pool2d(maps, factor, ceil_mode=True, count_include_pad=False)
-
-
-class _Reached(Exception):
-    """The layer was reached: the rest of the network is not needed."""
-
-
-@contextmanager
-def _stopped_at(layer: nn.Module) -> Iterator[list[Tensor]]:
-    caught: list[Tensor] = []
-
-    def catch(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        caught.append(inputs[0].clone())
-        raise _Reached
-
-    hook = layer.register_forward_pre_hook(catch)
-    try:
-        yield caught
-    finally:
-        hook.remove()
