@@ -104,9 +104,7 @@ def reply(by: str, said: str, opinions: str = "aaaaaa") -> list[Reply]:
     values = {"s": "spurious", "r": "relevant", "u": "unsure"}
     thinks = {"a": "agree", "d": "disagree", "c": "cannot tell", ".": None}
     return [
-        Reply(*place, by, values[value], AT, thinks[opinion])
-        for place, value, opinion in zip(PLACES, said, opinions, strict=True)
-        if value != "."
+        Reply(*place, by, values[value], AT, thinks[opinion]) for place, value, opinion in zip(PLACES, said, opinions, strict=True) if value != "."
     ]
 
 
@@ -189,11 +187,21 @@ def test_a_model_that_called_nothing_spurious():
 
 
 def test_csv_has_every_answer_and_no_formula():
-    sample, replies = make_sample(), [*reply("=HYPERLINK(1)", "ssrrru"), *reply("Bob, of \"here\"", "srsrrr")]
+    sample, replies = make_sample(), [*reply("=HYPERLINK(1)", "ssrrru"), *reply('Bob, of "here"', "srsrrr")]
     rows = list(csv.DictReader(io.StringIO(write_answers(sample, replies))))
     assert len(rows) == 12 and rows[0]["person"] == "'=HYPERLINK(1)" and rows[6]["person"] == 'Bob, of "here"'
-    assert rows[2] == rows[2] | {"image": "1", "segment": "S1", "model": "spurious", "verdict": "relevant", "agrees": "0", "argument": "agree", "at": AT}
+    assert rows[2] == rows[2] | {
+        "image": "1",
+        "segment": "S1",
+        "model": "spurious",
+        "verdict": "relevant",
+        "agrees": "0",
+        "argument": "agree",
+        "at": AT,
+    }
     assert rows[5]["agrees"] == ""
-    measures = {(row["measure"], row["first"], row["second"]): row for row in csv.DictReader(io.StringIO(write_measures(measure_study(sample, replies))))}
+    measures = {
+        (row["measure"], row["first"], row["second"]): row for row in csv.DictReader(io.StringIO(write_measures(measure_study(sample, replies))))
+    }
     assert float(measures["agreement_spurious", "", ""]["in_sample"]) == pytest.approx(4 / 6)
     assert len(measures) == 6 + 2 * 3 + 1

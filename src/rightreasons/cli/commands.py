@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rightreasons.cli import again, lvlm, review, study, verdict
+from rightreasons.cli import again, init, lvlm, review, study, verdict
 from rightreasons.cli.shared import AllowRemote, ConfigFile, Device, Out, default_folder, note_left_out, print_table, register
 
 if TYPE_CHECKING:
@@ -178,6 +178,7 @@ def score(run_folder: Target, out: Out = None, as_json: AsJson = False, change: 
     _show(metrics, target, as_json)
 
 
+register(app, "rightreasons init images --out config.toml")(init.init)
 register(app, "rightreasons verdict runs/parts 132 S1 spurious --by NAME")(verdict.verdict)
 register(app, "rightreasons review runs/parts")(review.review)
 register(app, "rightreasons study runs/parts --size 60")(study.study)

@@ -50,15 +50,17 @@ def study(
     state = ReviewState(folder)
     sample = open_sample(state, size=size, seed=seed)
     typer.echo(
-        f"{len(sample.questions)} segments, {sample.count('spurious')} of them called spurious by {sample.critic}; the same for everybody, each in an "
-        f"order of their own"
+        f"{len(sample.questions)} segments, {sample.count('spurious')} of them called spurious by {sample.critic}; the same for everybody, each in "
+        f"an order of their own"
     )
     serve_study(state, sample, port=port, name=by, announce=_announce)
 
 
 def _announce(address: str) -> None:
     typer.echo(f"open {address}")
-    typer.echo("The address lets a browser in: give it to nobody who does not judge. Answers are on the disk before the page says so. Ctrl-C ends it.")
+    typer.echo(
+        "The address lets a browser in: give it to nobody who does not judge. Answers are on the disk before the page says so. Ctrl-C ends it."
+    )
 
 
 def _show_results(folder: RunFolder, out: Path, *, as_json: bool) -> None:

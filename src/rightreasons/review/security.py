@@ -145,6 +145,8 @@ class Guarded:
     async def _enter(self, scope: Scope, receive: Receive, send: Send) -> None:
         cookie = self.doorkeeper.open_session(scope["query_string"].decode("latin-1")) if scope["method"] == "GET" else None
         if cookie is None:
-            await PlainTextResponse(f"Refused: this is not the token that `rightreasons {self.doorkeeper.command}` printed.\n", 403)(scope, receive, send)
+            await PlainTextResponse(f"Refused: this is not the token that `rightreasons {self.doorkeeper.command}` printed.\n", 403)(
+                scope, receive, send
+            )
         else:
             await HTMLResponse(_ENTER, headers={"set-cookie": cookie})(scope, receive, send)

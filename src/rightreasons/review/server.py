@@ -78,7 +78,7 @@ def serve(folder: RunFolder, *, port: int, name: str, announce: Callable[[str], 
 
 
 def listen(create: Callable[[Doorkeeper], Guarded], *, port: int, name: str, announce: Callable[[str], None], command: str = "review") -> None:
-    """Serves the application that ``create`` makes until it is interrupted; ``command`` is what refusals name. Raises ConfigError for a taken port."""
+    """Serves the application that ``create`` makes until it is interrupted; refusals name ``command``. Raises ConfigError for a taken port."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

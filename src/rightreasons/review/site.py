@@ -44,7 +44,13 @@ class Site:
     def show(self, request: Request, template: str, *, status: int = 200, **values: object) -> Response:
         """A page. Keys that a model or an error might repeat are taken out of it."""
         session = session_of(request)
-        shared = {"session": session, "said": session.take_said(), "run": self.state.path.resolve().name, "here": request.url.path, "pages": self.pages}
+        shared = {
+            "session": session,
+            "said": session.take_said(),
+            "run": self.state.path.resolve().name,
+            "here": request.url.path,
+            "pages": self.pages,
+        }
         page = self.templates.get_template(template).render(**shared, tell=tell_verdict, choices=list_choices, **values)
         return HTMLResponse(redact(page), status)
 

@@ -6,16 +6,16 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from rightreasons.common.files import write_text
 from rightreasons.errors import ConfigError
-from rightreasons.records import VALUES, Value
+from rightreasons.records import Value
 from rightreasons.runs.appended import append_lines, now, people_held, read_lines, read_name
 from rightreasons.runs.folder import RunFolder
+from rightreasons.runs.verdict_lines import read_value
 
 Opinion = Literal["agree", "disagree", "cannot tell"]
-Word = TypeVar("Word", bound=str)
 OPINIONS: tuple[Opinion, ...] = ("agree", "disagree", "cannot tell")
 
 
@@ -100,7 +100,10 @@ def add_verdict(folder: RunFolder, sample: Sample, question: Question, value: Va
 
 def read_opinion(said: str) -> Opinion:
     """One of the three opinions on an argument. Raises ValueError for other words."""
-    return _one_of(said, OPINIONS, "opinion")
+    for opinion in OPINIONS:
+        if said == opinion:
+            return opinion
+    raise ValueError(f"{said!r} is not an opinion on an argument; expected {', '.join(OPINIONS)}")
 
 
 def add_opinion(folder: RunFolder, sample: Sample, question: Question, opinion: Opinion, by: str) -> None:
@@ -157,15 +160,8 @@ def _read(said: dict[str, Any], sample: Sample) -> _Line:
     place = said["index"], said["segment"]
     if place not in {question.place for question in sample.questions}:
         raise ValueError(f"image {place[0]!r}, segment {place[1]!r} is not in the sample")
-    value = _one_of(said["value"], VALUES, "value") if "value" in said else None
-    opinion = _one_of(said["opinion"], OPINIONS, "opinion") if "opinion" in said else None
+    value = read_value(str(said["value"])) if "value" in said else None
+    opinion = read_opinion(str(said["opinion"])) if "opinion" in said else None
     if (value is None) == (opinion is None):
         raise ValueError("expected either a value or an opinion")
     return _Line(place, read_name(str(said["by"])), str(said["at"]), value, opinion)
-
-
-def _one_of(said: object, words: tuple[Word, ...], key: str) -> Word:
-    for word in words:
-        if said == word:
-            return word
-    raise ValueError(f"{key} = {said!r}; expected {', '.join(words)}")

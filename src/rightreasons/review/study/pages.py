@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 from fastapi import FastAPI
 from starlette.requests import Request
@@ -47,13 +46,11 @@ def add_routes(app: FastAPI, site: Site, sample: Sample) -> None:
         order = order_questions(sample, name)
         question = next((question for question in order if not _is_done(question, mine.get(question.place))), None)
         done = sum(_is_done(question, mine.get(question.place)) for question in order)
-        show = partial(site.show, request, done=done, count=len(order))
         if question is None:
-            return show("study/end.html")
+            return site.show(request, "study/end.html", count=len(order))
         reply = mine.get(question.place)
-        if reply is not None:
-            return show("study/argument.html", reply=reply, opinions=OPINIONS, **_show_question(site, question))
-        return show("study/verdict.html", **_show_question(site, question))
+        template = "study/verdict.html" if reply is None else "study/argument.html"
+        return site.show(request, template, done=done, count=len(order), reply=reply, opinions=OPINIONS, **_show_question(site, question))
 
     @app.get("/name")
     def name(request: Request) -> Response:
@@ -111,7 +108,7 @@ def _name(question: Question) -> str:
     return f"image {question.index}, S{question.segment + 1}"
 
 
-def _show_question(site: Site, question: Question) -> dict[str, object]:
+def _show_question(site: Site, question: Question) -> dict[str, Any]:
     """What both pages of a question show: the picture with the outline of this segment alone, and the expert's words with which the model judged."""
     state = site.state
     segments = state.shown_segments(question.index)

@@ -158,7 +158,7 @@ class _Study:
         """The model against the majority, in the sample (Wilson's intervals) and projected to the run (Begg and Greenes 1983)."""
         sides = {place: said["spurious"] - said["relevant"] for place, said in self._count_verdicts().items()}
         settled = {place: side > 0 for place, side in sides.items() if side}
-        kinds = [self.asked[place].value for place in settled]
+        kinds: list[Value] = [self.asked[place].value for place in settled]
         found = verdict_agreement(kinds, list(settled.values()))
         parts = self._by_kind([(self.asked[place], spurious) for place, spurious in settled.items()])
         flagged, passed = (float(self.sample.judged.get(kind, 0)) for kind in DECIDED)
@@ -245,7 +245,9 @@ class _Study:
         counts = torch.zeros(len(said), 2, 2, dtype=torch.float64)
         for row, (_, one, other) in enumerate(said):
             counts[row, DECIDED.index(one), DECIDED.index(other)] = 1
-        return self._with_interval(counts.flatten(1), [place for place, _, _ in said], lambda sums: cohen_kappa(sums.unflatten(-1, (2, 2))), len(said))
+        return self._with_interval(
+            counts.flatten(1), [place for place, _, _ in said], lambda sums: cohen_kappa(sums.unflatten(-1, (2, 2))), len(said)
+        )
 
     def _with_interval(
         self, parts: Tensor, places: Sequence[tuple[int, int]], measure: Callable[[Tensor], Tensor], count: int, why: str = SAME
