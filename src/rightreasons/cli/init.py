@@ -24,6 +24,8 @@ def init(
     from rightreasons.errors import ConfigError
     from rightreasons.project.draft import draft_config
 
+    if folder.suffix == ".toml":
+        raise ConfigError(f"{folder} is a configuration already: `rightreasons inspect {folder}` shows what its data are read as")
     destination = out or Path(f"{folder.resolve().stem if folder.is_file() else folder.resolve().name}.toml")
     if destination.suffix != ".toml":
         raise ConfigError(f"--out {destination}: a configuration's name ends in .toml")
@@ -33,8 +35,7 @@ def init(
         raise ConfigError(f"--out {destination}: the folder {destination.parent} does not exist")
     draft = draft_config(folder, destination, Terminal(), checkpoint=checkpoint)
     write_text(destination, draft.text)
-    for sentence in draft.told:
-        typer.echo(clean_text(f"note: {sentence}"))
+    typer.echo(clean_text(f"note: {draft.told}"))
     places = draft.text.count(f'= "{UNFILLED}')
     typer.echo(f"written: {destination}; fill in what is marked {UNFILLED!r} ({places} places), and then:")
     typer.echo(f"  rightreasons inspect {destination} --model    # tries the network on a few images")

@@ -10,12 +10,19 @@ import torch
 from rightreasons.errors import ModelError
 from rightreasons.networks.checkpoints import load_weights, read_checkpoint
 
-# What people fine-tune most often comes first. The names of timm's resnets are torchvision's as well.
-COMMON = (
-    *("resnet50", "resnet18", "resnet34", "resnet101", "resnet152", "efficientnet_b0", "efficientnet_v2_s", "densenet121", "mobilenet_v3_large"),
-    *("mobilenet_v3_small", "mobilenet_v2", "convnext_tiny", "vit_b_16", "swin_t", "vgg16", "efficientnet_b1", "efficientnet_b3", "densenet169"),
-    *("vgg11", "vgg16_bn", "alexnet", "squeezenet1_1", "shufflenet_v2_x1_0", "convnext_small", "regnet_y_400mf", "inception_v3", "googlenet"),
-)
+# By a part of their tensors' names, so that few are built; what people fine-tune most often comes first. The resnets of timm have the same names.
+COMMON = {
+    "layer1.": ("resnet50", "resnet18", "resnet34", "resnet101", "resnet152"),
+    "denseblock1.": ("densenet121", "densenet169"),
+    "encoder.": ("vit_b_16", "vit_b_32"),
+    "Mixed_5b.": ("inception_v3",),
+    "inception3a.": ("googlenet",),
+    "stage2.": ("shufflenet_v2_x1_0",),
+    "features.": (
+        *("efficientnet_b0", "mobilenet_v3_large", "mobilenet_v3_small", "mobilenet_v2", "convnext_tiny", "swin_t", "vgg16", "efficientnet_v2_s"),
+        *("efficientnet_b1", "efficientnet_b3", "convnext_small", "vgg11", "vgg16_bn", "alexnet", "squeezenet1_1"),
+    ),
+}
 
 
 def guess_source(path: Path, classes: int) -> str | None:
@@ -28,7 +35,8 @@ def guess_source(path: Path, classes: int) -> str | None:
         from torchvision.models import get_model
     except ImportError:
         return None
-    for name in COMMON:
+    names = [name for part, family in COMMON.items() if any(f".{part}" in f".{key}" for key in stored.tensors) for name in family]
+    for name in names:
         # Tensors on the meta device have names and shapes alone; torch warns that nothing is copied into them. Two classes may be one output.
         with warnings.catch_warnings(), torch.device("meta"):
             warnings.simplefilter("ignore")

@@ -16,27 +16,24 @@ from rightreasons.data.survey import THUMBNAIL, survey_task
 from rightreasons.errors import ConfigError, ModelError
 from rightreasons.networks.guess import guess_source
 
-# Files that may be a classifier's weights, and the longer side in pixels up to which images are small.
+# Files that may be a classifier's weights.
 WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
-SMALL = 64
 MOST_SIZES = 3
 
 
 @dataclass(frozen=True)
 class Draft:
-    """The text of a configuration, and sentences on what was guessed."""
+    """The text of a configuration, and a sentence on how its network was guessed."""
 
     text: str
-    told: tuple[str, ...]
+    told: str
 
 
 def draft_config(folder: Path, destination: Path, reporter: Reporter, *, checkpoint: Path | None = None) -> Draft:
     """A configuration for the images in ``folder``, whose paths start from where ``destination`` will lie.
 
-    Raises ConfigError for what is no folder of one's own, DataError for one that cannot be read, ModelError for a ``checkpoint`` that is none.
+    Raises ConfigError for a built-in task, DataError for one that cannot be read, ModelError for a ``checkpoint`` that is none.
     """
-    if folder.suffix == ".toml":
-        raise ConfigError(f"{folder} is a configuration already: `rightreasons inspect {folder}` shows what its data are read as")
     if task_defaults(str(folder)):
         raise ConfigError(f"{folder} is a built-in task, which brings its own configuration: write [data] path = {str(folder)!r} and no more")
     config = parse_data({"path": str(folder), "size": THUMBNAIL}, source=str(folder))
@@ -45,7 +42,7 @@ def draft_config(folder: Path, destination: Path, reporter: Reporter, *, checkpo
     survey = survey_task(task, reporter, decode=False)
     classes: list[str] = survey["classes"]
     found = [checkpoint] if checkpoint is not None else find_weights(folder, destination.parent)
-    model, told = _draft_model(found, survey, destination.parent, given=checkpoint is not None)
+    model, told = _draft_model(found, len(classes), destination.parent, given=checkpoint is not None)
     lines = [
         f"# Written by `rightreasons init`. Every line with {UNFILLED} waits for you; the rest may stay. Paths start from this file.",
         "",
@@ -64,7 +61,7 @@ def draft_config(folder: Path, destination: Path, reporter: Reporter, *, checkpo
         "",
         "# Everything else has a default, such as [sample] size = 100 inspected images: docs/data.md and docs/critic.md.",
     ]
-    return Draft("\n".join(lines) + "\n", tuple(told))
+    return Draft("\n".join(lines) + "\n", told)
 
 
 def find_weights(folder: Path, beside: Path) -> list[Path]:
@@ -80,9 +77,12 @@ def _draft_data(folder: Path, survey: Mapping[str, Any], beside: Path) -> list[s
     lines = [f"read as {survey['read_as']}", *counts]
     lines += [f"sizes: {sizes}{', ...' if len(survey['sizes']) > MOST_SIZES else ''}"] if sizes else []
     lines += [f"note: {problem}" for problem in survey["problems"]]
-    table = ["[data]", *map(_comment, lines), f"path = {quote_value(_relative(folder, beside))}"]
-    if len(survey["sizes"]) > 1 and _largest(survey) <= SMALL:
-        table.append(f"size = {_largest(survey)}   # every image is resized to this side")
+    table = [
+        "[data]",
+        *map(_comment, lines),
+        f"path = {quote_value(_relative(folder, beside))}",
+        'mode = "rgb"   # grey images too, since most networks take three channels',
+    ]
     return [*table, '# flips = "horizontal"   # if an image may be mirrored without changing its class']
 
 
@@ -92,16 +92,15 @@ def _count(counts: Mapping[str, Any]) -> str:
     return f"{counts['images']} images{of} ({by_class})"
 
 
-def _draft_model(found: list[Path], survey: Mapping[str, Any], beside: Path, *, given: bool) -> tuple[list[str], list[str]]:
-    """The table [model], and sentences on how it was guessed."""
-    classes = len(survey["classes"])
+def _draft_model(found: list[Path], classes: int, beside: Path, *, given: bool) -> tuple[list[str], str]:
+    """The table [model], and a sentence on how it was guessed."""
     if len(found) > 1:
         names = ", ".join(_relative(file, beside) for file in found[:5])
         told = f"{len(found)} files may be your classifier's weights ({names}): name one by --checkpoint, or in [model] checkpoint"
-        return _draft_untrained(survey, [told]), [told]
+        return _draft_untrained(told), told
     if not found:
         told = "no file of weights was found beside the images: the classifier is trained first, unless [model] checkpoint names one"
-        return _draft_untrained(survey, [told]), [told]
+        return _draft_untrained(told), told
     (file,) = found
     try:
         source = guess_source(file, classes)
@@ -109,24 +108,22 @@ def _draft_model(found: list[Path], survey: Mapping[str, Any], beside: Path, *, 
         if given:
             raise
         told = f"{_relative(file, beside)} is no checkpoint that can be used ({error})"
-        return _draft_untrained(survey, [told]), [told]
+        return _draft_untrained(told), told
     checkpoint = f"checkpoint = {quote_value(_relative(file, beside))}"
     if source is None:
         told = f"{file.name} fits no common network of torchvision with {classes} outputs"
         waits = f"{UNFILLED}: the network that {file.name} belongs to: torchvision:NAME, timm:NAME, or python:module:function beside this file"
-        return ["[model]", _comment(told), f"source = {quote_value(waits)}", checkpoint], [f"{told}: fill in [model] source"]
+        return ["[model]", _comment(told), f"source = {quote_value(waits)}", checkpoint], f"{told}: fill in [model] source"
     told = f"{file.name} fits {source} with {classes} outputs, tensor by tensor"
-    return ["[model]", _comment(told), f"source = {quote_value(source)}", checkpoint], [told]
+    return ["[model]", _comment(told), f"source = {quote_value(source)}", checkpoint], told
 
 
-def _draft_untrained(survey: Mapping[str, Any], told: list[str]) -> list[str]:
-    """A network to train first: a small one for small images, or one whose ImageNet weights a package carries."""
-    small = 0 < _largest(survey) <= SMALL
-    source = "packaged:small-cnn" if small else "packaged:efficientnet-lite0"
+def _draft_untrained(told: str) -> list[str]:
+    """A network to train first, whose ImageNet weights a package carries: nothing is fetched. It resizes images to its own size."""
     return [
         "[model]",
-        *map(_comment, told),
-        f"source = {quote_value(source)}",
+        _comment(told),
+        'source = "packaged:efficientnet-lite0"',
         '# checkpoint = "model.safetensors"   # then source names its network',
     ]
 
@@ -135,11 +132,6 @@ def _draft_class(name: str) -> list[str]:
     waits = f"{UNFILLED}: what in the picture shows that it is {name!r}"
     example = '# irrelevant = "..."   # what may be there and has nothing to do with it: tags, rulers, the background'
     return [f"[classes.{quote_key(name)}]", f"description = {quote_value(waits)}", example, ""]
-
-
-def _largest(survey: Mapping[str, Any]) -> int:
-    """The longest side of any image whose size is known, in pixels; 0 if none is."""
-    return max((int(side) for size in survey["sizes"] for side in size.split("x")), default=0)
 
 
 def _relative(path: Path, beside: Path) -> str:
