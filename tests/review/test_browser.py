@@ -233,7 +233,7 @@ def test_two_people_judge_blind_by_keyboard_alone(chromium, run):
             page.keyboard.press("Enter")
             page.wait_for_function("() => document.activeElement.closest('.segment')")
             look(page, f"verdict, {name}")
-            assert page.locator(".outline").count() == 1 and "The model said" not in page.content()
+            assert page.locator(".outline").count() == 1 and "The language model said" not in page.content()
         ann.keyboard.press("h")
         assert ann.eval_on_selector("#heat", "heat => getComputedStyle(heat).opacity") == "0.8"
         for number in range(4):
@@ -241,7 +241,7 @@ def test_two_people_judge_blind_by_keyboard_alone(chromium, run):
                 page.keyboard.press(verdict)
                 tell(page, f"is {'spurious' if verdict == 's' else 'relevant'}, by {name}")
                 page.wait_for_function("() => document.activeElement.closest('.segment')")
-                assert "The model said" in page.text_content("main")
+                assert "The language model said" in page.text_content("main")
                 if number == 0:
                     look(page, f"argument, {name}")
                     assert page.evaluate("document.documentElement.scrollWidth") <= page.viewport_size["width"]

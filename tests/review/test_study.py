@@ -79,7 +79,7 @@ def test_nothing_tells_the_model_s_verdict_before_the_person_s(ann, run):
     place = ann.asked()
     page = ann.get("/")
     question = next(question for question in ann.sample.questions if question.place == place)
-    assert question.words not in page and "The model said" not in page and page.count('class="outline') == 1
+    assert question.words not in page and "The language model said" not in page and page.count('class="outline') == 1
     other = "relevant" if question.value == "spurious" else "spurious"
     assert page.count(question.value) == page.count(other), "the two verdicts stand there alike"
     image = place[0]
@@ -93,7 +93,7 @@ def test_nothing_tells_the_model_s_verdict_before_the_person_s(ann, run):
     answer = ann.say(place, value="unsure")
     shown = answer.text
     assert said(shown) == f"Saved: image {place[0]}, S{place[1] + 1} is unsure, by Ann."
-    assert "You said unsure. The model said" in shown and question.words in shown
+    assert "You said unsure. The language model said" in shown and question.words in shown
 
 
 def test_an_answer_is_on_the_disk_before_the_page_says_so_and_the_first_counts(ann, run):
@@ -119,7 +119,7 @@ def test_two_people_at_once_and_one_who_comes_back(ann, run):
     assert {(reply.by, reply.value) for reply in load_replies(RunFolder(run), ann.sample)} == {("Ann", "relevant"), ("Bob", "spurious")}
     again = Participant(run, name="")
     came_back = again.post("/name", {"name": " ann "})
-    assert "You judge as Ann. 1 of" in came_back.text and "The model said" in came_back.text, "the argument is still to be answered"
+    assert "You judge as Ann. 1 of" in came_back.text and "The language model said" in came_back.text, "the argument is still to be answered"
     again.say(first, opinion="cannot tell")
     assert again.asked() == order_questions(ann.sample, "Ann")[1].place
     assert [reply.opinion for reply in load_replies(RunFolder(run), ann.sample) if reply.by == "Ann"] == ["cannot tell"]
@@ -135,7 +135,7 @@ def test_the_end_and_segments_without_an_argument(run):
         place = one.asked()
         shown = one.say(place, value="spurious").text
         if place not in {question.place for question in silent}:
-            assert "The model said" in shown
+            assert "The language model said" in shown
             one.say(place, opinion="agree")
     assert f"All {len(one.sample.questions)} segments are answered" in one.get("/")
 

@@ -151,7 +151,7 @@ def test_who_did_not_finish_counts_with_what_there_is():
     assert any("Bob (2 of 6)" in note for note in result.notes)
     assert result.people[1].argument.value is None and result.people[1].argument.why
     half = measure_study(make_sample(), reply("Bob", "ss...."))
-    assert half.agreement.value is None and "one of the model's two verdicts" in half.agreement.why and half.agreement_spurious.value == 1.0
+    assert half.agreement.value is None and "one of the LVLM's two verdicts" in half.agreement.why and half.agreement_spurious.value == 1.0
 
 
 def test_unsure_enters_no_rate_and_no_kappa():
@@ -193,7 +193,7 @@ def test_csv_has_every_answer_and_no_formula():
     assert rows[2] == rows[2] | {
         "image": "1",
         "segment": "S1",
-        "model": "spurious",
+        "lvlm": "spurious",
         "verdict": "relevant",
         "agrees": "0",
         "argument": "agree",

@@ -26,7 +26,7 @@ def study(
     as_json: Annotated[bool, typer.Option("--json", help="With --results: print JSON on standard output, and nothing else.")] = False,
     device: Device = None,
 ) -> None:
-    """Have several people judge a sample of segments blind, in a browser on this machine, and measure how far they and the model agree."""
+    """Have several people judge a sample of segments blind, in a browser on this machine, and measure how far they and the LVLM agree."""
     from rightreasons.errors import ConfigError, MissingExtra
     from rightreasons.runs.folder import RunFolder
 

@@ -21,7 +21,7 @@ OPINIONS: tuple[Opinion, ...] = ("agree", "disagree", "cannot tell")
 
 @dataclass(frozen=True)
 class Question:
-    """One segment of a study: the model's ``value``, "spurious" or "relevant", and the ``words`` of its critique, "" if it has none."""
+    """One segment of a study: the LVLM's ``value``, "spurious" or "relevant", and the ``words`` of its critique, "" if it has none."""
 
     index: int
     segment: int
@@ -39,7 +39,7 @@ class Question:
 class Sample:
     """The segments of a study, frozen when it was drawn by ``seed``: judging again does not change it.
 
-    ``judged`` counts the run's segments by the model's verdict, unsure ones among them, which are not drawn. ``name`` identifies the sample in
+    ``judged`` counts the run's segments by the LVLM's verdict, unsure ones among them, which are not drawn. ``name`` identifies the sample in
     every answer.
     """
 
@@ -51,7 +51,7 @@ class Sample:
     questions: tuple[Question, ...]
 
     def count(self, value: Value) -> int:
-        """How many segments with this verdict of the model are in the sample."""
+        """How many segments with this verdict of the LVLM are in the sample."""
         return sum(question.value == value for question in self.questions)
 
 

@@ -1,4 +1,4 @@
-"""The pages of a blind study: a segment without the model's verdict, then its argument, then the next segment. Nothing else can be reached."""
+"""The pages of a blind study: a segment without the LVLM's verdict, then its argument, then the next segment. Nothing else can be reached."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def _name(question: Question) -> str:
 
 
 def _show_question(site: Site, question: Question) -> dict[str, Any]:
-    """What both pages of a question show: the picture with the outline of this segment alone, and the expert's words with which the model judged."""
+    """What both pages of a question show: the picture with the outline of this segment alone, and the expert's words with which the LVLM judged."""
     state = site.state
     segments = state.shown_segments(question.index)
     shown = (segments == question.segment).numpy()

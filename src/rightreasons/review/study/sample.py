@@ -1,4 +1,4 @@
-"""Which segments a blind study asks about, drawn so that those which the model called spurious are enough; and each person's own order of them."""
+"""Which segments a blind study asks about, drawn so that those which the LVLM called spurious are enough; and each person's own order of them."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def open_sample(state: ReviewState, *, size: int | None = None, seed: int | None
 
 
 def draw_sample(state: ReviewState, *, size: int, seed: int) -> Sample:
-    """A sample of the segments that the model called spurious or relevant, half and half where there are enough of both.
+    """A sample of the segments that the LVLM called spurious or relevant, half and half where there are enough of both.
 
-    A person's verdict on the run does not count here: the study is about the model. Raises ConfigError if there is no such segment.
+    A person's verdict on the run does not count here: the study is about the LVLM. Raises ConfigError if there is no such segment.
     """
     items = [item for item in state.snapshot().by_place.values() if item.said is not None]
     said: dict[tuple[int, int], Value] = {(item.index, item.segment): item.said.value for item in items if item.said is not None}
@@ -47,7 +47,7 @@ def draw_sample(state: ReviewState, *, size: int, seed: int) -> Sample:
     kinds = {kind: [item for item in items if said[item.index, item.segment] == kind] for kind in ("spurious", "relevant")}
     if not any(kinds.values()):
         raise ConfigError(
-            f"no model has called a segment of {state.path} spurious or relevant ({len(items)} segments have a model's verdict): there is nothing to "
+            f"no LVLM has called a segment of {state.path} spurious or relevant ({len(items)} segments have an LVLM's verdict): there is nothing to "
             f"compare people with"
         )
     counts = share_out(size, {kind: len(found) for kind, found in kinds.items()})

@@ -1,4 +1,4 @@
-"""The measures of a blind study (docs/study.md): agreement with the model, kappas, and the model's sensitivity and specificity by the majority."""
+"""The measures of a blind study (docs/study.md): agreement with the LVLM, kappas, and the LVLM's sensitivity and specificity by the majority."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from rightreasons.scoring.people.agreement import Interval, bootstrap_interval, 
 # The two verdicts that agree or disagree; unsure does neither.
 DECIDED: tuple[Value, ...] = ("spurious", "relevant")
 SAME = "all answers are the same, so that chance alone would agree"
-TOO_FEW = "too few images, or none on which the answers differ, for an interval"
+TOO_FEW = "no interval: too few images, or no differing answers"
 
 
 @dataclass(frozen=True)
 class Measure:
     """A rate or a kappa. ``value`` has a 95 % ``interval`` by drawing images; ``count`` says on how many answers or segments it rests.
 
-    The value of a rate is projected to all segments that the model judged, since the sample has more spurious ones than the run; ``in_sample`` is
+    The value of a rate is projected to all segments that the LVLM judged, since the sample has more spurious ones than the run; ``in_sample`` is
     the rate of the answers as they are. What does not exist is None, and ``why`` says why.
     """
 
@@ -40,7 +40,7 @@ class Measure:
 
 @dataclass(frozen=True)
 class Person:
-    """How far one person came, and how far this person agrees with the model: rates and kappa."""
+    """How far one person came, and how far this person agrees with the LVLM: rates and kappa."""
 
     name: str
     answered: int
@@ -61,7 +61,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Majority:
-    """The model against the majority of the people on each segment: on how many there is one, and how many are ties, which enter no rate."""
+    """The LVLM against the majority of the people on each segment: on how many there is one, and how many are ties, which enter no rate."""
 
     segments: int
     ties: int
@@ -122,7 +122,7 @@ class _Study:
                 self.decided[reply.by][reply.place] = reply.value
 
     def agreement(self, replies: Iterable[Reply], kinds: Sequence[Value]) -> Measure:
-        """How often people gave the model's verdict, over the segments to which it gave one of ``kinds``."""
+        """How often people gave the LVLM's verdict, over the segments to which it gave one of ``kinds``."""
         given = [(reply, self.asked[reply.place]) for reply in replies if reply.value in DECIDED]
         return self._rate([(question, reply.value == question.value) for reply, question in given if question.value in kinds], kinds)
 
@@ -134,9 +134,9 @@ class _Study:
     def measure_person(self, name: str) -> Person:
         """One person's progress and agreement."""
         mine = [reply for reply in self.replies if reply.by == name]
-        with_model = self._kappa([(place, self.asked[place].value, value) for place, value in self.decided[name].items()])
+        with_lvlm = self._kappa([(place, self.asked[place].value, value) for place, value in self.decided[name].items()])
         unsure = sum(reply.value == "unsure" for reply in mine)
-        return Person(name, len(mine), unsure, self.agreement(mine, DECIDED), self.argument(mine), with_model)
+        return Person(name, len(mine), unsure, self.agreement(mine, DECIDED), self.argument(mine), with_lvlm)
 
     def pair_kappa(self, first: str, second: str) -> Measure:
         """Cohen's kappa of two people."""
@@ -155,7 +155,7 @@ class _Study:
         return self._with_interval(parts, list(counts), fleiss_kappa, rated)
 
     def majority(self) -> Majority:
-        """The model against the majority, in the sample (Wilson's intervals) and projected to the run (Begg and Greenes 1983)."""
+        """The LVLM against the majority, in the sample (Wilson's intervals) and projected to the run (Begg and Greenes 1983)."""
         sides = {place: said["spurious"] - said["relevant"] for place, said in self._count_verdicts().items()}
         settled = {place: side > 0 for place, side in sides.items() if side}
         kinds: list[Value] = [self.asked[place].value for place in settled]
@@ -200,9 +200,9 @@ class _Study:
         if majority.ties:
             told.append(f"{majority.ties} segments have as many people on one side as on the other, or nobody decided: no majority, and in no rate")
         if self.sample.judged.get("unsure", 0):
-            told.append(f"the model was unsure of {self.sample.judged['unsure']} segments, which are not in the sample")
+            told.append(f"the LVLM was unsure of {self.sample.judged['unsure']} segments, which are not in the sample")
         missing = [kind for kind in DECIDED if self.sample.count(kind) == 0]
-        told += [f"the model called no segment {kind}: the rates over those do not exist" for kind in missing]
+        told += [f"the LVLM called no segment {kind}: the rates over those do not exist" for kind in missing]
         silent = sum(not question.words for question in self.sample.questions)
         if silent:
             told.append(f"the critique has no words on {silent} segments of the sample, so that nobody was asked about its argument there")
@@ -216,7 +216,7 @@ class _Study:
         return counts
 
     def _by_kind(self, hits: Sequence[tuple[Question, bool]]) -> Tensor:
-        """For each answer (hit, 1) in the columns of the model's verdict: spurious first."""
+        """For each answer (hit, 1) in the columns of the LVLM's verdict: spurious first."""
         parts = torch.zeros(len(hits), 2 * len(DECIDED), dtype=torch.float64)
         for row, (question, hit) in enumerate(hits):
             column = 2 * DECIDED.index(question.value)
@@ -232,9 +232,9 @@ class _Study:
             return torch.stack(shares).sum(0) / sum(sizes)
 
         if not hits:
-            return Measure(None, None, 0, why="there is no answer yet that says so" if sum(sizes) else "the model gave no such verdict")
+            return Measure(None, None, 0, why="there is no answer yet that says so" if sum(sizes) else "the LVLM gave no such verdict")
         told = self._with_interval(
-            self._by_kind(hits), [question.place for question, _ in hits], project, len(hits), why="no answers yet on one of the model's two verdicts"
+            self._by_kind(hits), [question.place for question, _ in hits], project, len(hits), why="no answers yet on one of the LVLM's two verdicts"
         )
         return Measure(told.value, told.interval, len(hits), sum(hit for _, hit in hits) / len(hits), why=told.why)
 

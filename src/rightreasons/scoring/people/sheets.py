@@ -27,17 +27,17 @@ class Table:
 
 
 def tell_study(result: StudyResult) -> list[Table]:
-    """The tables: the model against people, people among themselves, and each person."""
+    """The tables: the LVLM against people, people among themselves, and each person."""
     critic = f"{result.critic}{' (simulated)' if result.simulated else ''}"
     against = (
         ("agreement, all segments", result.agreement),
-        ("agreement, called spurious by the model", result.agreement_spurious),
+        ("agreement, called spurious by the LVLM", result.agreement_spurious),
         ("agreement with the critique's argument", result.agreement_argument),
         ("sensitivity, by the majority", result.majority.sensitivity),
         ("specificity, by the majority", result.majority.specificity),
     )
     rows = [(name, _percent(one.value), _percents(one.interval), _sampled(one), str(one.count), one.why or "") for name, one in against]
-    tables = [Table(f"people and {critic}", ("", "of the run", "95 %", "in the sample", "of", ""), tuple(rows))]
+    tables = [Table(f"people and {critic}", ("", "of the run", "95 %", "in the sample", "count", ""), tuple(rows))]
     kappas = [("Fleiss, all people", result.fleiss), *((f"Cohen, {pair.first} and {pair.second}", pair.kappa) for pair in result.pairs)]
     shown = kappas[: MOST_PAIRS + 1]
     told = tuple((clean_text(name), _number(one.value), _numbers(one.interval), str(one.count), one.why or "") for name, one in shown)
@@ -50,11 +50,11 @@ def tell_study(result: StudyResult) -> list[Table]:
             str(one.unsure),
             _percent(one.agreement.value),
             _percent(one.argument.value),
-            f"{_number(one.kappa.value)} {_numbers(one.kappa.interval)}".strip(),
+            _number(one.kappa.value) + (f" ({_numbers(one.kappa.interval)})" if one.kappa.interval else ""),
         )
         for one in result.people
     )
-    tables.append(Table("each person and the model", ("", "answered", "unsure", "agreement", "argument", "kappa with the model"), people))
+    tables.append(Table("each person and the LVLM", ("", "answered", "unsure", "agreement", "argument", "kappa with the LVLM"), people))
     return tables
 
 
@@ -70,7 +70,7 @@ def write_measures(result: StudyResult) -> str:
     ]
     for one in result.people:
         named += [("agreement", one.name, "", one.agreement), ("agreement_argument", one.name, "", one.argument)]
-        named.append(("cohen_kappa", one.name, "the model", one.kappa))
+        named.append(("cohen_kappa", one.name, "the LVLM", one.kappa))
     named += [("cohen_kappa", pair.first, pair.second, pair.kappa) for pair in result.pairs]
     head = ("measure", "first", "second", "value", "low", "high", "in_sample", "in_sample_low", "in_sample_high", "count", "why")
     rows = []
@@ -83,7 +83,7 @@ def write_measures(result: StudyResult) -> str:
 def write_answers(sample: Sample, replies: Iterable[Reply]) -> str:
     """Every answer as CSV, one row for each person and segment."""
     asked = {question.place: question for question in sample.questions}
-    head = ("image", "segment", "class", "model", "person", "verdict", "agrees", "argument", "at")
+    head = ("image", "segment", "class", "lvlm", "person", "verdict", "agrees", "argument", "at")
     rows = []
     for reply in replies:
         question = asked[reply.place]
@@ -116,7 +116,8 @@ def _percents(interval: Interval | None) -> str:
 
 
 def _sampled(one: Measure) -> str:
-    return f"{_percent(one.in_sample)} {_percents(one.in_sample_interval)}".strip()
+    interval = _percents(one.in_sample_interval)
+    return _percent(one.in_sample) + (f" ({interval})" if interval else "")
 
 
 def _number(value: float | None) -> str:
