@@ -25,6 +25,7 @@ from PIL import Image
 
 from rightreasons.common.device import DEVICE, best_device
 from rightreasons.common.progress import Silent
+from rightreasons.data.loading import count_images
 from rightreasons.pipeline.find import find
 from rightreasons.pipeline.fix import fix
 from rightreasons.pipeline.results import write_results
@@ -108,7 +109,7 @@ def measure(root: Path, *, side: int, images: int, inspected: int) -> dict:
     run = find(project, folder, reporter=reporter)
     alignment = fix(run, reporter=reporter)
     write_results(run, reporter, alignment=alignment)
-    counts = {split: len(dataset) for split, dataset in project.task.splits.items()}
+    counts = {split: count_images(dataset) for split, dataset in project.task.splits.items()}
     units = {
         "all images": sum(counts.values()),
         "training image": counts["train"],

@@ -20,8 +20,10 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "rightreasons"
 # Lowest first. A room imports lower rooms and itself, never a neighbour on its own line.
 LAYERS = (
-    "errors records",
-    "common config",
+    "errors",
+    "common",
+    "records",
+    "config",
     "data lvlm",
     "networks runs",
     "explain",

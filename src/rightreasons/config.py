@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,6 +18,8 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 Auto = Literal["auto"]
 Flips = Literal["off", "horizontal", "both"]
 Format = Literal["class-folders", "spuco", "table", "celeba", "isic", "parquet", "huggingface"]
+# How a value starts that ``init`` has left for a person to fill in.
+UNFILLED = "FILL IN"
 
 
 class _Table(BaseModel):
@@ -267,10 +269,10 @@ def match_descriptions(described: dict[str, ClassDescription], classes: tuple[st
     if missing:
         spare = {name.casefold(): name for name in described if name not in classes}
         near = difflib.get_close_matches(missing[0].casefold(), spare, n=1)
-        instead = f". There is [classes.{_key(spare[near[0]])}]: call it as the data do" if near else ""
+        instead = f". There is [classes.{quote_key(spare[near[0]])}]: call it as the data do" if near else ""
         raise ConfigError(
             f"a class without a description: {_quoted(missing)}. "
-            f"Add a table [classes.{_key(missing[0])}] with a description or an irrelevant{instead}"
+            f"Add a table [classes.{quote_key(missing[0])}] with a description or an irrelevant{instead}"
         )
     unknown = [name for name in described if name not in classes]
     if unknown:
@@ -290,6 +292,12 @@ def read_toml(path: Path) -> dict[str, Any]:
     """A TOML file as a dict. Raises ConfigError if there is no such file, or it is not TOML."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
+    except IsADirectoryError as error:
+        raise ConfigError(f"{path} is a folder, and a configuration was expected: `rightreasons init {path}` writes one for its images") from error
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"cannot read the configuration {path}: there is no such file. `rightreasons init FOLDER --out {path}` writes one for a folder of images"
+        ) from error
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -297,11 +305,26 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def parse_config(tables: dict[str, Any], *, source: str, defaults: dict[str, Any] | None = None) -> Config:
-    """``tables`` over ``defaults``, validated."""
+    """``tables`` over ``defaults``, validated. Raises ConfigError naming every key that is wrong, or that waits to be filled in."""
+    unfilled = _find_unfilled(tables)
+    if unfilled:
+        raise ConfigError("\n".join(f"{source}: {key} is not filled in yet: {waits}" for key, waits in unfilled.items()))
     try:
         return Config.model_validate(merge_tables(defaults or {}, tables))
     except ValidationError as error:
         raise ConfigError("\n".join(f"{source}: {_explain(problem)}" for problem in error.errors())) from error
+
+
+def _find_unfilled(tables: Mapping[str, Any], path: str = "") -> dict[str, str]:
+    """What a drafted configuration still waits for, by key."""
+    found: dict[str, str] = {}
+    for name, value in tables.items():
+        key = f"{path}{quote_key(name)}"
+        if isinstance(value, dict):
+            found |= _find_unfilled(value, f"{key}.")
+        elif isinstance(value, str) and value.startswith(UNFILLED):
+            found[key] = f"write {value.removeprefix(UNFILLED).lstrip(': ') or 'something'}"
+    return found
 
 
 def parse_data(table: dict[str, Any], *, source: str) -> DataConfig:
@@ -380,20 +403,22 @@ def _flatten(tables: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _to_toml(tables: dict[str, Any], prefix: str = "") -> str:
     # JSON's strings, numbers and booleans are TOML's as well.
-    plain = "".join(f"{_key(key)} = {_literal(value)}\n" for key, value in tables.items() if not isinstance(value, dict))
+    plain = "".join(f"{quote_key(key)} = {quote_value(value)}\n" for key, value in tables.items() if not isinstance(value, dict))
     head = f"[{prefix}]\n{plain}\n" if prefix and plain else plain
     return head + "".join(
-        _to_toml(value, f"{prefix}.{_key(key)}" if prefix else _key(key)) for key, value in tables.items() if isinstance(value, dict)
+        _to_toml(value, f"{prefix}.{quote_key(key)}" if prefix else quote_key(key)) for key, value in tables.items() if isinstance(value, dict)
     )
 
 
-def _literal(value: object) -> str:
+def quote_value(value: object) -> str:
+    """A value as TOML wants it."""
     # TOML wants this one control character escaped, and JSON does not.
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-def _key(name: str) -> str:
-    return name if name.replace("-", "").replace("_", "").isalnum() and name.isascii() and name else _literal(name)
+def quote_key(name: str) -> str:
+    """A key as TOML wants it, in quotation marks where it needs them."""
+    return name if name.replace("-", "").replace("_", "").isalnum() and name.isascii() and name else quote_value(name)
 
 
 def _quoted(names: tuple[str, ...] | list[str]) -> str:

@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from rightreasons.common.cards import show_card
+
 Value = Literal["spurious", "relevant", "unsure"]
 Outcome = Literal["segmented", "no-positive-effect", "constant", "not-finite"]
 
@@ -148,6 +150,14 @@ class Verdict:
     withdraws: bool = False
     origin: str | None = None
 
+    def _repr_html_(self) -> str:
+        """The verdict as a notebook shows it."""
+        who = f"{self.by or 'a person'}" if self.source == HUMAN else self.source
+        rows = [("by", who if self.at is None else f"{who}, {self.at}")]
+        rows += [("p(spurious)", f"{self.p:.2f}")] if self.p is not None else []
+        rows += [(name, words) for name, words in (("problem", self.problem), ("doubt", self.doubt)) if words]
+        return show_card(f"image {self.index}, S{self.segment + 1}: {'took back ' if self.withdraws else ''}{self.value}", rows)
+
 
 @dataclass(frozen=True)
 class Drawing:
@@ -263,6 +273,16 @@ class Scores:
     intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     classes: Mapping[str, ClassScore] = field(default_factory=dict)
     spurious_share_interval: tuple[float, float] | None = None
+
+    def _repr_html_(self) -> str:
+        """The scores as a notebook shows them: those that exist, with their intervals, and the accuracy of each group."""
+        rows = []
+        for key, value in vars(self).items():
+            if isinstance(value, float):
+                low_high = self.intervals.get(key)
+                rows.append((key, f"{value:.3f}" + (f" (95 %: {low_high[0]:.3f} to {low_high[1]:.3f})" if low_high else "")))
+        rows += [(f"group {name}", f"{group.accuracy:.3f} of {group.count}") for name, group in self.groups.items()]
+        return show_card("Scores", rows)
 
 
 @dataclass(frozen=True)

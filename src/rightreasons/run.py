@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from rightreasons.common.cards import show_card
 from rightreasons.common.seeds import seeded
 from rightreasons.config import Config
 from rightreasons.critic.outcome import Coverage, RunOutcome, count_coverage, decide_outcome, explain_outcome
@@ -113,6 +114,23 @@ class Run:
     def explanation(self) -> str:
         """The reason for the outcome, in a few sentences."""
         return explain_outcome(self.coverage, self.flip_rate(self.model), self.chance)
+
+    def _repr_html_(self) -> str:
+        """The run as a notebook shows it. Nothing is computed: the outcome and the scores are those of the last command."""
+        metrics = self.folder.load_metrics() or {}
+        before, after = metrics.get("before") or {}, metrics.get("after") or {}
+        coverage = self.coverage
+        simulated = " (simulated)" if self.criticism.simulated else ""
+        rows = [
+            ("inspected", f"{coverage.images} images, {coverage.segments} segments"),
+            ("judged", f"{coverage.judged}, spurious {coverage.spurious} on {coverage.spurious_images} images, by {self.criticism.lvlm}{simulated}"),
+            ("waiting for a person", str(len(self.queue))),
+        ]
+        for key in ("accuracy", "worst_group_accuracy", "spurious_share", "swap_flip_rate"):
+            told = [f"{scores[key]:.3f}" for scores in (before, after) if scores.get(key) is not None]
+            rows += [(key, " before, ".join(told) + " after" if len(told) == 2 else told[0])] if told else []
+        rows += [("repair", self.alignment.outcome)] if self.alignment else []
+        return show_card(f"Run {self.folder.path.resolve().name}: {metrics.get('outcome', 'not scored yet')}", rows, metrics.get("explanation", ""))
 
     @property
     def chance(self) -> str | None:

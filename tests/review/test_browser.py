@@ -1,10 +1,11 @@
-"""The whole way in a real browser, by keyboard alone: from the queue to the repair; and what axe finds on every page.
+"""The whole way in a real browser, by keyboard alone: from the queue to the repair, and a blind study; and what axe finds on every page.
 
 Needs Debian's chromium, or another one that CHROMIUM names; without it these tests are skipped.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -14,6 +15,7 @@ import sys
 import pytest
 
 from rightreasons.records import settle_verdicts
+from rightreasons.runs.blind import load_replies, load_sample
 from rightreasons.runs.drawings import load_drawings
 from rightreasons.runs.folder import RunFolder
 from rightreasons.runs.words import load_words
@@ -37,21 +39,28 @@ def chromium():
         opened.close()
 
 
-@pytest.fixture
-def address(run):
-    """The address that the command prints, while it runs."""
-    command = [sys.executable, "-m", "rightreasons", "review", str(run)]
+@contextlib.contextmanager
+def served(*arguments: object):
+    """The address that a command prints, while it runs."""
+    command = [sys.executable, "-m", "rightreasons", *map(str, arguments)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment()) as server:
         try:
-            yield server.stdout.readline().split()[1]
+            yield next(line.split()[1] for line in server.stdout if line.startswith("open "))
         finally:
             server.terminate()
 
 
 @pytest.fixture
-def page(chromium, address):
+def address(run):
+    """The address of the review."""
+    with served("review", run) as printed:
+        yield printed
+
+
+@contextlib.contextmanager
+def let_in(chromium, address, **options):
     """A page that was let in. A fault of a script, or something that the policy blocks, fails the test."""
-    context = chromium.new_context(viewport={"width": 1280, "height": 900})
+    context = chromium.new_context(viewport={"width": 1280, "height": 900}, **options)
     opened, faults = context.new_page(), []
     opened.set_default_timeout(60_000)
     opened.on("pageerror", lambda error: faults.append(str(error)))
@@ -61,6 +70,13 @@ def page(chromium, address):
     yield opened
     context.close()
     assert faults == []
+
+
+@pytest.fixture
+def page(chromium, address):
+    """A page of the review."""
+    with let_in(chromium, address) as opened:
+        yield opened
 
 
 def sign_in(page, name: str = "Dr Ann") -> None:
@@ -193,3 +209,53 @@ def test_axe_finds_no_serious_fault(chromium, address, run):
             for place, faults in found.items()
         }
         assert not any(serious.values()), (theme, {place: faults for place, faults in serious.items() if faults})
+
+
+def test_two_people_judge_blind_by_keyboard_alone(chromium, run):
+    """Both see the same segments in an order of their own, one of them on a dark telephone; axe finds nothing on any page."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="the extra dev is not installed").Axe()
+    folder, serious = RunFolder(run), {}
+
+    def look(page, where: str) -> None:
+        for fault in axe.run(page).response["violations"]:
+            if fault["impact"] in SERIOUS:
+                serious[where, fault["id"]] = [node["html"][:120] for node in fault["nodes"]]
+
+    with (
+        served("study", run, "--size", 4) as address,
+        let_in(chromium, address, bypass_csp=True) as ann,
+        let_in(chromium, address, color_scheme="dark", bypass_csp=True) as bob,
+    ):
+        bob.set_viewport_size({"width": 390, "height": 800})
+        for page, name in ((ann, "Ann"), (bob, "Bob")):
+            look(page, f"name, {name}")
+            page.keyboard.type(name)
+            page.keyboard.press("Enter")
+            page.wait_for_function("() => document.activeElement.closest('.segment')")
+            look(page, f"verdict, {name}")
+            assert page.locator(".outline").count() == 1 and "The language model said" not in page.content()
+        ann.keyboard.press("h")
+        assert ann.eval_on_selector("#heat", "heat => getComputedStyle(heat).opacity") == "0.8"
+        for number in range(4):
+            for page, name, verdict, opinion in ((ann, "Ann", "s", "a"), (bob, "Bob", "r", "d")):
+                page.keyboard.press(verdict)
+                tell(page, f"is {'spurious' if verdict == 's' else 'relevant'}, by {name}")
+                page.wait_for_function("() => document.activeElement.closest('.segment')")
+                assert "The language model said" in page.text_content("main")
+                if number == 0:
+                    look(page, f"argument, {name}")
+                    assert page.evaluate("document.documentElement.scrollWidth") <= page.viewport_size["width"]
+                if number == 1 and page is ann:  # without a single key: by Tab and Enter
+                    tab_to(page, "button[value='agree']")
+                    page.keyboard.press("Enter")
+                else:
+                    page.keyboard.press(opinion)
+                tell(page, "on the argument about image")
+        for page, name in ((ann, "Ann"), (bob, "Bob")):
+            assert "All 4 segments are answered" in page.text_content("h1")
+            look(page, f"end, {name}")
+    assert not serious
+    replies = load_replies(folder, load_sample(folder))
+    orders = {name: [reply.place for reply in replies if reply.by == name] for name in ("Ann", "Bob")}
+    assert sorted(orders["Ann"]) == sorted(orders["Bob"]) and orders["Ann"] != orders["Bob"]
+    assert {(reply.by, reply.value, reply.opinion) for reply in replies} == {("Ann", "spurious", "agree"), ("Bob", "relevant", "disagree")}

@@ -11,6 +11,10 @@ from starlette.testclient import TestClient
 
 from rightreasons.review.security import Doorkeeper
 from rightreasons.review.server import create_app, open_site
+from rightreasons.review.state import ReviewState
+from rightreasons.review.study import server as study
+from rightreasons.review.study.sample import open_sample
+from rightreasons.review.study.server import open_study_site
 from rightreasons.runs.folder import RunFolder
 from tests.support.helpers import edit, invoke, write_scripted
 
@@ -44,8 +48,12 @@ class Browser:
     def __init__(self, run: Path, name: str = "Dr Ann") -> None:
         self.run = run
         self.site = open_site(RunFolder(run))
-        self.doorkeeper = Doorkeeper(PORT)
-        self.app = create_app(self.site, self.doorkeeper)
+        self.open(create_app, name)
+
+    def open(self, create, name: str, command: str = "review") -> None:
+        """Lets the reviewer in to the application that ``create`` makes of the site and a doorkeeper."""
+        self.doorkeeper = Doorkeeper(PORT, command=command)
+        self.app = create(self.site, self.doorkeeper)
         self.client = self.enter(name)
 
     def enter(self, name: str) -> TestClient:
@@ -71,6 +79,29 @@ class Browser:
     @property
     def images(self) -> list[int]:
         return list(self.site.state.row_of)
+
+
+class Participant(Browser):
+    """Asks the pages of a blind study in the same way."""
+
+    def __init__(self, run: Path, name: str = "Ann", size: int | None = None) -> None:
+        self.run = run
+        state = ReviewState(RunFolder(run))
+        self.sample = open_sample(state, size=size)
+        self.site = open_study_site(state)
+        self.open(lambda site, doorkeeper: study.create_app(site, doorkeeper, self.sample), name, "study")
+
+    def asked(self, client: TestClient | None = None) -> tuple[int, int]:
+        """The image and segment that the page asks about."""
+        page = (client or self.client).get("/").text
+        index, segment = (re.search(rf'name="{key}" value="(\d+)"', page) for key in ("index", "segment"))
+        assert index is not None and segment is not None, page
+        return int(index.group(1)), int(segment.group(1))
+
+    def say(self, place: tuple[int, int], by: str = "Ann", client: TestClient | None = None, **said: str):
+        """A verdict (value=...) or what is thought of the argument (opinion=...)."""
+        fields = {"index": place[0], "segment": place[1], "by": by, **said}
+        return self.post("/verdict" if "value" in said else "/argument", fields, client=client)
 
 
 def said(page: str) -> str:

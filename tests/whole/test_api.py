@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -64,7 +65,10 @@ def test_it_ends_as_the_commands_do(model, train, tmp_path):
     before = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert before["before"]["accuracy"] == rr.score(model, InMemory(slice(35, 40)), run=run).accuracy and before["after"] is None
     assert before["data"]["images"]["test"] == len(InMemory(slice(35, 40))) and (tmp_path / "run" / "report.html").exists()
+    shown = run._repr_html_()
+    assert before["outcome"] in shown and f"{before['before']['accuracy']:.3f}" in shown and "repair" not in shown
     rr.fix_shortcuts(run)
+    assert run.alignment.outcome in run._repr_html_() and " before, " in run._repr_html_()
     after = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert after["after"] is not None and after["alignment"]["outcome"] == run.alignment.outcome
     unscored = find(model, train, tmp_path / "other")
@@ -176,3 +180,13 @@ def test_labels_that_no_description_names(model, train, tmp_path):
     train.items[7] = (train.items[7][0], 5)
     with pytest.raises(rr.RightReasonsError, match="label"):
         find(model, train, tmp_path / "run", validation_set=InMemory(slice(30, 35)))
+
+
+def test_injection_of_script_by_what_a_notebook_shows(model, train, tmp_path):
+    """The name of a folder, a critic and the words of an outcome are only read."""
+    evil = "<script>alert(1)</script>"
+    run = find(model, train, tmp_path / "<img src=x>")
+    run.criticism = replace(run.criticism, lvlm=evil)
+    run.folder.save_metrics({"outcome": evil, "explanation": evil})
+    shown = run._repr_html_()
+    assert "<script" not in shown and "<img" not in shown and shown.count("&lt;script&gt;") == 3

@@ -140,14 +140,15 @@ def open_features(
 ) -> Callable[[Float[Tensor, "image channel height width"], Bool[Tensor, "image height width"]], Float[Tensor, "image feature"]] | None:
     """A function of images and masks that gives the model's own features of the marked pixels, less those of the whole image.
 
-    They are means over the cells of the map that the probe reads. None if the model has no such map for ``images``, of which two are enough.
+    They are means over the cells of the deepest places that the probe may read. None if the model has no such places for ``images``, of which two
+    are enough.
     """
-    layer = _find_layer(model, images)
-    if layer is None:
+    candidates = _candidates(find_places(model, images.shape[1:]))
+    if not candidates:
         return None
 
     def pool(images: Float[Tensor, "image channel height width"], masks: Bool[Tensor, "image height width"]) -> Float[Tensor, "image feature"]:
-        (maps,) = _read_features(model, layer, [images])
+        maps = _read_features(model, candidates[-1], images)
         weights = F.adaptive_avg_pool2d(masks[:, None].float(), (maps.shape[2], maps.shape[3])).flatten(2)
         flat = maps.flatten(2)
         return (flat * weights).sum(2) / weights.sum(2).clamp_min(1e-12) - flat.mean(2)

@@ -86,7 +86,7 @@ def add_routes(app: FastAPI, site: Site) -> None:
     @app.get("/picture/{index}/{kind}")
     def picture(index: int, kind: Kind) -> Response:
         site.check_image(index)
-        content = _draw(site, index, kind)
+        content = draw_picture(site, index, kind)
         if content is None:
             return Response("There is no such picture.\n", 404)
         kept = "no-store" if kind in ("mask", "after") else "private, max-age=3600"
@@ -171,7 +171,7 @@ def _image_values(site: Site, request: Request, index: int) -> dict[str, Any]:
     }
 
 
-def _draw(site: Site, index: int, kind: Kind) -> bytes | None:
+def draw_picture(site: Site, index: int, kind: Kind) -> bytes | None:
     """A picture of an inspected image as PNG, or None if there is none. The file is found by the image's number, never by a name from outside."""
     state = site.state
     if kind == "clean":

@@ -47,10 +47,14 @@ class Session:
 
 @dataclass
 class Doorkeeper:
-    """Tells requests that may come in from all others. ``port`` is the server's; the ``token`` is random and lasts as long as the server."""
+    """Tells requests that may come in from all others.
+
+    ``port`` is the server's, ``command`` what started it; the ``token`` is random and lasts as long as the server.
+    """
 
     port: int
     name: str = ""
+    command: str = "review"
     token: str = field(default_factory=lambda: secrets.token_urlsafe(32))
     sessions: dict[str, Session] = field(default_factory=dict)
 
@@ -127,7 +131,8 @@ class Guarded:
         elif scope["path"] == "/start":
             await self._enter(scope, receive, send)
         elif (session := self.doorkeeper.find_session(headers)) is None:
-            told = "Refused: open the address that `rightreasons review` printed; it has the token that lets a browser in.\n"
+            command = self.doorkeeper.command
+            told = f"Refused: open the address that `rightreasons {command}` printed; it has the token that lets a browser in.\n"
             await PlainTextResponse(told, 403)(scope, receive, send)
         elif "transfer-encoding" in headers or not length.isdecimal() or int(length) > LARGEST_BODY:
             await PlainTextResponse(f"Refused: a body of at most {LARGEST_BODY} bytes, of a stated length, was expected.\n", 413)(
@@ -140,6 +145,8 @@ class Guarded:
     async def _enter(self, scope: Scope, receive: Receive, send: Send) -> None:
         cookie = self.doorkeeper.open_session(scope["query_string"].decode("latin-1")) if scope["method"] == "GET" else None
         if cookie is None:
-            await PlainTextResponse("Refused: this is not the token that `rightreasons review` printed.\n", 403)(scope, receive, send)
+            await PlainTextResponse(f"Refused: this is not the token that `rightreasons {self.doorkeeper.command}` printed.\n", 403)(
+                scope, receive, send
+            )
         else:
             await HTMLResponse(_ENTER, headers={"set-cookie": cookie})(scope, receive, send)

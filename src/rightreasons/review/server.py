@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import resources
 
 import uvicorn
@@ -29,8 +29,17 @@ STATIC = {
 }
 
 
+# Adds some pages to an application.
+Part = Callable[[FastAPI, Site], None]
+
+
 def create_app(site: Site, doorkeeper: Doorkeeper) -> Guarded:
     """The application that serves one run."""
+    return build_app(site, doorkeeper, tuple(part.add_routes for part in (pages, actions, words, work)))
+
+
+def build_app(site: Site, doorkeeper: Doorkeeper, parts: Sequence[Part]) -> Guarded:
+    """An application of these parts behind its doorkeeper, with what all pages load and the page of errors."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     loaded = {name: resources.files("rightreasons.review").joinpath("static", name).read_bytes() for name in STATIC}
 
@@ -38,8 +47,8 @@ def create_app(site: Site, doorkeeper: Doorkeeper) -> Guarded:
     def static(name: str) -> Response:
         return Response(loaded[name], media_type=STATIC[name]) if name in STATIC else Response("There is no such file.\n", 404)
 
-    for part in (pages, actions, words, work):
-        part.add_routes(app, site)
+    for add_routes in parts:
+        add_routes(app, site)
 
     @app.exception_handler(404)
     @app.exception_handler(ValueError)
@@ -62,6 +71,14 @@ def serve(folder: RunFolder, *, port: int, name: str, announce: Callable[[str], 
     Raises ConfigError for a run that has nothing to review, or a port that is taken.
     """
     site = open_site(folder)
+    try:
+        listen(lambda doorkeeper: create_app(site, doorkeeper), port=port, name=name, announce=announce)
+    finally:
+        site.jobs.stop()
+
+
+def listen(create: Callable[[Doorkeeper], Guarded], *, port: int, name: str, announce: Callable[[str], None], command: str = "review") -> None:
+    """Serves the application that ``create`` makes until it is interrupted; refusals name ``command``. Raises ConfigError for a taken port."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -69,12 +86,9 @@ def serve(folder: RunFolder, *, port: int, name: str, announce: Callable[[str], 
             listener.listen()  # whoever follows the address at once has to wait, and is not refused
         except OSError as error:
             raise ConfigError(f"port {port} cannot be used ({error.strerror}): give another --port, or none for any that is free") from error
-        doorkeeper = Doorkeeper(listener.getsockname()[1], name)
-        app = create_app(site, doorkeeper)
+        doorkeeper = Doorkeeper(listener.getsockname()[1], name, command)
+        app = create(doorkeeper)
         # No log of requests: the first one has the token.
         config = uvicorn.Config(app, access_log=False, log_level="warning", server_header=False, timeout_graceful_shutdown=1, lifespan="off")
         announce(doorkeeper.address)
-        try:
-            uvicorn.Server(config).run(sockets=[listener])
-        finally:
-            site.jobs.stop()
+        uvicorn.Server(config).run(sockets=[listener])

@@ -24,12 +24,17 @@ def _finalize(value: object) -> object:
     return clean_text(value) if type(value) is str else value
 
 
+# The pages that every page leads to, by address.
+PAGES = (("/", "Queue"), ("/words", "Words"), ("/work", "Repair"), ("/compare", "Before and after"), ("/people", "People"))
+
+
 @dataclass(frozen=True)
 class Site:
     """One run as pages."""
 
     state: ReviewState
     jobs: Jobs
+    pages: tuple[tuple[str, str], ...] = PAGES
     templates: jinja2.Environment = field(
         default_factory=lambda: jinja2.Environment(
             loader=jinja2.PackageLoader("rightreasons.review"), autoescape=True, undefined=jinja2.StrictUndefined, finalize=_finalize
@@ -39,7 +44,13 @@ class Site:
     def show(self, request: Request, template: str, *, status: int = 200, **values: object) -> Response:
         """A page. Keys that a model or an error might repeat are taken out of it."""
         session = session_of(request)
-        shared = {"session": session, "said": session.take_said(), "run": self.state.path.resolve().name, "here": request.url.path}
+        shared = {
+            "session": session,
+            "said": session.take_said(),
+            "run": self.state.path.resolve().name,
+            "here": request.url.path,
+            "pages": self.pages,
+        }
         page = self.templates.get_template(template).render(**shared, tell=tell_verdict, choices=list_choices, **values)
         return HTMLResponse(redact(page), status)
 

@@ -1,0 +1,1 @@
+"""What a blind study of several people comes to: agreement with the LVLM and with each other."""
