@@ -113,7 +113,7 @@ def test_examples_are_read_before_a_model_is_trained(parts):
 
 
 def test_a_configuration_that_is_missing_or_no_text(tmp_path):
-    refused(tmp_path / "absent.toml", "absent.toml", "No such file")
+    refused(tmp_path / "absent.toml", "absent.toml", "there is no such file", "rightreasons init")
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00\x01")
     refused(tmp_path / "binary.toml", "binary.toml")
     refused(tmp_path, str(tmp_path))
