@@ -24,7 +24,8 @@ from rightreasons.studies.methods.labels import NoLabels
 from rightreasons.studies.methods.method import PASTED, Bench, Method
 from rightreasons.studies.store import place_model
 
-METRICS = tuple(field.name for field in fields(Scores) if not field.name.endswith(("groups", "intervals")))
+# The scores that are one number.
+METRICS = tuple(field.name for field in fields(Scores) if field.type in ("float", "float | None"))
 # The stages of ``find`` in which the critic is asked.
 _CRITIC_STAGES = ("controls", "judge")
 
