@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rightreasons.cli import again, check, export, init, lvlm, profile, review, study, suspects, take, verdict
+from rightreasons.cli import again, check, export, init, lvlm, name, profile, review, study, suspects, take, verdict
 from rightreasons.cli.shared import AllowRemote, ConfigFile, Device, Out, default_folder, note_left_out, print_table, register
 
 if TYPE_CHECKING:
@@ -183,6 +183,7 @@ register(app, "rightreasons verdict runs/parts 132 S1 spurious --by NAME")(verdi
 register(app, "rightreasons review runs/parts")(review.review)
 register(app, "rightreasons study runs/parts --size 60")(study.study)
 register(app, "rightreasons check runs/parts --model new.pt --max-flip-rate 0.1", failed=check.CANNOT_CHECK)(check.check)
+register(app, "rightreasons name runs/parts")(name.name)
 register(app, "rightreasons suspects runs/parts --as csv --as coco")(suspects.suspects)
 register(app, 'rightreasons import runs/parts marks.json --by "Dr Ann"', "import")(take.import_marks)
 register(app, "rightreasons export runs/parts --to handover")(export.export)

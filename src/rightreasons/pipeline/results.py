@@ -17,10 +17,11 @@ from rightreasons.records import Scores
 from rightreasons.report.page import write_report
 from rightreasons.run import Alignment, Run
 from rightreasons.runs.folder import RunFolder
+from rightreasons.runs.names import load_names
 from rightreasons.runs.profile import Recorded
 from rightreasons.runs.tuning import load_epochs
 from rightreasons.scoring.scores import build_metrics, read_scores, score_key, score_once, stored_scores
-from rightreasons.scoring.shortcuts import find_names
+from rightreasons.scoring.shortcuts import GROUPING, find_names
 
 
 def write_results(
@@ -73,6 +74,9 @@ def write_results(
         write_report(run, metrics, repaired, folder)
     if metrics["alignment"] and metrics["alignment"]["advice"]:
         reporter.note(metrics["alignment"]["advice"])
+    given = load_names(run.folder)
+    if given is not None and given.names and all(item["named_by"] == GROUPING for item in metrics["shortcuts"]):
+        reporter.note(f"the names that {given.by} gave are those of an earlier grouping: `rightreasons name {run.folder.path}` asks for new ones")
     folder.save_metrics(metrics)
     track_results(run.config, metrics, folder, reporter)
     return metrics

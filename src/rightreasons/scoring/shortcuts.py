@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +22,7 @@ from rightreasons.records import Value, settle_verdicts
 from rightreasons.repair.propagate import open_features
 from rightreasons.repair.swap import Pasted
 from rightreasons.run import SWAP_HOSTS, Run
+from rightreasons.runs.names import load_names
 from rightreasons.scoring.grouping import group_segments, join_distances, look_distances, place_distances, word_distances
 from rightreasons.scoring.metrics import wilson_interval
 from rightreasons.scoring.naming import Name, name_group, word_vectors
@@ -27,16 +30,28 @@ from rightreasons.scoring.naming import Name, name_group, word_vectors
 # The effect of so many shortcuts is measured one by one, each on at most GROUP_HOSTS held-out images.
 MOST_MEASURED = 5
 GROUP_HOSTS = 200
+# Who names a group unless an LVLM was asked: its critiques' words, colour and place.
+GROUPING = "grouping"
 LARGEST_BATCH = 32
 
 
 @dataclass(frozen=True)
-class _Item:
+class Item:
     """A spurious segment of the inspected image in ``row``, or what a person painted there if ``segment`` is None."""
 
     row: int
     segment: int | None
     words: str
+
+
+@dataclass(frozen=True)
+class Group:
+    """Spurious segments that show the same thing, with an ID, the name that the grouping gives, and what critiques say of them."""
+
+    key: str
+    items: tuple[Item, ...]
+    name: Name
+    said: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -50,8 +65,24 @@ class _Looks:
 
 
 def find_names(run: Run, after: Float[Tensor, "image height width"] | None) -> list[dict[str, Any]]:
-    """``shortcuts`` of metrics.json, the one in most images first. ``after`` has the inspected images' heatmaps under the repaired model."""
+    """``shortcuts`` of metrics.json, the one in most images first. ``after`` has the inspected images' heatmaps under the repaired model.
+
+    Names that an LVLM gave are used if they were given to this very grouping.
+    """
     masks = run.masks
+    groups, given = group_shortcuts(run, masks), load_names(run.folder)
+    names = given.names if given is not None and given.grouping == hash_grouping(run, groups) else {}
+    told = []
+    for rank, group in enumerate(groups):
+        shortcut = _tell(run, group, masks, after, alone=len(groups) == 1, measured=rank < MOST_MEASURED)
+        if given is not None and group.key in names:
+            shortcut |= {"name": names[group.key], "named_by": given.by}
+        told.append(shortcut)
+    return told
+
+
+def group_shortcuts(run: Run, masks: Bool[Tensor, "image height width"]) -> list[Group]:
+    """The groups of spurious segments, the one in most images first. ``masks`` are the run's corrective masks."""
     items = [item for item in _list_items(run, "spurious") if _mask(run, item, masks).any()]  # a person may have erased all of one
     if not items:
         return []
@@ -59,38 +90,41 @@ def find_names(run: Run, after: Float[Tensor, "image height width"] | None) -> l
     texts = [item.words for item in items]
     colours = looks.colours.expand(-1, 3) if looks.colours.shape[1] == 1 else looks.colours
     parts = [place_distances(looks.centres), look_distances(colours, looks.features), word_distances(word_vectors(texts, relevant))]
-    groups = group_segments(join_distances(parts))
-    groups.sort(key=lambda group: -len({items[number].row for number in group}))
-    told = []
-    for rank, group in enumerate(groups):
-        name = name_group(
-            [texts[number] for number in group if texts[number]],
-            [text for text in relevant if text],
-            [looks.places[number] for number in group],
-            looks.colours[group].mean(0),
-        )
-        told.append(_tell(run, [items[number] for number in group], name, masks, after, alone=len(groups) == 1, measured=rank < MOST_MEASURED))
-    return told
+    found = group_segments(join_distances(parts))
+    found.sort(key=lambda members: -len({items[number].row for number in members}))
+    groups = []
+    for rank, members in enumerate(found):
+        said = tuple(texts[number] for number in members if texts[number])
+        places = [looks.places[number] for number in members]
+        name = name_group(said, [text for text in relevant if text], places, looks.colours[members].mean(0))
+        groups.append(Group(f"G{rank + 1}", tuple(items[number] for number in members), name, said))
+    return groups
 
 
-def _list_items(run: Run, value: Value) -> list[_Item]:
+def hash_grouping(run: Run, groups: Sequence[Group]) -> str:
+    """What identifies a grouping: the SHA-256 of which segments are in which group, and of what critiques say of them."""
+    listed = [[group.key, _members(run, group.items), group.said] for group in groups]
+    return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
+
+
+def _list_items(run: Run, value: Value) -> list[Item]:
     row_of = {index: row for row, index in enumerate(run.selection.indices.tolist())}
     said: dict[int, dict[str, str]] = {}
     for critique in run.critiques:
         if critique.problem is None:
             said.setdefault(critique.index, read_paragraphs(critique.text))
     items = [
-        _Item(row_of[index], segment, said.get(index, {}).get(f"S{segment + 1}", ""))
+        Item(row_of[index], segment, said.get(index, {}).get(f"S{segment + 1}", ""))
         for (index, segment), verdict in settle_verdicts(run.verdicts).items()
         if verdict.value == value
     ]
     if value == "spurious":
         drawn = {drawing.index: drawing for drawing in run.drawings}
-        items += [_Item(row_of[index], None, "") for index, drawing in drawn.items() if drawing.painted.any()]
+        items += [Item(row_of[index], None, "") for index, drawing in drawn.items() if drawing.painted.any()]
     return sorted(items, key=lambda item: (item.row, -1 if item.segment is None else item.segment))
 
 
-def _mask(run: Run, item: _Item, masks: Bool[Tensor, "image height width"]) -> Bool[Tensor, "height width"]:
+def _mask(run: Run, item: Item, masks: Bool[Tensor, "image height width"]) -> Bool[Tensor, "height width"]:
     """The item's part of the corrective mask."""
     if item.segment is None:
         index = int(run.selection.indices[item.row])
@@ -98,7 +132,7 @@ def _mask(run: Run, item: _Item, masks: Bool[Tensor, "image height width"]) -> B
     return (run.segmentation.segments[item.row] == item.segment) & masks[item.row]
 
 
-def _look_at(run: Run, items: Sequence[_Item], masks: Bool[Tensor, "image height width"]) -> _Looks:
+def _look_at(run: Run, items: Sequence[Item], masks: Bool[Tensor, "image height width"]) -> _Looks:
     rows = torch.tensor([item.row for item in items])
     images = StoredImages(run.train, run.selection.indices[rows])
     pool = open_features(run.model, images[:2])
@@ -119,8 +153,7 @@ def _look_at(run: Run, items: Sequence[_Item], masks: Bool[Tensor, "image height
 
 def _tell(
     run: Run,
-    items: Sequence[_Item],
-    name: Name,
+    group: Group,
     whole: Bool[Tensor, "image height width"],
     after: Float[Tensor, "image height width"] | None,
     *,
@@ -129,7 +162,7 @@ def _tell(
 ) -> dict[str, Any]:
     """One shortcut for metrics.json; ``whole`` is the corrective mask of all of them."""
     masks = torch.zeros_like(whole)
-    for item in items:
+    for item in group.items:
         masks[item.row] |= _mask(run, item, whole)
     labels, having = run.selection.labels, masks.flatten(1).any(1)
 
@@ -137,13 +170,12 @@ def _tell(
         pasted = run.paste(model, masks, SWAP_HOSTS if alone else GROUP_HOSTS) if measured and model is not None else None
         return None if pasted is None or not len(pasted) else count_effect(pasted)
 
-    members = [[int(run.selection.indices[item.row]), item.segment] for item in items]
     return {
-        "name": name.text,
-        "named_by": "grouping",
-        "place": name.place,
-        "words": list(name.words),
-        "segments": len(items),
+        "name": group.name.text,
+        "named_by": GROUPING,
+        "place": group.name.place,
+        "words": list(group.name.words),
+        "segments": len(group.items),
         "images": int(having.sum()),
         "classes": {
             item.name: [int((having & (labels == label)).sum()), int((labels == label).sum())]
@@ -154,8 +186,13 @@ def _tell(
         "evidence_after": None if after is None else _mean_share(run, after, masks),
         "effect_before": measure(run.model),
         "effect_after": measure(run.aligned),
-        "members": members,
+        "members": _members(run, group.items),
     }
+
+
+def _members(run: Run, items: Sequence[Item]) -> list[list[int | None]]:
+    """The image and the segment of each item."""
+    return [[int(run.selection.indices[item.row]), item.segment] for item in items]
 
 
 def count_effect(pasted: Pasted) -> dict[str, Any]:

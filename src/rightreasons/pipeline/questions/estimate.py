@@ -14,8 +14,8 @@ from rightreasons.lvlm.protocol import LVLM, Answer, Request, Usage
 from rightreasons.pipeline.questions.open_questions import NOT_ASKED, Desk, Plan
 
 # The likely length of an answer, in tokens, for roles without an answer so far. A critique has a paragraph for each step and segment, a judgement a
-# word for each segment.
-LIKELY_OUTPUT = {"critic": 700, "judge": 60, "fused": 600, "control": 300}
+# word for each segment, and names are a few words for each group.
+LIKELY_OUTPUT = {"critic": 700, "judge": 60, "fused": 600, "control": 300, "name": 100}
 # A placeholder critique for the judge's request; the tokens of a real critique are added to the count.
 _CRITIQUE = Answer("\n".join(f"S{number}: It covers a part." for number in range(1, 21)))
 
@@ -75,6 +75,16 @@ def estimate_plan(plan: Plan, ledger: Ledger | None, *, prices: Path | None = No
     slow = [(tally, most) for tally, most in workers if not (tally.lvlm.simulated or tally.lvlm.name.startswith("scripted:"))]
     total["seconds_likely"] = sum(tally.requests * seconds_per_answer / most for tally, most in slow)
     return {"images": plan.images, "roles": roles, "total": dict(total), "counted": explain(plan, seconds_per_answer)}
+
+
+def estimate_request(lvlm: LVLM, request: Request, ledger: Ledger, *, prices: Path | None = None) -> dict[str, Any]:
+    """What one request costs, as ``estimate_plan`` gives it for a role; nothing if it is answered already."""
+    desk, tally = Desk(ledger), _Tally(lvlm)
+    desk.ask(lvlm, request)
+    for question in desk.open:
+        tally.note(question.request, 0, 1)
+    tally.answered = len(desk.answered)
+    return _summary(request.role, tally, prices)
 
 
 def explain(plan: Plan, seconds_per_answer: float) -> str:
