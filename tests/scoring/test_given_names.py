@@ -37,9 +37,9 @@ def scripted(finished, tmp_path):
 
 @pytest.fixture
 def run(scripted):
-    """The same run as if the stub had been its critic; nobody has a server at its address yet."""
+    """The same run as if the stub had been its critic; its address in the configuration is that of no server."""
     text = (scripted / "config.toml").read_text()
-    (scripted / "config.toml").write_text(re.sub(r'lvlm = "scripted:.*"', 'lvlm = "openai:stub"\nbase_url = "http://127.0.0.1:9/v1"', text))
+    (scripted / "config.toml").write_text(re.sub(r'lvlm = "scripted:.*"', 'lvlm = "openai:stub"', text))
     return scripted
 
 
@@ -136,7 +136,7 @@ def test_what_is_no_model_cannot_be_asked(scripted):
     assert (scripted / "metrics.json").read_bytes() == before and not (scripted / "names.json").exists()
 
 
-def test_another_host_wants_leave_and_a_budget_holds(run):
+def test_another_host_wants_leave(run):
     edit(run / "config.toml", '"http://127.0.0.1:9/v1"', '"https://models.example.org/v1"')
     assert "--allow-remote" in the_error(invoke("name", run))
 
