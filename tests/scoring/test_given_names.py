@@ -29,6 +29,13 @@ def finished(tmp_path_factory):
     return root
 
 
+def follow_stub(run):
+    """Makes a run whose critic is a script one whose critic is the stub; the address in its configuration is that of no server."""
+    config = run / "config.toml"
+    config.write_text(re.sub(r'lvlm = "scripted:.*"', 'lvlm = "openai:stub"', config.read_text()))
+    return run
+
+
 @pytest.fixture
 def scripted(finished, tmp_path):
     """A run whose critic is a script."""
@@ -37,10 +44,22 @@ def scripted(finished, tmp_path):
 
 @pytest.fixture
 def run(scripted):
-    """The same run as if the stub had been its critic; its address in the configuration is that of no server."""
-    text = (scripted / "config.toml").read_text()
-    (scripted / "config.toml").write_text(re.sub(r'lvlm = "scripted:.*"', 'lvlm = "openai:stub"', text))
-    return scripted
+    """The same run as if the stub had been its critic."""
+    return follow_stub(scripted)
+
+
+@pytest.fixture(scope="module")
+def named(finished, tmp_path_factory):
+    """A run that was named twice at a price, after a person had decided: the run, its metrics before, the server, and both results."""
+    run = follow_stub(copy_run(finished, tmp_path_factory.mktemp("twice") / "copy"))
+    before = RunFolder(run).load_metrics()
+    decide(RunFolder(run), [(next(iter(RunFolder(run).segment_counts())), 2, "spurious")], by="Dr Ann Smith")
+    (run.parent / "prices.toml").write_text(PRICES)
+    with FaultServer(answer=name_all("Yellow ICU tag")) as stub:
+        edit(run / "config.toml", '"http://127.0.0.1:9/v1"', f'"{stub.base_url}"\nprices = "prices.toml"')
+        first, second = invoke("name", run), invoke("name", run, "--json")
+        assert first.exit_code == second.exit_code == 0, first.stderr + second.stderr
+    return run, before, stub, first, second
 
 
 @pytest.fixture
@@ -48,12 +67,12 @@ def ask(run, monkeypatch):
     """Runs the command with a model that answers so, without a courier; the server comes back with the result."""
     direct = Direct()
 
-    def named(answer, *options):
+    def name_with(answer):
         with FaultServer(answer=answer) as stub:
             monkeypatch.setattr("rightreasons.pipeline.naming.open_role", lambda *_: direct(stub))
-            return invoke("name", run, *options), stub
+            return invoke("name", run), stub
 
-    yield named
+    yield name_with
     direct.close()
 
 
@@ -61,36 +80,30 @@ def shortcuts(run):
     return RunFolder(run).load_metrics()["shortcuts"]
 
 
-def test_ledger_asked_twice_costs_one_request(run):
-    before = RunFolder(run).load_metrics()["critic"]
-    (run.parent / "prices.toml").write_text(PRICES)
-    with FaultServer(answer=name_all("Yellow ICU tag")) as stub:
-        edit(run / "config.toml", '"http://127.0.0.1:9/v1"', f'"{stub.base_url}"\nprices = "prices.toml"')
-        first = invoke("name", run)
-        assert first.exit_code == 0, first.stderr
-        assert (stub.requests, stub.seen[0].pictures) == (1, ()) and "G1: Yellow ICU tag (" in first.stdout
-        again = invoke("name", run, "--json")
-        assert again.exit_code == 0, again.stderr
-        assert stub.requests == 1 and json.loads(again.stdout)["names"]["G1"] == "Yellow ICU tag"
-        cost = invoke("name", run, "--estimate")
-        assert "openai:stub: 0 requests, 1 answered already, 0.0000 US dollars at most" in cost.stdout
+def test_ledger_asked_twice_costs_one_request(named):
+    run, before, stub, first, second = named
+    assert (stub.requests, stub.seen[0].pictures) == (1, ()) and "G1: Yellow ICU tag (" in first.stdout
+    assert json.loads(second.stdout)["names"]["G1"] == "Yellow ICU tag"
+    calls, dollars = (RunFolder(run).load_metrics()["critic"][key] - before["critic"][key] for key in ("calls", "cost_usd"))
+    assert (calls, dollars) == (1, pytest.approx(ANSWER_USD))
+    (stage,) = [stage for stage in read_profile(RunFolder(run)) if stage.stage == "name"]
+    assert (stage.times, stage.calls, stage.cost_usd) == (2, 1, pytest.approx(ANSWER_USD))
+    cost = invoke("name", run, "--estimate").stdout
+    assert "openai:stub: 0 requests, 1 answered already, 0.0000 US dollars at most" in cost
+
+
+def test_the_name_is_in_the_metrics_and_on_the_page(named):
+    run, *_ = named
     assert {"name": "Yellow ICU tag", "named_by": "openai:stub"}.items() <= shortcuts(run)[0].items()
     page = (run / "report.html").read_text()
     assert "Yellow ICU tag</h3>" in page and "was given by openai:stub, which read the critiques" in page
-    after = RunFolder(run).load_metrics()["critic"]
-    assert after["calls"] == before["calls"] + 1 and after["cost_usd"] == pytest.approx(before["cost_usd"] + ANSWER_USD)
-    (stage,) = [stage for stage in read_profile(RunFolder(run)) if stage.stage == "name"]
-    assert (stage.times, stage.calls, stage.cost_usd) == (2, 1, pytest.approx(ANSWER_USD))
 
 
-def test_nothing_but_words_of_critiques_is_sent(run, ask):
-    first, *_ = RunFolder(run).segment_counts()
-    decide(RunFolder(run), [(first, 2, "spurious")], by="Dr Ann Smith")
-    done, stub = ask(name_all("tag"))
-    assert done.exit_code == 0, done.stderr
+def test_nothing_but_words_of_critiques_is_sent(named):
+    run, _, stub, *_ = named
     sent = json.dumps(stub.seen[0].body)
     assert "A tag." in sent and "A tag in the corner." in sent
-    for private in ("Smith", ".png", str(run.parent), "copy", "image_url"):
+    for private in ("Smith", ".png", str(run.parent), "image_url"):
         assert private not in sent, private
 
 
@@ -111,8 +124,7 @@ def test_names_of_another_grouping_are_not_used(run, ask):
     scored = invoke("score", run)
     assert "ward tag" not in (run / "report.html").read_text() and {item["named_by"] for item in shortcuts(run)} == {"grouping"}
     assert "those of an earlier grouping" in scored.stderr
-    _, stub = ask(name_all("ward tag again"))
-    assert stub.requests == 1 and shortcuts(run)[0]["name"] == "ward tag again"
+    assert invoke("name", run, "--estimate").stdout.startswith("openai:stub: 1 requests"), "another grouping is another question"
 
 
 def test_injection_a_name_is_text_on_the_page(run, ask):
