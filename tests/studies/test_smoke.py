@@ -12,6 +12,9 @@ from rightreasons.errors import DataError, MissingExtra
 from rightreasons.studies.definition import BEFORE, OURS, Row, check_rows, open_study, packaged_studies, row_config
 from rightreasons.studies.study import run_study
 
+# Long computations in torch, whose lines other tests cover: measuring them again costs a third of their time.
+pytestmark = pytest.mark.no_cover
+
 
 def recipe(row: Row) -> str:
     """The method of a row and what the row itself changes; neither data nor network."""

@@ -12,6 +12,9 @@ from PIL import Image
 
 from tests.support.helpers import run_in_turn
 
+# Long computations in torch, whose lines other tests cover: measuring them again costs a third of their time.
+pytestmark = pytest.mark.no_cover
+
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):

@@ -29,27 +29,28 @@ def measure_peak() -> Iterator[Peak]:
     Where the process's own record (Linux's VmHWM) was broken meanwhile, the peak is exact; else it is the highest of looks every ``EVERY`` seconds.
     The kernel's record is not reset, since others may read it.
     """
-    peak, done, seen = Peak(), threading.Event(), [_held("VmRSS")]
-    before = _held("VmHWM")
+    peak, done = Peak(), threading.Event()
+    highest, before = _held("VmRSS"), _held("VmHWM")
 
     def watch() -> None:
+        nonlocal highest
         while not done.wait(EVERY):
-            seen.append(max(seen.pop(), _held("VmRSS")))
+            highest = max(highest, _held("VmRSS"))
 
     thread = threading.Thread(target=watch, daemon=True)
     cuda = _cuda()
     if cuda is not None:
         cuda.reset_peak_memory_stats()
-    if seen[0]:
+    if highest:
         thread.start()
     try:
         yield peak
     finally:
         done.set()
-        if seen[0]:
+        if highest:
             thread.join()
             after = _held("VmHWM")
-            peak.resident = after if after > before else max(seen[0], _held("VmRSS"))
+            peak.resident = after if after > before else max(highest, _held("VmRSS"))
         cuda = cuda or _cuda()
         if cuda is not None:
             peak.gpu = cuda.max_memory_allocated()
