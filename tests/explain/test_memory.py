@@ -94,10 +94,10 @@ def test_a_stop_loses_one_part_of_the_heatmaps_and_changes_nothing(project, monk
     monkeypatch.setattr(inspection, "_tell_long_work", lambda *given: None)
     monkeypatch.setattr(inspection, "attribute_images", kill_at_the_third)
     with pytest.raises(Killed):
-        inspection._attribute(network, data, images, config, folder, Silent())
+        inspection._attribute(network, data, images, None, config, folder, Silent())
     assert sum(len(part.targets) for part in folder.load_attribution_parts()) == 4 and folder.load_attribution() is None
     monkeypatch.setattr(inspection, "attribute_images", lambda *given, **options: explained.append(0) or explain(*given, **options))
-    resumed = inspection._attribute(network, data, images, config, folder, Silent())
+    resumed = inspection._attribute(network, data, images, None, config, folder, Silent())
     assert explained == [2, 2, 0, 0, 0], "the four that were saved are not explained again"
     assert torch.equal(resumed.heatmaps, whole.heatmaps) and torch.equal(resumed.targets, whole.targets)
     assert torch.equal(folder.load_attribution().heatmaps, whole.heatmaps)

@@ -119,7 +119,7 @@ def test_an_unusable_name_leaves_that_of_the_grouping(run, ask):
 def test_names_of_another_grouping_are_not_used(run, ask):
     ask(name_all("ward tag"))
     assert shortcuts(run)[0]["name"] == "ward tag"
-    first, *_ = RunFolder(run).segment_counts()
+    first, *_ = RunFolder(run).segment_counts() or ()
     decide(RunFolder(run), [(first, 0, "relevant")], by="Ann")
     scored = invoke("score", run)
     assert "ward tag" not in (run / "report.html").read_text() and {item["named_by"] for item in shortcuts(run)} == {"grouping"}
