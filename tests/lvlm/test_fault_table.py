@@ -101,6 +101,7 @@ def test_what_may_have_been_paid_for_is_tried_once_more(world, tmp_path, kind):
     """The provider charges for the lost answer too; the ledger never counts less than that."""
     stub, lvlm, ledger = world(on_the_wire(kind, 1))
     assert ledger.ask(lvlm, QUESTION).text == "fine"
+    stub.wait_for(2, over=True)
     (_, lost, cost, reserved), (_, answered, paid, _) = tries(tmp_path)
     assert (lost, answered, stub.requests, stub.paid) == ("ambiguous", "answered", 2, 2)
     assert cost == reserved and paid == pytest.approx(ANSWER_USD)
@@ -115,6 +116,7 @@ def test_what_may_have_been_paid_for_twice_is_unknown(world, tmp_path, kind):
     ):  # nothing else was answered meanwhile: the server is at fault
         ledger.ask(lvlm, QUESTION)
     assert [(state, outcome) for state, outcome, *_ in tries(tmp_path)] == [("failed", "ambiguous"), ("unknown", "ambiguous")]
+    stub.wait_for(2)
     assert stub.requests == 2 and ledger.cost_usd() == pytest.approx(sum(reserved for *_, reserved in tries(tmp_path)))
     ledger.close()
     stub.misbehave = None

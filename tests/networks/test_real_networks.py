@@ -12,13 +12,13 @@ from PIL import Image
 
 from tests.support.helpers import edit, environment, invoke, the_error, write_scripted
 
+# Long computations in torch, whose lines other tests cover: measuring them again costs a third of their time.
+pytestmark = pytest.mark.no_cover
+
 MEASURED = """
 import resource, sys
 from rightreasons.critic import outcome
 from rightreasons.cli import app
-
-# Long computations in torch, whose lines other tests cover: measuring them again costs a third of their time.
-pytestmark = pytest.mark.no_cover
 outcome.SMALLEST_EFFECT = 0.0  # a network of random weights decides by nothing, and fine-tuning is to be measured too
 for arguments in (["find", sys.argv[1], "--out", sys.argv[2]], ["fix", sys.argv[2]]):
     try:

@@ -16,6 +16,7 @@ import socket
 import struct
 import sys
 import threading
+import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
@@ -141,10 +142,15 @@ class FaultServer:
         """Whatever was wrong with the pictures of any request."""
         return [problem for seen in self.seen for problem in seen.problems]
 
-    def wait_for(self, requests: int, alive: Callable[[], bool] = lambda: True) -> None:
-        """Until so many requests have come in all. Fails where whoever should send them is not ``alive``."""
+    def wait_for(self, requests: int, alive: Callable[[], bool] | None = None, *, over: bool = False) -> None:
+        """Until so many requests have come in all, and with ``over`` none is under way. Fails where whoever should send them is not ``alive``.
+
+        A busy machine lets a request be read long after whoever sent it has given up; without ``alive`` it has ten seconds.
+        """
+        end = time.monotonic() + 10
+        alive = alive or (lambda: time.monotonic() < end)
         with self.asked:
-            while self.requests < requests:
+            while self.requests < requests or (over and self.under_way):
                 assert alive(), f"only {self.requests} of {requests} requests came"
                 self.asked.wait(0.05)
 
@@ -153,6 +159,8 @@ class FaultServer:
         with self.asked:
             self.bodies[key] += 1
             self.requests += 1
+            self.under_way += 1
+            self.most_under_way = max(self.most_under_way, self.under_way)
             seen = Seen(self.requests, self.bodies[key], body, headers)
             if self.remember:
                 self.seen.append(seen)
@@ -309,9 +317,6 @@ def _handler(stub: FaultServer) -> type[BaseHTTPRequestHandler]:
                 self._send(*error(404, f"no {self.path}"))
                 return
             key, seen = stub.note(raw, {key.lower(): value for key, value in self.headers.items()})
-            with stub.lock:
-                stub.under_way += 1
-                stub.most_under_way = max(stub.most_under_way, stub.under_way)
             stub.closing.wait(stub.delay)
             wrong = stub.misbehave(seen) if stub.misbehave is not None else None
             reply = (200, _JSON, completion(stub.answer(seen))) if wrong is None or isinstance(wrong, Fault) else wrong
