@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -43,8 +44,9 @@ class Shown:
     pictures: list[tuple[int, str, str]]
 
 
-def write_report(run: Run, metrics: dict[str, Any], repaired: Attribution | None, folder: RunFolder) -> None:
-    """Writes report.html. ``repaired`` has the inspected images' heatmaps under the repaired model, once there is one."""
+@functools.cache
+def _open_templates() -> jinja2.Environment:
+    """The templates, which one process compiles once: that takes as long as the rest of a small report."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("rightreasons.report", "templates"),
         autoescape=True,
@@ -54,41 +56,50 @@ def write_report(run: Run, metrics: dict[str, Any], repaired: Attribution | None
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": percent, "shorten": shorten}
+    return environment
+
+
+def write_report(run: Run, metrics: dict[str, Any], repaired: Attribution | None, folder: RunFolder) -> None:
+    """Writes report.html. ``repaired`` has the inspected images' heatmaps under the repaired model, once there is one."""
     cards = Cards(run, repaired, metrics["shortcuts"])
     rows = cards.order()[:MOST_CARDS]
     models = [(name, _scores(metrics, name)) for name in _models(metrics)]
     traced = trace_verdicts(run.folder.load_history())
-    page = environment.get_template("page.html.jinja").stream(
-        metrics=metrics,
-        headline=tell_headline(metrics),
-        shortcuts=[_show(run, number, item, metrics) for number, item in enumerate(metrics["shortcuts"][:MOST_SHORTCUTS])],
-        told=max(1, sum(item["images"] >= FEWEST_IMAGES for item in metrics["shortcuts"][:MOST_TOLD])),
-        more_shortcuts=metrics["shortcuts"][MOST_SHORTCUTS:],
-        spread=tell_spread(metrics),
-        repair=tell_repair(metrics),
-        facts=list_facts(run, metrics),
-        settings=list_settings(run),
-        read_as=hide_paths(metrics["data"]["read_as"], run),
-        judged_by=tell_critic(metrics["critic"]),
-        columns=explain_scores(models),
-        models=models,
-        tuning=draw_tuning(metrics["epochs"]),
-        calibration=_calibration(metrics),
-        traced=traced,
-        reviewers=list_reviewers(traced),
-        drawings=run.drawings,
-        cards=_make(cards, rows),
-        labels=_labels(run, rows),
-        shown=len(rows),
-        inspected=len(run.selection),
-        descriptions=run.descriptions,
-        queue=run.queue[:MOST_WAITING],
-        waiting=len(run.queue),
-        disputes=[(place, tell_dispute(said)) for place, said in find_disputes(run.verdicts).items()],
-        meanings=MEANINGS,
-        glossary=[*((title, meaning) for _, title, meaning in SCORES), *OTHERS],
-        limits=LIMITS,
-        outcomes={outcome: run.segmentation.outcomes.count(outcome) for outcome in sorted(set(run.segmentation.outcomes))},
+    page = (
+        _open_templates()
+        .get_template("page.html.jinja")
+        .stream(
+            metrics=metrics,
+            headline=tell_headline(metrics),
+            shortcuts=[_show(run, number, item, metrics) for number, item in enumerate(metrics["shortcuts"][:MOST_SHORTCUTS])],
+            told=max(1, sum(item["images"] >= FEWEST_IMAGES for item in metrics["shortcuts"][:MOST_TOLD])),
+            more_shortcuts=metrics["shortcuts"][MOST_SHORTCUTS:],
+            spread=tell_spread(metrics),
+            repair=tell_repair(metrics),
+            facts=list_facts(run, metrics),
+            settings=list_settings(run),
+            read_as=hide_paths(metrics["data"]["read_as"], run),
+            judged_by=tell_critic(metrics["critic"]),
+            columns=explain_scores(models),
+            models=models,
+            tuning=draw_tuning(metrics["epochs"]),
+            calibration=_calibration(metrics),
+            traced=traced,
+            reviewers=list_reviewers(traced),
+            drawings=run.drawings,
+            cards=_make(cards, rows),
+            labels=_labels(run, rows),
+            shown=len(rows),
+            inspected=len(run.selection),
+            descriptions=run.descriptions,
+            queue=run.queue[:MOST_WAITING],
+            waiting=len(run.queue),
+            disputes=[(place, tell_dispute(said)) for place, said in find_disputes(run.verdicts).items()],
+            meanings=MEANINGS,
+            glossary=[*((title, meaning) for _, title, meaning in SCORES), *OTHERS],
+            limits=LIMITS,
+            outcomes={outcome: run.segmentation.outcomes.count(outcome) for outcome in sorted(set(run.segmentation.outcomes))},
+        )
     )
     # The page is written one card at a time, since the pictures of large images fill gigabytes.
     write_atomically(folder.path / "report.html", lambda part: page.dump(str(part), encoding="utf-8"))

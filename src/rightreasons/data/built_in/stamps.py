@@ -107,8 +107,8 @@ def open_task(variant: tuple[str, ...], *, size: int | None, seed: int) -> Task:
     if unknown:
         raise DataError(f"stamps has no variant {unknown[0]!r}; it has {', '.join(VARIANTS)}")
     side, shortcut = size or SIZE, _shortcut(variant)
-    stamps = _read_stamps(_find_or_fetch())
-    sets = {split: _compose_all(stamps, rows, split, side, seed, shortcut) for split, rows in _split_objects(stamps, seed).items()}
+    folder = _find_or_fetch()
+    stamps, sets = _read_stamps(folder), _compose_splits(folder, side, seed, shortcut)
     splits, truth = {}, {}
     for split, (source, correlated) in PLANS.items():
         splits[split], truth[split] = _add_shortcuts(sets[source], CORRELATED if correlated else BALANCED, split, seed, shortcut)
@@ -177,9 +177,15 @@ def _read_photograph(path: Path) -> Image.Image | None:
         raise DataError(f"{path} cannot be read ({error}): install {PACKAGE} again") from error
     pixels = np.asarray(picture)
     visible = pixels[..., 3] > 127
-    if visible.all() or len(np.unique(pixels[visible][:, :3] >> 2, axis=0)) < FEWEST_COLOURS:
+    if visible.all() or _count_colours(pixels[visible][:, :3]) < FEWEST_COLOURS:
         return None
     return picture.crop(Image.fromarray(visible).getbbox())
+
+
+def _count_colours(pixels: UInt8[np.ndarray, "pixel channel"]) -> int:
+    """The number of colours, of 64 levels a channel."""
+    levels = pixels.astype(np.int64) >> 2
+    return int(np.count_nonzero(np.bincount((levels[:, 0] * 64 + levels[:, 1]) * 64 + levels[:, 2])))
 
 
 def _split_objects(stamps: tuple[_Stamp, ...], seed: int) -> dict[str, list[int]]:
@@ -191,6 +197,12 @@ def _split_objects(stamps: tuple[_Stamp, ...], seed: int) -> dict[str, list[int]
         for split, part in zip(OBJECTS, order.split(list(OBJECTS.values())), strict=True):
             parts[split] += [members[place] for place in part.tolist()]
     return parts
+
+
+@functools.lru_cache(maxsize=1)  # a study opens the task for each of its rows, a seed after the other
+def _compose_splits(folder: Path, side: int, seed: int, shortcut: str) -> dict[str, _Composites]:
+    stamps = _read_stamps(folder)
+    return {split: _compose_all(stamps, rows, split, side, seed, shortcut) for split, rows in _split_objects(stamps, seed).items()}
 
 
 def _compose_all(stamps: tuple[_Stamp, ...], rows: list[int], split: str, side: int, seed: int, shortcut: str) -> _Composites:
