@@ -296,11 +296,12 @@ class _Shape:
 
 def _draw_shape(generator: torch.Generator) -> _Shape:
     """At a random place and angle, all of it within the picture."""
-    length, width = (_draw(generator, *span) for span in PLASTER)
-    angle = _draw(generator, 0.0, math.pi)
+    drawn = torch.rand(5, generator=generator).tolist()
+    length, width = (_between(*span, part) for span, part in zip(PLASTER, drawn[:2], strict=True))
+    angle = _between(0.0, math.pi, drawn[2])
     # Half of the box around it: a strip with round ends is a segment with a radius.
-    reach = ((length - width) / 2 * abs(part) + width / 2 for part in (math.cos(angle), math.sin(angle)))
-    x, y = (_draw(generator, half, 1 - half) for half in reach)
+    reach = [(length - width) / 2 * abs(part) + width / 2 for part in (math.cos(angle), math.sin(angle))]
+    x, y = (_between(half, 1 - half, part) for half, part in zip(reach, drawn[3:], strict=True))
     return _Shape(length, width, angle, x, y)
 
 
@@ -332,6 +333,7 @@ def _soft_strip(
     return np.clip(0.5 - distance * along.shape[0], 0, 1)
 
 
+@functools.cache
 def _pixel_centres(side: int) -> tuple[Float[np.ndarray, "side 1"], Float[np.ndarray, "1 side"]]:
     centres = (np.arange(side, dtype=np.float32) + 0.5) / side
     return centres[:, None], centres[None]
@@ -355,7 +357,11 @@ def _mask_at(masks: Bool[Tensor, "image side side"], carry: Bool[Tensor, " image
 
 
 def _draw(generator: torch.Generator, low: float, high: float) -> float:
-    return low + (high - low) * torch.rand((), generator=generator).item()
+    return _between(low, high, torch.rand((), generator=generator).item())
+
+
+def _between(low: float, high: float, part: float) -> float:
+    return low + (high - low) * part
 
 
 def _to_bytes(values: np.ndarray) -> np.ndarray:
