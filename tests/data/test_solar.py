@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rightreasons.config import DataConfig
-from rightreasons.data import open_data, task_defaults
+from rightreasons.data import open_data, small_variant, task_defaults
 from rightreasons.data.built_in import solar
 from rightreasons.errors import DataError
 
@@ -73,6 +73,15 @@ def test_seeds_draw_other_splits_and_the_same_seed_the_same(task):
     again, other = (solar.open_task((), size=None, seed=seed).splits["train"].images for seed in (0, 1))
     one = task.splits["train"].images
     assert torch.equal(one, again) and not torch.equal(one, other)
+
+
+def test_a_few_are_a_fourth_of_the_cells_for_a_try(task):
+    few = solar.open_task(("few",), size=None, seed=0)
+    assert {split: len(data) for split, data in few.splits.items()} == {"train": 220, "validation": 36, "balanced validation": 36, "test": 100}
+    assert Counter(few.truth["train"].groups) == {"functional, no tag": 104, "functional, tag": 6, "defective, tag": 104, "defective, no tag": 6}
+    assert set(Counter(few.truth["test"].groups).values()) == {25} and few.manifest == task.manifest
+    assert small_variant("solar:exceptions=0") == "solar:exceptions=0:few" and small_variant("stamps:few") == "stamps:few"
+    assert small_variant("photographs") == "photographs" and small_variant("decoy-mnist") == "decoy-mnist:packaged"
 
 
 def test_unknown_variants_are_named():

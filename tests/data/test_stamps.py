@@ -130,6 +130,14 @@ def test_in_the_variant_a_mark_lies_across_the_object_with_the_same_correlation(
     assert changed > 5
 
 
+def test_a_few_are_a_fourth_of_the_objects_for_a_try(use_drawn, monkeypatch):
+    monkeypatch.setattr(stamps, "OBJECTS", {"train": 4, "validation": 3, "test": 1})
+    task = stamps.open_task(("few", "overlay"), size=32, seed=0)
+    assert task.name == "stamps:few:overlay" and len(set(task.truth["train"].clusters)) == 2, "one of each class"
+    assert {split: len(data) for split, data in task.splits.items()} == {"train": 8, "validation": 12, "balanced validation": 12, "test": 12}
+    assert Counter(task.truth["test"].groups) == {"animal, no mark": 3, "animal, mark": 3, "thing, mark": 3, "thing, no mark": 3}
+
+
 def test_marks_cross_the_drawn_object():
     picture = Image.new("RGBA", (80, 50), (10, 200, 30, 255))
     for seed in range(10):

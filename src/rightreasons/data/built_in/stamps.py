@@ -6,6 +6,7 @@ place, on another ground. A coloured adhesive plaster lies beside the object in 
 validation split, and in half of each class in the test split, in the ``balanced validation`` split (the same pictures with other plasters, for
 methods that declare groups) and in the training set without correlation (again the same pictures with other plasters).
 
+The variant ``few`` has a fourth of the objects, for a try.
 The variant ``overlay`` has no plaster but a mark across the object (``marks``), with the same correlation: no region of the picture holds it alone.
 """
 
@@ -18,6 +19,7 @@ import shutil
 import subprocess
 import tempfile
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,12 +32,12 @@ from torch import Tensor
 
 from rightreasons.common.seeds import seeded
 from rightreasons.data.built_in.marks import draw_mark
-from rightreasons.data.built_in.planted import PLANS, UNBIASED, draw_carriers, name_groups
+from rightreasons.data.built_in.planted import FEW, PLANS, UNBIASED, choose_sizes, draw_carriers, name_groups
 from rightreasons.data.task import Task, TensorImages, hash_tensors
 from rightreasons.errors import DataError
 from rightreasons.records import GroundTruth
 
-VARIANTS = ("overlay",)
+VARIANTS = ("overlay", FEW)
 PACKAGE = "tuxpaint-stamps-default"
 INSTALLED = Path("/usr/share/tuxpaint/stamps")
 CLASSES = ("animal", "thing")
@@ -95,7 +97,7 @@ def defaults(variant: tuple[str, ...]) -> dict[str, Any]:
             },
         },
         "attribute": {"baselines": 8},
-        "segment": {"components": 8, "points": "place+colour" if variant else "place"},
+        "segment": {"components": 8, "points": "place+colour" if "overlay" in variant else "place"},
         "critic": {"lvlm": "simulated:"},
         "align": {"epochs": 6, "learning_rate": 3e-4, "batch_size": 32, "ratio": 0.125},
     }
@@ -108,7 +110,7 @@ def open_task(variant: tuple[str, ...], *, size: int | None, seed: int) -> Task:
         raise DataError(f"stamps has no variant {unknown[0]!r}; it has {', '.join(VARIANTS)}")
     side, shortcut = size or SIZE, _shortcut(variant)
     folder = _find_or_fetch()
-    stamps, sets = _read_stamps(folder), _compose_splits(folder, side, seed, shortcut)
+    stamps, sets = _read_stamps(folder), _compose_splits(folder, side, seed, variant)
     splits, truth = {}, {}
     for split, (source, correlated) in PLANS.items():
         splits[split], truth[split] = _add_shortcuts(sets[source], CORRELATED if correlated else BALANCED, split, seed, shortcut)
@@ -120,7 +122,7 @@ def open_task(variant: tuple[str, ...], *, size: int | None, seed: int) -> Task:
 
 def _shortcut(variant: tuple[str, ...]) -> str:
     """What the shortcut is called in the names of groups."""
-    return "mark" if variant else "plaster"
+    return "mark" if "overlay" in variant else "plaster"
 
 
 @dataclass(frozen=True)
@@ -188,21 +190,22 @@ def _count_colours(pixels: UInt8[np.ndarray, "pixel channel"]) -> int:
     return int(np.count_nonzero(np.bincount((levels[:, 0] * 64 + levels[:, 1]) * 64 + levels[:, 2])))
 
 
-def _split_objects(stamps: tuple[_Stamp, ...], seed: int) -> dict[str, list[int]]:
-    """Seeded splits, disjoint, with ``OBJECTS`` of each class."""
-    parts: dict[str, list[int]] = {split: [] for split in OBJECTS}
+def _split_objects(stamps: tuple[_Stamp, ...], sizes: Mapping[str, int], seed: int) -> dict[str, list[int]]:
+    """Seeded splits, disjoint, with ``sizes`` objects of each class."""
+    parts: dict[str, list[int]] = {split: [] for split in sizes}
     for label in range(len(CLASSES)):
         members = [row for row, stamp in enumerate(stamps) if stamp.label == label]
-        order = torch.randperm(len(members), generator=seeded(seed, "stamps split", label))[: sum(OBJECTS.values())]
-        for split, part in zip(OBJECTS, order.split(list(OBJECTS.values())), strict=True):
+        order = torch.randperm(len(members), generator=seeded(seed, "stamps split", label))[: sum(sizes.values())]
+        for split, part in zip(sizes, order.split(list(sizes.values())), strict=True):
             parts[split] += [members[place] for place in part.tolist()]
     return parts
 
 
 @functools.lru_cache(maxsize=1)  # a study opens the task for each of its rows, a seed after the other
-def _compose_splits(folder: Path, side: int, seed: int, shortcut: str) -> dict[str, _Composites]:
-    stamps = _read_stamps(folder)
-    return {split: _compose_all(stamps, rows, split, side, seed, shortcut) for split, rows in _split_objects(stamps, seed).items()}
+def _compose_splits(folder: Path, side: int, seed: int, variant: tuple[str, ...]) -> dict[str, _Composites]:
+    stamps, shortcut = _read_stamps(folder), _shortcut(variant)
+    sets = _split_objects(stamps, choose_sizes(OBJECTS, variant), seed)
+    return {split: _compose_all(stamps, rows, split, side, seed, shortcut) for split, rows in sets.items()}
 
 
 def _compose_all(stamps: tuple[_Stamp, ...], rows: list[int], split: str, side: int, seed: int, shortcut: str) -> _Composites:
