@@ -69,7 +69,7 @@ def write(tmp_path, function):
 
 
 def test_resnet50_at_224_pixels_goes_through_find_and_fix_within_6_gb(tmp_path):
-    """With batches of eight, which take most. What ten baselines take, 1.5 GB at most, is measured in tests/explain/test_attribute_architectures.py."""
+    """With batches of eight, which take most. What ten baselines take, 1.5 GB, is measured in tests/explain/test_attribute_architectures.py."""
     from torchvision.models import resnet50
 
     random = np.random.default_rng(0)

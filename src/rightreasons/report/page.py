@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ import jinja2
 from rightreasons.common.files import write_atomically
 from rightreasons.common.text import clean_text
 from rightreasons.critic.controls import MEANINGS
+from rightreasons.networks.predictions import Predictions
 from rightreasons.records import Attribution, find_disputes
 from rightreasons.report.cards import Card, Cards, tell_dispute
 from rightreasons.report.curves import draw_curve, draw_tuning
@@ -19,9 +20,10 @@ from rightreasons.report.facts import hide_paths, list_facts, list_settings, sho
 from rightreasons.report.glossary import LIMITS, OTHERS, SCORES, explain_scores
 from rightreasons.report.images import lit_url
 from rightreasons.report.trace import list_reviewers, trace_verdicts
-from rightreasons.report.words import percent, tell_headline, tell_repair, tell_shortcut, tell_spread
+from rightreasons.report.words import mebibytes, percent, tell_headline, tell_repair, tell_shortcut, tell_spread
 from rightreasons.run import Run
 from rightreasons.runs.folder import RunFolder
+from rightreasons.runs.profile import StageCost
 
 # The page shows at most this many images, or it would be too heavy to open; the run folder has the rest.
 MOST_CARDS = 200
@@ -45,8 +47,8 @@ class Shown:
 
 
 @functools.cache
-def _open_templates() -> jinja2.Environment:
-    """The templates, which one process compiles once: that takes as long as the rest of a small report."""
+def _open_template() -> jinja2.Template:
+    """The page's template, which one process compiles once: that takes as long as the rest of a small report."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("rightreasons.report", "templates"),
         autoescape=True,
@@ -55,51 +57,61 @@ def _open_templates() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": percent, "shorten": shorten}
-    return environment
+    environment.filters |= {"percent": percent, "shorten": shorten, "mebibytes": mebibytes}
+    return environment.get_template("page.html.jinja")
 
 
-def write_report(run: Run, metrics: dict[str, Any], repaired: Attribution | None, folder: RunFolder) -> None:
-    """Writes report.html. ``repaired`` has the inspected images' heatmaps under the repaired model, once there is one."""
-    cards = Cards(run, repaired, metrics["shortcuts"])
+def write_report(
+    run: Run,
+    metrics: dict[str, Any],
+    repaired: Attribution | None,
+    folder: RunFolder,
+    *,
+    answers: Sequence[Predictions],
+    stages: Sequence[StageCost],
+) -> None:
+    """Writes report.html.
+
+    ``repaired`` has the inspected images' heatmaps under the repaired model, once there is one, and ``answers`` the predictions on these images, of
+    the model and then of the repaired one. ``stages`` is what the run took so far.
+    """
+    cards = Cards(run, repaired, metrics["shortcuts"], answers)
     rows = cards.order()[:MOST_CARDS]
     models = [(name, _scores(metrics, name)) for name in _models(metrics)]
     traced = trace_verdicts(run.folder.load_history())
-    page = (
-        _open_templates()
-        .get_template("page.html.jinja")
-        .stream(
-            metrics=metrics,
-            headline=tell_headline(metrics),
-            shortcuts=[_show(run, number, item, metrics) for number, item in enumerate(metrics["shortcuts"][:MOST_SHORTCUTS])],
-            told=max(1, sum(item["images"] >= FEWEST_IMAGES for item in metrics["shortcuts"][:MOST_TOLD])),
-            more_shortcuts=metrics["shortcuts"][MOST_SHORTCUTS:],
-            spread=tell_spread(metrics),
-            repair=tell_repair(metrics),
-            facts=list_facts(run, metrics),
-            settings=list_settings(run),
-            read_as=hide_paths(metrics["data"]["read_as"], run),
-            judged_by=tell_critic(metrics["critic"]),
-            columns=explain_scores(models),
-            models=models,
-            tuning=draw_tuning(metrics["epochs"]),
-            calibration=_calibration(metrics),
-            traced=traced,
-            reviewers=list_reviewers(traced),
-            drawings=run.drawings,
-            cards=_make(cards, rows),
-            labels=_labels(run, rows),
-            shown=len(rows),
-            inspected=len(run.selection),
-            descriptions=run.descriptions,
-            queue=run.queue[:MOST_WAITING],
-            waiting=len(run.queue),
-            disputes=[(place, tell_dispute(said)) for place, said in find_disputes(run.verdicts).items()],
-            meanings=MEANINGS,
-            glossary=[*((title, meaning) for _, title, meaning in SCORES), *OTHERS],
-            limits=LIMITS,
-            outcomes={outcome: run.segmentation.outcomes.count(outcome) for outcome in sorted(set(run.segmentation.outcomes))},
-        )
+    page = _open_template().stream(
+        metrics=metrics,
+        headline=tell_headline(metrics),
+        shortcuts=[_show(run, number, item, metrics) for number, item in enumerate(metrics["shortcuts"][:MOST_SHORTCUTS])],
+        told=max(1, sum(item["images"] >= FEWEST_IMAGES for item in metrics["shortcuts"][:MOST_TOLD])),
+        more_shortcuts=metrics["shortcuts"][MOST_SHORTCUTS:],
+        spread=tell_spread(metrics),
+        repair=tell_repair(metrics),
+        facts=list_facts(run, metrics),
+        settings=list_settings(run),
+        read_as=hide_paths(metrics["data"]["read_as"], run),
+        judged_by=tell_critic(metrics["critic"]),
+        columns=explain_scores(models),
+        models=models,
+        tuning=draw_tuning(metrics["epochs"]),
+        calibration=_calibration(metrics),
+        traced=traced,
+        reviewers=list_reviewers(traced),
+        drawings=run.drawings,
+        cards=_make(cards, rows),
+        labels=_labels(run, rows),
+        shown=len(rows),
+        inspected=len(run.selection),
+        descriptions=run.descriptions,
+        queue=run.queue[:MOST_WAITING],
+        waiting=len(run.queue),
+        disputes=[(place, tell_dispute(said)) for place, said in find_disputes(run.verdicts).items()],
+        meanings=MEANINGS,
+        glossary=[*((title, meaning) for _, title, meaning in SCORES), *OTHERS],
+        limits=LIMITS,
+        stages=stages,
+        gpu=any(stage.gpu_bytes is not None for stage in stages),
+        outcomes={outcome: run.segmentation.outcomes.count(outcome) for outcome in sorted(set(run.segmentation.outcomes))},
     )
     # The page is written one card at a time, since the pictures of large images fill gigabytes.
     write_atomically(folder.path / "report.html", lambda part: page.dump(str(part), encoding="utf-8"))
