@@ -156,7 +156,7 @@ def test_a_drip_ends_at_the_deadline_of_the_whole_request(world):
     started = time.monotonic()
     with pytest.raises(LVLMTimeout, match="0.5 seconds"):
         get_reply(lvlm, QUESTION)
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 4, "all of it would have taken longer"
 
 
 REFUSED = {

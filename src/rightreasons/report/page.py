@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -45,6 +46,21 @@ class Shown:
     pictures: list[tuple[int, str, str]]
 
 
+@functools.cache
+def _open_template() -> jinja2.Template:
+    """The page's template, which one process compiles once: that takes as long as the rest of a small report."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("rightreasons.report", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=_finalize,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": percent, "shorten": shorten, "mebibytes": mebibytes}
+    return environment.get_template("page.html.jinja")
+
+
 def write_report(
     run: Run,
     metrics: dict[str, Any],
@@ -59,20 +75,11 @@ def write_report(
     ``repaired`` has the inspected images' heatmaps under the repaired model, once there is one, and ``answers`` the predictions on these images, of
     the model and then of the repaired one. ``stages`` is what the run took so far.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("rightreasons.report", "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        finalize=_finalize,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"percent": percent, "shorten": shorten, "mebibytes": mebibytes}
     cards = Cards(run, repaired, metrics["shortcuts"], answers)
     rows = cards.order()[:MOST_CARDS]
     models = [(name, _scores(metrics, name)) for name in _models(metrics)]
     traced = trace_verdicts(run.folder.load_history())
-    page = environment.get_template("page.html.jinja").stream(
+    page = _open_template().stream(
         metrics=metrics,
         headline=tell_headline(metrics),
         shortcuts=[_show(run, number, item, metrics) for number, item in enumerate(metrics["shortcuts"][:MOST_SHORTCUTS])],
