@@ -8,6 +8,7 @@ RightReasonsError
 ├── ModelError             a model that cannot be built, loaded, or does not fit the classes
 │   └── UnsupportedLayer   a part of a model that the attribution cannot explain
 ├── MissingExtra           an optional package; names the extra that brings it
+├── ProcessLost            another process of torchrun that has ended; the run can be resumed
 ├── StudyUnfinished        rows of a study that failed; the others are finished and kept
 └── LVLMError              the vision-language model
     ├── LVLMUnavailable    no server, no permission, no key: nothing was answered; the run can be resumed
@@ -59,6 +60,10 @@ class MissingExtra(RightReasonsError):
 
     def __init__(self, package: str, extra: str) -> None:
         super().__init__(f"this needs the package {package!r}, which is not installed: pip install 'rightreasons[{extra}]'")
+
+
+class ProcessLost(RightReasonsError):
+    """Another process of torchrun has ended. The run can be resumed."""
 
 
 class StudyUnfinished(RightReasonsError):

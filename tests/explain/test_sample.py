@@ -2,6 +2,7 @@
 
 import gc
 import tracemalloc
+from functools import partial
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 from rightreasons.common.seeds import seeded
 from rightreasons.data.loading import Batch, read_batches
 from rightreasons.errors import ModelError
-from rightreasons.explain.sample import select_images
+from rightreasons.explain.sample import score_batch, select_images
 from rightreasons.networks.classifier import output_entropy
 
 
@@ -40,9 +41,8 @@ class LogitData(torch.utils.data.Dataset):
 
 
 def select(data, *, strategy="low-entropy", size=10, quota=None, classes=3, batch_size=16, seed=0, model=None):
-    batches = read_batches(data, batch_size=batch_size)
-    model = model or nn.Flatten()
-    return select_images(model, batches, strategy=strategy, size=size, quota=quota, classes=classes, generator=seeded(seed, "select"))
+    batches = map(partial(score_batch, model or nn.Flatten()), read_batches(data, batch_size=batch_size))
+    return select_images(batches, strategy=strategy, size=size, quota=quota, classes=classes, generator=seeded(seed, "select"))
 
 
 @pytest.mark.parametrize(("strategy", "descending"), [("low-entropy", False), ("high-entropy", True)])
@@ -182,4 +182,4 @@ def test_an_image_whose_logits_are_not_finite_is_named():
     data = LogitData(40)
     data.images[23, 0, 0, 1] = torch.inf
     with pytest.raises(ModelError, match="of image 23 are not finite"):
-        select_images(nn.Flatten(), read_batches(data, batch_size=8), strategy="random", size=4, quota=None, classes=3, generator=seeded(0, "sample"))
+        select(data, strategy="random", size=4, batch_size=8)

@@ -9,15 +9,17 @@ import platform
 import sys
 from importlib.metadata import version as installed_version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
 from rightreasons.cli import again, check, export, init, lvlm, name, profile, review, study, suspects, take, verdict
-from rightreasons.cli.shared import AllowRemote, ConfigFile, Device, Out, default_folder, note_left_out, print_table, register
+from rightreasons.cli.shared import AllowRemote, ConfigFile, Device, Out, default_folder, is_helper, note_left_out, print_table, register
+from rightreasons.common.parallel import is_main
 
 if TYPE_CHECKING:
     from rightreasons.common.progress import Reporter
+    from rightreasons.project.project import Project
     from rightreasons.run import Run
     from rightreasons.runs.folder import RunFolder
 
@@ -105,7 +107,7 @@ def inspect(
     typer.echo(json.dumps(survey, indent=2)) if as_json else show_survey(survey, reporter)
 
 
-@register(app, "rightreasons find examples/folder.toml --out runs/parts")
+@register(app, "rightreasons find examples/folder.toml --out runs/parts", shared=True)
 def find(
     config: ConfigFile,
     out: Out = None,
@@ -125,6 +127,8 @@ def find(
 
     reporter = _reporter()
     project = read_project(config)
+    if is_helper(project):
+        return
     folder = RunFolder(out or default_folder(config))
     if dry_run:
         lvlm.show_dry_run(project, folder, reporter, as_json=as_json)
@@ -145,7 +149,7 @@ def find(
     _refuse_silence(run)
 
 
-@register(app, "rightreasons fix runs/parts")
+@register(app, "rightreasons fix runs/parts", shared=True)
 def fix(
     run_folder: Target,
     out: Out = None,
@@ -159,7 +163,11 @@ def fix(
     from rightreasons.pipeline.results import write_results
 
     reporter = _reporter()
+    if not is_main():  # a helper only reads the folder
+        is_helper(_named(run_folder, out, change).read())
+        return
     run, target = _load(run_folder, out, change)
+    is_helper(run.project)
     alignment = align(run, reporter=reporter, out=target.path, accept=accept)
     metrics = write_results(run, reporter, alignment=alignment, folder=target)
     _tell_left_out(run, reporter)
@@ -233,10 +241,29 @@ def _reporter() -> Reporter:
     return Terminal()
 
 
-def _load(target: Path, out: Path | None, change: list[str] | None) -> tuple[Run, RunFolder]:
-    """The run that a folder or a configuration names, and the folder that results go to."""
+class _Named(NamedTuple):
+    """The run that a folder or a configuration names, with what is changed of its settings, and the folder that results go to."""
+
+    source: RunFolder
+    file: Path | None
+    changes: dict[str, Any]
+    target: RunFolder
+
+    def load(self) -> Run:
+        """The run, to go on with."""
+        from rightreasons.run import load_run
+
+        return load_run(self.source, file=self.file, changes=self.changes)
+
+    def read(self) -> Project:
+        """Its project alone."""
+        from rightreasons.project.project import read_run_project
+
+        return read_run_project(self.source, file=self.file, changes=self.changes)
+
+
+def _named(target: Path, out: Path | None, change: list[str] | None) -> _Named:
     from rightreasons.config import read_assignments
-    from rightreasons.run import load_run
     from rightreasons.runs.folder import RunFolder
 
     changes = read_assignments(change or [])
@@ -245,9 +272,15 @@ def _load(target: Path, out: Path | None, change: list[str] | None) -> tuple[Run
             changes[table][key] = str(Path(changes[table][key]).absolute())
     if target.suffix == ".toml":
         source = RunFolder(out or default_folder(target))
-        return load_run(source, file=target, changes=changes), source
+        return _Named(source, target, changes, source)
     source = RunFolder(target)
-    return load_run(source, changes=changes), RunFolder(out) if out else source
+    return _Named(source, None, changes, RunFolder(out) if out else source)
+
+
+def _load(target: Path, out: Path | None, change: list[str] | None) -> tuple[Run, RunFolder]:
+    """The run that a folder or a configuration names, and the folder that results go to."""
+    named = _named(target, out, change)
+    return named.load(), named.target
 
 
 def _tell_left_out(run: Run, reporter: Reporter) -> None:

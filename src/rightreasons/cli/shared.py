@@ -7,15 +7,19 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rightreasons.common.parallel import launched
+
 if TYPE_CHECKING:
     from rightreasons.common.progress import Reporter
+    from rightreasons.project.project import Project
 
 STOPPING = "stopping: answers under way are kept; the same command goes on"
 # The most seconds from Ctrl-C to the end of the command.
@@ -40,11 +44,16 @@ def default_folder(config: Path) -> Path:
     return Path("runs") / config.stem
 
 
-def register(app: typer.Typer, example: str, name: str | None = None, *, failed: int = 1) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Makes a function a command of ``app`` whose help ends with an example. An error of this package is one message and exit code ``failed``."""
+def register(
+    app: typer.Typer, example: str, name: str | None = None, *, failed: int = 1, shared: bool = False
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Makes a function a command of ``app`` whose help ends with an example. An error of this package is one message and exit code ``failed``.
+
+    A command that is ``shared`` calls ``is_helper`` and may run under torchrun; the others may not.
+    """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        return app.command(name, epilog=f"Example: {example}")(_clear_errors(command, failed))
+        return app.command(name, epilog=f"Example: {example}")(_clear_errors(command, failed, shared=shared))
 
     return decorate
 
@@ -111,18 +120,59 @@ def _leave() -> None:
     os._exit(130)
 
 
-def _clear_errors(command: Callable[..., None], failed: int) -> Callable[..., None]:
+def is_helper(project: Project) -> bool:
+    """Whether this process is one of torchrun's helpers, which has then done its share of the command. The main process has helpers from here on."""
+    if launched() == 1:
+        return False
+    from rightreasons.networks.team import serve
+
+    return serve({"model": project.model, **project.task.splits}, project.manifest)
+
+
+def _clear_errors(command: Callable[..., None], failed: int, *, shared: bool) -> Callable[..., None]:
     @wraps(command)
     @_stops_at_once
     def wrapped(*args: object, **kwargs: object) -> None:
-        from rightreasons.common.text import clean_text
-        from rightreasons.errors import RightReasonsError
-        from rightreasons.lvlm.wire.privacy import redact
-
-        try:
+        # An error of the command is told before the processes part, and one of joining them by the outer context.
+        with _errors_told(failed), _joined(command.__name__, shared=shared), _errors_told(failed):
             command(*args, **kwargs)
-        except RightReasonsError as error:
-            typer.echo(f"error: {clean_text(redact(str(error)))}", err=True)
-            raise typer.Exit(failed) from error
 
     return wrapped
+
+
+@contextmanager
+def _errors_told(failed: int) -> Iterator[None]:
+    from rightreasons.common.text import clean_text
+    from rightreasons.errors import RightReasonsError
+    from rightreasons.lvlm.wire.privacy import redact
+
+    try:
+        yield
+    except RightReasonsError as error:
+        if (words := _word_error(error)) is not None:
+            typer.echo(f"error: {clean_text(redact(words))}", err=True)
+        raise typer.Exit(failed) from error
+
+
+@contextmanager
+def _joined(name: str, *, shared: bool) -> Iterator[None]:
+    """Under torchrun, joins its processes for the time of a command."""
+    if launched() == 1:
+        yield
+        return
+    from rightreasons.errors import ConfigError
+    from rightreasons.networks.team import joined
+
+    if not shared:
+        raise ConfigError(f"{name} is the work of one process: start it without torchrun, which is for find and fix")
+    with joined():
+        yield
+
+
+def _word_error(error: Exception) -> str | None:
+    """The error in words; None if another process of torchrun tells of it."""
+    if launched() == 1:
+        return str(error)
+    from rightreasons.networks.team import word_error
+
+    return word_error(error)

@@ -1,7 +1,8 @@
-"""A function mapped over items in threads, with the results in order."""
+"""A function mapped over items in threads, with the results in order; and how many processes torchrun has started."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import TypeVar
@@ -11,6 +12,16 @@ from rightreasons.errors import LVLMError, LVLMUnavailable
 
 T = TypeVar("T")
 Item = TypeVar("Item")
+
+
+def launched() -> int:
+    """How many processes torchrun has started to work on one run; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+
+
+def is_main() -> bool:
+    """Whether this is the process that runs the command: the only one, or the first that torchrun has started."""
+    return launched() == 1 or os.environ.get("RANK") == "0"
 
 
 def map_in_order(

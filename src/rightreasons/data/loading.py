@@ -45,6 +45,10 @@ class StoredImages:
     def __len__(self) -> int:
         return len(self.indices)
 
+    def __reduce__(self) -> tuple[type[StoredImages], tuple[Dataset, Tensor]]:
+        """In another process the images are read again."""
+        return StoredImages, (self.dataset, self.indices)
+
     def __getitem__(self, rows: int | slice | Tensor) -> Tensor:
         """(row, channel, height, width), or (channel, height, width) of a single row. Raises DataError for an image that cannot be read again."""
         with self._lock:
@@ -80,16 +84,35 @@ def read_batches(dataset: Dataset, *, indices: Sequence[int] | Tensor | None = N
     any other is asked for one item at a time. Raises DataError if not a single image of the dataset could be read.
     """
     wanted = range(count_images(dataset)) if indices is None else indices
-    read: Callable[[Tensor], Batch] = getattr(dataset, "read", None) or (lambda part: _read_items(dataset, part))
-    size = batch_size or _fitting_size(read, wanted)
-    parts = (torch.as_tensor(wanted[start : start + size], dtype=torch.int64) for start in range(0, len(wanted), size))
+    size = batch_size or fitting_size(dataset, wanted)
     read_any = False
-    for batch in _ahead(read, parts) if getattr(dataset, "reads_ahead", False) else map(read, parts):
+    for batch in read_parts(dataset, (wanted[start : start + size] for start in range(0, len(wanted), size))):
         if len(batch):
             read_any = True
             yield batch
     if len(wanted) and not read_any:
-        raise DataError(f"none of the {len(wanted)} images asked for could be read{_say_why(dataset, int(wanted[0]))}")
+        raise none_readable(dataset, wanted)
+
+
+def read_parts(dataset: Dataset, parts: Iterable[Sequence[int] | Tensor]) -> Iterator[Batch]:
+    """The images of each part as a batch, without the unreadable ones: the batch of a part in which none can be read is empty."""
+    read, numbers = _reader(dataset), (torch.as_tensor(part, dtype=torch.int64) for part in parts)
+    yield from _ahead(read, numbers) if getattr(dataset, "reads_ahead", False) else map(read, numbers)
+
+
+def fitting_size(dataset: Dataset, indices: Sequence[int] | Tensor | None = None) -> int:
+    """As many images as ``BATCH_BYTES`` hold, by the size of the first that can be read: the default of ``read_batches``."""
+    wanted, read = range(count_images(dataset)) if indices is None else indices, _reader(dataset)
+    for index in wanted if len(wanted) > 1 else ():
+        first = read(torch.tensor([int(index)]))
+        if len(first):
+            return how_many(first.images.nbytes, BATCH_BYTES, LARGEST_BATCH)
+    return LARGEST_BATCH
+
+
+def none_readable(dataset: Dataset, indices: Sequence[int] | Tensor) -> DataError:
+    """The error if not a single one of the images at ``indices`` could be read; it says why the first could not."""
+    return DataError(f"none of the {len(indices)} images asked for could be read{_say_why(dataset, int(indices[0]))}")
 
 
 def read_all(dataset: Dataset, indices: Sequence[int] | Tensor, batch_size: int | None = None) -> Batch:
@@ -179,13 +202,8 @@ def _say_why(dataset: Dataset, index: int) -> str:
     return ""
 
 
-def _fitting_size(read: Callable[[Tensor], Batch], wanted: Sequence[int] | Tensor) -> int:
-    """As many images as ``BATCH_BYTES`` hold, by the size of the first that can be read."""
-    for index in wanted if len(wanted) > 1 else ():
-        first = read(torch.tensor([int(index)]))
-        if len(first):
-            return how_many(first.images.nbytes, BATCH_BYTES, LARGEST_BATCH)
-    return LARGEST_BATCH
+def _reader(dataset: Dataset) -> Callable[[Tensor], Batch]:
+    return getattr(dataset, "read", None) or (lambda part: _read_items(dataset, part))
 
 
 def _ahead(read: Callable[[Tensor], Batch], parts: Iterable[Tensor]) -> Iterator[Batch]:

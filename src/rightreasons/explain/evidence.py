@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,15 +18,16 @@ from rightreasons.common.memory import KEPT_IMAGE_BYTES, release_memory
 from rightreasons.common.progress import Advance, Reporter, describe_seconds
 from rightreasons.common.seeds import seeded
 from rightreasons.config import Config, SegmentConfig
-from rightreasons.data.loading import Batch, StoredImages, check_labels, count_images, read_batches, some_images
+from rightreasons.data.loading import StoredImages, check_labels, count_images, some_images
 from rightreasons.data.names import list_names
 from rightreasons.explain.attribute import attribute_images, part_size
 from rightreasons.explain.given import GivenHeatmaps, GivenRegions, open_heatmaps, open_regions
-from rightreasons.explain.sample import select_images
+from rightreasons.explain.sample import Scored, score_batch, select_images
 from rightreasons.explain.segment import segment_heatmaps, segment_regions, smooth_heatmaps
 from rightreasons.explain.segmenters import Segmenter, open_segmenter
 from rightreasons.networks.answers import TRIED_IMAGES, Answers, check_chance, count_answers, describe_answers, judge_answers
 from rightreasons.networks.classifier import as_classifier, check_finite, model_device
+from rightreasons.networks.team import map_batches, map_shared, processes
 from rightreasons.records import Attribution, Segmentation, Selection
 from rightreasons.runs.folder import RunFolder
 
@@ -117,8 +119,24 @@ def explain_parts(
     Raises ModelError if a heatmap is not finite.
     """
     chunk = None if config.attribute.chunk == "auto" else config.attribute.chunk
-    size = chunk or part_size(model, baselines[:1], config.attribute.computing)
-    for start in range(first, len(images), size):
+    # No larger than a process's share, so that none is without work.
+    size = chunk or min(part_size(model, baselines[:1], config.attribute.computing), math.ceil((len(images) - first) / processes()))
+    explain = partial(_explain_each, model, images, baselines, config, size)
+    yield from map_shared(explain, range(first, len(images), size), here=partial(explain, progress=progress))
+
+
+def _explain_each(
+    model: nn.Module,
+    images: StoredImages,
+    baselines: Float[Tensor, "baseline channel height width"],
+    config: Config,
+    size: int,
+    starts: Iterable[int],
+    progress: Advance = lambda done, total: None,
+) -> Iterator[Attribution]:
+    """The heatmaps of ``size`` images from each of the rows ``starts`` on."""
+    chunk = None if config.attribute.chunk == "auto" else config.attribute.chunk
+    for start in starts:
         part = images[start : start + size]
         found = attribute_images(
             model,
@@ -188,8 +206,7 @@ def _select(
     answers = Answers.none(classes)
     with reporter.stage("sample") as advance:
         selection = select_images(
-            model,
-            _checked(read_batches(train), count, classes, advance),
+            _checked(map_batches(partial(score_batch, model), train), count, classes, advance),
             strategy=wanted.strategy,
             size=size,
             quota=quota,
@@ -223,7 +240,7 @@ def _attribute(
         baselines = read_baselines(model, train, config)
         release_memory()
         if first < len(images):
-            _tell_long_work(model, images[first : first + 1], baselines, config, len(images) - first, reporter)
+            _tell_long_work(model, images[first : first + 1], baselines, config, math.ceil((len(images) - first) / processes()), reporter)
         for part in explain_parts(model, images, baselines, config, first=first, progress=advance):
             folder.save_attribution_part(part, first)
             first += len(part.targets)
@@ -287,7 +304,7 @@ def _report_outcomes(segmentation: Segmentation, attribution: Attribution, repor
         reporter.note(f"the heatmaps' completeness error is {worst:.1%} in the median: they explain the model only in part")
 
 
-def _checked(batches: Iterable[Batch], count: int, classes: int, advance: Advance) -> Iterator[Batch]:
+def _checked(batches: Iterable[Scored], count: int, classes: int, advance: Advance) -> Iterator[Scored]:
     """The batches, with progress reported. Raises DataError for a label that no class has."""
     done = 0
     advance(0, count)

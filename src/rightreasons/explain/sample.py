@@ -6,6 +6,7 @@ Shortcuts are easier to learn than core features, so a model is most certain on 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
@@ -17,9 +18,30 @@ from rightreasons.networks.classifier import check_finite, model_device, output_
 from rightreasons.records import Selection
 
 
+@dataclass(frozen=True)
+class Scored:
+    """A batch of images with the model's answers and the entropy of its outputs."""
+
+    indices: Int[Tensor, " image"]
+    labels: Int[Tensor, " image"]
+    answers: Int[Tensor, " image"]
+    entropy: Float[Tensor, " image"]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def score_batch(model: nn.Module, batch: Batch) -> Scored:
+    """What is kept of a batch. Raises ModelError for logits that are not finite."""
+    model.eval()
+    with torch.no_grad():
+        logits = model(batch.images.to(model_device(model))).cpu()
+    check_finite(logits, batch.images, batch.indices, "logits (training images, at the choice of images)")
+    return Scored(batch.indices, batch.labels, logits.argmax(1), output_entropy(logits))
+
+
 def select_images(
-    model: nn.Module,
-    batches: Iterable[Batch],
+    batches: Iterable[Scored],
     *,
     strategy: str,
     size: int,
@@ -35,16 +57,10 @@ def select_images(
     """
     rank = _RANKS[strategy]
     kept = {label: _Candidates.empty() for label in (range(classes) if quota is not None else [-1])}
-    model.eval()
-    device = model_device(model)
     for batch in batches:
-        with torch.no_grad():
-            logits = model(batch.images.to(device)).cpu()
-        check_finite(logits, batch.images, batch.indices, "logits (training images, at the choice of images)")
         if answers is not None:
-            answers.add(batch.labels, logits.argmax(1))
-        entropy = output_entropy(logits)
-        fresh = _Candidates(rank(entropy, generator), batch.indices, batch.labels, entropy)
+            answers.add(batch.labels, batch.answers)
+        fresh = _Candidates(rank(batch.entropy, generator), batch.indices, batch.labels, batch.entropy)
         for label in kept:
             chosen = fresh if label == -1 else fresh.where(batch.labels == label)
             kept[label] = kept[label].joined(chosen).lowest(size)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -19,10 +20,11 @@ from torch.utils.data import Dataset
 
 from rightreasons.common.memory import BATCH_BYTES, how_many
 from rightreasons.common.progress import Advance
-from rightreasons.data.loading import Batch, check_labels, count_images, read_batches
+from rightreasons.data.loading import Batch, check_labels, count_images
 from rightreasons.errors import ModelError
 from rightreasons.networks.classifier import Classifier, as_classifier, check_finite, model_device
 from rightreasons.networks.presets import CHANNELS, Preset
+from rightreasons.networks.team import map_batches
 from rightreasons.records import GroupScore
 
 # Another input is reported if it gains at least this much balanced accuracy, and chance does not explain the gain.
@@ -96,16 +98,21 @@ class Answers:
 def count_answers(model: nn.Module, dataset: Dataset, classes: int, advance: Advance) -> Answers:
     """The answers on a split, in one pass. Raises DataError for a label that no class has, ModelError for logits that are not finite."""
     answers, count, done = Answers.none(classes), count_images(dataset), 0
-    model.eval()
-    for batch in read_batches(dataset):
-        with torch.no_grad():
-            logits = model(batch.images.to(model_device(model))).cpu()
-        check_labels(batch.labels, batch.indices, classes)
-        check_finite(logits, batch.images, batch.indices, "logits (at validation)")
-        answers.add(batch.labels, logits.argmax(1))
-        done += len(batch)
+    for labels, given in map_batches(partial(_answer_batch, model, classes), dataset):
+        answers.add(labels, given)
+        done += len(labels)
         advance(done, count)
     return answers
+
+
+def _answer_batch(model: nn.Module, classes: int, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Labels and answers of a batch."""
+    model.eval()
+    with torch.no_grad():
+        logits = model(batch.images.to(model_device(model))).cpu()
+    check_labels(batch.labels, batch.indices, classes)
+    check_finite(logits, batch.images, batch.indices, "logits (at validation)")
+    return batch.labels, logits.argmax(1)
 
 
 def describe_answers(split: str, answers: Answers, names: Sequence[str], worst: int = 5) -> str:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from rightreasons.data.loading import Batch, check_labels
 from rightreasons.networks.classifier import check_finite, model_device, output_entropy
+from rightreasons.networks.team import map_batches
 
 
 @dataclass(frozen=True)
@@ -31,13 +34,23 @@ class Predictions:
 
 def predict_labels(model: nn.Module, batches: Iterable[Batch]) -> Predictions:
     """The predictions, in one pass over batches. Raises ModelError for logits that are not finite, DataError for a label that no logit stands for."""
+    return _join(_predict_batch(model, batch) for batch in batches)
+
+
+def predict_dataset(model: nn.Module, dataset: Dataset) -> Predictions:
+    """The predictions on all images of a dataset, as ``predict_labels`` has them; the helpers of a team take their share."""
+    return _join(map_batches(partial(_predict_batch, model), dataset))
+
+
+def _predict_batch(model: nn.Module, batch: Batch) -> Predictions:
     model.eval()
-    device = model_device(model)
-    columns: list[tuple[Tensor, ...]] = []
     with torch.no_grad():
-        for batch in batches:
-            logits = model(batch.images.to(device)).cpu()
-            check_finite(logits, batch.images, batch.indices, "logits (at scoring)")
-            check_labels(batch.labels, batch.indices, logits.shape[1])
-            columns.append((batch.indices, batch.labels, logits.argmax(1), output_entropy(logits), logits.float().softmax(1).amax(1)))
-    return Predictions(*(torch.cat(parts) for parts in zip(*columns, strict=True)))
+        logits = model(batch.images.to(model_device(model))).cpu()
+    check_finite(logits, batch.images, batch.indices, "logits (at scoring)")
+    check_labels(batch.labels, batch.indices, logits.shape[1])
+    return Predictions(batch.indices, batch.labels, logits.argmax(1), output_entropy(logits), logits.float().softmax(1).amax(1))
+
+
+def _join(parts: Iterable[Predictions]) -> Predictions:
+    columns = zip(*((part.indices, part.labels, part.predicted, part.entropy, part.probability) for part in parts), strict=True)
+    return Predictions(*(torch.cat(column) for column in columns))

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm  # the only name that BatchNorm1d to 3d and SyncBatchNorm share
 from torch.utils.data import Dataset
 
 from rightreasons.common.files import write_atomically
@@ -22,6 +23,7 @@ from rightreasons.data.loading import Batch, count_images, read_batches
 from rightreasons.errors import ModelError
 from rightreasons.networks.classifier import check_finite, model_device
 from rightreasons.networks.optimizers import open_optimizer
+from rightreasons.networks.team import add_up_gradients, by_rows, helped_by, own_number, processes, step_together
 
 # A step's gradient is clipped to this length, so that one bad batch cannot undo pretrained weights.
 LONGEST_GRADIENT = 10.0
@@ -64,31 +66,25 @@ def train_model(
     batch do not influence one another. With ``judge_epoch``, a merit from the model and the epoch's number from 1, the model ends with the weights
     of its best epoch: the latest whose merit is no more than ``slack`` below the highest. On CUDA, the forward pass runs in half precision.
 
+    Helpers of a team (``networks.team``) walk through each epoch in step, with state that this process gives them; ``loss`` and ``batches`` are sent
+    to them. A network whose BatchNorm takes its statistics from the batch is trained by this process alone.
+
     Raises ModelError if the model has no weights to train, and if training diverges: the weights are then those before that step.
     """
     chosen = _weights_to_train(model, recipe.layers, lambda: next(batches(seeded(seed, "layers"))))
-    # gamma ||theta||^2 has the gradient 2 gamma theta.
-    optimizer = open_optimizer(torch.optim.Adam, chosen, lr=recipe.learning_rate, weight_decay=2 * recipe.gamma)
-    precision = _Precision(model_device(model))
-    steps = recipe.epochs * steps_per_epoch
+    optimizer, precision = _optimizer(chosen, recipe), _Precision(model_device(model))
+    name_of = {id(parameter): name for name, parameter in model.named_parameters()}
+    names = [name_of[id(weight)] for weight in chosen]
+    together = processes() > 1 and (freeze_statistics or not _has_batch_statistics(model))
     first, best = _resume(model, optimizer, precision, checkpoint)
     with _only_trainable(model, chosen):
         for epoch in range(first, recipe.epochs):
-            model.train()
-            if freeze_statistics:
-                _freeze_statistics(model)
-            generator = seeded(seed, "epoch", epoch)
-            # Dropout draws from torch's global state, which is put back afterwards.
-            with torch.random.fork_rng():
-                torch.manual_seed(generator.initial_seed())
-                for step, batch in enumerate(batches(generator), start=epoch * steps_per_epoch):
-                    for group in optimizer.param_groups:
-                        group["lr"] = recipe.learning_rate * (1 + math.cos(math.pi * step / steps)) / 2 * min(1, (step + 1) / max(1, recipe.warm_up))
-                    optimizer.zero_grad(set_to_none=True)
-                    with precision.forward():
-                        value = loss(batch, generator)
-                    if not precision.step(value, optimizer, chosen):
-                        raise _divergence(model, chosen, batch, epoch, value.item())
+            course = _Course(epoch, steps_per_epoch, recipe, batches, loss, seed, freeze_statistics)
+            if together:
+                with helped_by(_help_through, model, names, optimizer.state_dict(), precision.scaler.state_dict(), course), step_together():
+                    _walk_through(model, chosen, optimizer, precision, course)
+            else:
+                _walk_through(model, chosen, optimizer, precision, course)
             if judge_epoch is not None:
                 merit = judge_epoch(model, epoch + 1)
                 if best is None or merit >= best[0] - slack:
@@ -104,6 +100,55 @@ def train_model(
     model.eval()
 
 
+@dataclass(frozen=True)
+class _Course:
+    """One epoch, from 0, of so many steps."""
+
+    epoch: int
+    steps: int
+    recipe: Recipe
+    batches: Callable[[torch.Generator], Iterator[Batch]]
+    loss: Callable[[Batch, torch.Generator], Tensor]
+    seed: int
+    freeze_statistics: bool
+
+
+def _walk_through(model: nn.Module, chosen: list[Tensor], optimizer: torch.optim.Optimizer, precision: _Precision, course: _Course) -> None:
+    """Takes the steps of one epoch."""
+    model.train()
+    if course.freeze_statistics:
+        _freeze_statistics(model)
+    recipe, generator = course.recipe, seeded(course.seed, "epoch", course.epoch)
+    steps = recipe.epochs * course.steps
+    # Dropout draws from torch's global state, which is put back afterwards. Processes in step draw differently, since their images differ.
+    with torch.random.fork_rng():
+        torch.manual_seed(generator.initial_seed() + own_number())
+        for step, batch in enumerate(course.batches(generator), start=course.epoch * course.steps):
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.learning_rate * (1 + math.cos(math.pi * step / steps)) / 2 * min(1, (step + 1) / max(1, recipe.warm_up))
+            optimizer.zero_grad(set_to_none=True)
+            with precision.forward():
+                value = course.loss(batch, generator)
+            if not precision.step(value, optimizer, chosen):
+                raise _divergence(model, chosen, batch, course.epoch, value.item())
+
+
+def _help_through(model: nn.Module, names: list[str], optimizer_state: dict, scaler_state: dict, course: _Course) -> None:
+    """Takes the steps of one epoch in a helper, which forgets all of it afterwards."""
+    weights: dict[str, Tensor] = dict(model.named_parameters())
+    chosen = [weights[name] for name in names]
+    optimizer, precision = _optimizer(chosen, course.recipe), _Precision(model_device(model))
+    optimizer.load_state_dict(optimizer_state)
+    precision.scaler.load_state_dict(scaler_state)
+    with _only_trainable(model, chosen), step_together():
+        _walk_through(model, chosen, optimizer, precision, course)
+
+
+def _optimizer(chosen: list[Tensor], recipe: Recipe) -> torch.optim.Optimizer:
+    # gamma ||theta||^2 has the gradient 2 gamma theta.
+    return open_optimizer(torch.optim.Adam, chosen, lr=recipe.learning_rate, weight_decay=2 * recipe.gamma)
+
+
 def train_plainly(
     model: nn.Module,
     dataset: Dataset,
@@ -116,26 +161,41 @@ def train_plainly(
     progress: Advance | None = None,
 ) -> None:
     """Trains by cross-entropy on shuffled batches (ERM). A last batch of one image, on which BatchNorm cannot train, joins the one before."""
-    count = count_images(dataset)
-    device = model_device(model)
-
-    def shuffled(generator: torch.Generator) -> Iterator[Batch]:
-        return _join_single(read_batches(dataset, indices=torch.randperm(count, generator=generator), batch_size=batch_size))
-
-    def cross_entropy(batch: Batch, generator: torch.Generator) -> Tensor:
-        (images,) = flip_together(flips, generator, batch.images)
-        return F.cross_entropy(model(images.to(device)).float(), batch.labels.to(device))
-
     train_model(
         model,
-        batches=shuffled,
-        steps_per_epoch=max(1, math.ceil((count - 1) / batch_size)),
-        loss=cross_entropy,
+        batches=_Shuffled(dataset, batch_size),
+        steps_per_epoch=max(1, math.ceil((count_images(dataset) - 1) / batch_size)),
+        loss=_CrossEntropy(model, flips),
         recipe=recipe,
         seed=seed,
         checkpoint=checkpoint,
         progress=progress,
     )
+
+
+@dataclass(frozen=True)
+class _Shuffled:
+    """All images in a new order, ``batch_size`` at a time."""
+
+    dataset: Dataset
+    batch_size: int
+
+    def __call__(self, generator: torch.Generator) -> Iterator[Batch]:
+        order = torch.randperm(count_images(self.dataset), generator=generator)
+        return _join_single(read_batches(self.dataset, indices=order, batch_size=self.batch_size))
+
+
+@dataclass(frozen=True)
+class _CrossEntropy:
+    """The cross-entropy of a batch, mirrored by ``flips``."""
+
+    model: nn.Module
+    flips: Flips
+
+    def __call__(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        (images,), device = flip_together(self.flips, generator, batch.images), model_device(self.model)
+        logits = by_rows(lambda rows: self.model(images[rows].to(device)).float(), len(images))
+        return F.cross_entropy(logits, batch.labels.to(device))
 
 
 def _join_single(batches: Iterator[Batch]) -> Iterator[Batch]:
@@ -177,6 +237,7 @@ class _Precision:
     def step(self, value: Tensor, optimizer: torch.optim.Optimizer, parameters: list[Tensor]) -> bool:
         """Takes one step, or none and returns False if loss or gradient are not finite. The scaler skips a step whose scaled gradient overflows."""
         self.scaler.scale(value).backward()
+        add_up_gradients(parameters)
         self.scaler.unscale_(optimizer)
         length = nn.utils.clip_grad_norm_(parameters, LONGEST_GRADIENT)
         if not (value if self.scaler.is_enabled() else length).isfinite():
@@ -252,8 +313,12 @@ def _only_trainable(model: nn.Module, chosen: list[Tensor]) -> Iterator[None]:
 
 def _freeze_statistics(model: nn.Module) -> None:
     for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):  # the only name that BatchNorm1d to 3d and SyncBatchNorm share
+        if isinstance(module, _BatchNorm):
             module.eval()
+
+
+def _has_batch_statistics(model: nn.Module) -> bool:
+    return any(isinstance(module, _BatchNorm) for module in model.modules())
 
 
 def _resume(

@@ -11,15 +11,14 @@ from typing import Any
 import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from rightreasons.common.files import write_atomically
 from rightreasons.common.progress import Reporter
 from rightreasons.common.seeds import seeded
-from rightreasons.data.loading import count_images, read_all, read_batches, some_images
+from rightreasons.data.loading import count_images, read_all, some_images
 from rightreasons.errors import ConfigError
 from rightreasons.networks.classifier import copy_model, hash_weights, load_checkpoint, save_checkpoint
-from rightreasons.networks.predictions import Predictions, predict_labels
+from rightreasons.networks.predictions import predict_dataset
 from rightreasons.pipeline.tracking import check_trackers
 from rightreasons.records import HeldOut, TunedEpoch
 from rightreasons.repair.align import AGAIN, AlignmentSet, align_model
@@ -116,7 +115,7 @@ def _repair(
     run: Run, model: nn.Module, checkpoint: Path, record: Callable[[TunedEpoch], None], reporter: Reporter
 ) -> tuple[Alignment, tuple[HeldOut, HeldOut] | None]:
     """Fine-tunes ``model`` in place if a shortcut was found, and compares it with the original; returns the guard's measurements too."""
-    plain = _predict(run.model, run.validation)
+    plain = predict_dataset(run.model, run.validation)
     accuracy = plain.correct.double().mean().item()
     if run.outcome != "shortcut found":
         return Alignment("nothing to change", accuracy, accuracy), None
@@ -124,7 +123,7 @@ def _repair(
     hosts = some_images(run.validation, EPOCH_HOSTS, seeded(seed, "guard hosts"))
     before = measure_held_out(run.model, plain, hosts, alignment, seed)
     align(model, run, alignment, checkpoint=checkpoint, record=record, reporter=reporter)
-    after = measure_held_out(model, _predict(model, run.validation), hosts, alignment, seed)
+    after = measure_held_out(model, predict_dataset(model, run.validation), hosts, alignment, seed)
     harm = find_harm(before, after, run.config.align.max_accuracy_drop)
     outcome = "aligned" if harm is None else "original kept"
     told = None if alignment.spread is None else _count_spread(alignment.spread, run)
@@ -223,7 +222,3 @@ def _count_spread(spread: Spread, run: Run) -> dict[str, Any]:
     if len(labels) == len(marked):  # a run from before there was a manifest has no list of labels
         classes = {name: [int(marked[labels == row].sum()), int((labels == row).sum())] for row, name in enumerate(run.project.task.classes)}
     return {"found": int(marked.sum()), "images": len(marked), "recall": spread.recall, "classes": classes}
-
-
-def _predict(model: nn.Module, dataset: Dataset) -> Predictions:
-    return predict_labels(model, read_batches(dataset))

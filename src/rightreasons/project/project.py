@@ -191,23 +191,28 @@ def example_file(project: Project) -> Path | None:
 
 
 def project_of_run(folder: RunFolder, *, file: Path | None = None, changes: Mapping[str, Any] | None = None) -> Project:
-    """The project of a run, with the settings of its folder, or of a configuration ``file``, and ``changes`` laid over them.
+    """The project of a run, with the settings of its folder, or of a configuration ``file``, and ``changes`` laid over them, which are stored.
 
     Raises ConfigError if data, weights or settings are not those with which the run was made.
     """
+    project = read_run_project(folder, file=file, changes=changes)
+    go_on(project, folder)
+    return project
+
+
+def read_run_project(folder: RunFolder, *, file: Path | None = None, changes: Mapping[str, Any] | None = None) -> Project:
+    """The project as ``project_of_run`` has it, with the run folder only read."""
     stored = folder.config()
     if file is None:
         tables, source, root = stored.model_dump(by_alias=True, exclude_none=True), str(folder.path / "config.toml"), folder.root()
     else:
         tables, source, root = read_toml(file), str(file), file.parent
     try:
-        project = open_project(merge_tables(tables, dict(changes or {})), source=source, root=root)
+        return open_project(merge_tables(tables, dict(changes or {})), source=source, root=root)
     except DataError as error:
         raise DataError(
             f"{error}. The run was made in {folder.environment()['root']}; if the images are elsewhere now: --set data.path=FOLDER"
         ) from error
-    go_on(project, folder)
-    return project
 
 
 def go_on(project: Project, folder: RunFolder) -> None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -31,6 +31,7 @@ from rightreasons.common.seeds import seeded
 from rightreasons.config import AlignConfig, Flips
 from rightreasons.data.loading import Batch, count_images, read_batches
 from rightreasons.networks.classifier import model_device
+from rightreasons.networks.team import by_rows
 from rightreasons.networks.training import Recipe, flip_together, train_model
 from rightreasons.records import TunedEpoch
 from rightreasons.repair.collapse import Answers, Collapse, has_collapsed, read_answers
@@ -193,15 +194,9 @@ def _fine_tune(
     count = count_images(dataset)
     part, ordinary = split_batch(config)
 
-    def mixed(generator: torch.Generator) -> Iterator[Batch]:
-        for batch in read_batches(dataset, indices=torch.randperm(count, generator=generator), batch_size=ordinary):
-            drawn = torch.randint(len(alignment.batch), (part,), generator=generator)
-            yield Batch(
-                torch.cat([batch.indices, alignment.batch.indices[drawn]]),
-                torch.cat([batch.images, alignment.batch.images[drawn]]),
-                torch.cat([batch.labels, alignment.batch.labels[drawn]]),
-            )
-
+    if alignment.spread is not None:  # its probe has a model of its own, which is for other images than these
+        alignment = replace(alignment, spread=replace(alignment.spread, score=None))
+    mixed = _Mixed(dataset, alignment.batch, part, ordinary)
     loss = AlignLoss(model, alignment, config, part=part, flips=flips)
     if config.lambda_ == "auto" and loss.needs_calibration:
         generator = seeded(seed, "lambda")
@@ -221,6 +216,26 @@ def _fine_tune(
         checkpoint=checkpoint,
         progress=progress,
     )
+
+
+@dataclass(frozen=True)
+class _Mixed:
+    """Batches of one epoch: ``ordinary`` images of the dataset in a new order, and after them ``part`` alignment samples, drawn with replacement."""
+
+    dataset: Dataset
+    inspected: Batch
+    part: int
+    ordinary: int
+
+    def __call__(self, generator: torch.Generator) -> Iterator[Batch]:
+        order = torch.randperm(count_images(self.dataset), generator=generator)
+        for batch in read_batches(self.dataset, indices=order, batch_size=self.ordinary):
+            drawn = torch.randint(len(self.inspected), (self.part,), generator=generator)
+            yield Batch(
+                torch.cat([batch.indices, self.inspected.indices[drawn]]),
+                torch.cat([batch.images, self.inspected.images[drawn]]),
+                torch.cat([batch.labels, self.inspected.labels[drawn]]),
+            )
 
 
 def images_seen(config: AlignConfig, count: int) -> int:
@@ -277,7 +292,8 @@ class AlignLoss:
                 shown[PASTED] = pasted
             if self.penalty == "effect":  # the other half of each pair goes through the model in the same pass
                 others = (clean if self.swaps else pasted)[COMPARED]
-        logits = self.model(torch.cat([shown, others]).to(device)).float()
+        given = torch.cat([shown, others])
+        logits = by_rows(lambda rows: self.model(given[rows].to(device)).float(), len(given))
         cross_entropy = F.cross_entropy(logits[: len(shown)], batch.labels.to(device))
         if len(others):
             return cross_entropy, effect_penalty(logits[: len(shown)][PASTED][COMPARED], logits[len(shown) :], logits)

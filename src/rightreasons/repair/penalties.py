@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
+from rightreasons.networks.team import by_rows
+
 _CONVOLUTION = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 # Keeps the root differentiable where a swap changes nothing.
 SMALLEST_EFFECT = 1e-6
@@ -40,8 +42,8 @@ def jacobian_penalty(
 ) -> Tensor:
     """An unbiased estimate of the squared Jacobian inside the mask, by one random projection of the logits (Hoffman et al. 2019; eq. 11)."""
 
-    def projected(logits: Tensor) -> Tensor:
-        return (logits * torch.randn(logits.shape, generator=generator).to(logits)).sum()
+    def projected(logits: Tensor, rows: slice, count: int) -> Tensor:
+        return (logits * torch.randn(count, logits.shape[1], generator=generator)[rows].to(logits)).sum()
 
     return _squared_gradient(model, images, masks, projected)
 
@@ -50,20 +52,28 @@ def log_prob_sum_penalty(
     model: nn.Module, images: Float[Tensor, "image channel height width"], masks: Bool[Tensor, "image height width"], generator: torch.Generator
 ) -> Tensor:
     """The published right-reasons loss: the squared gradient, inside the mask, of the sum of log-probabilities (eq. 8)."""
-    return _squared_gradient(model, images, masks, lambda logits: logits.log_softmax(1).sum())
+    return _squared_gradient(model, images, masks, lambda logits, *_: logits.log_softmax(1).sum())
 
 
-def _squared_gradient(model: nn.Module, images: Tensor, masks: Tensor, scalar: Callable[[Tensor], Tensor]) -> Tensor:
-    """The penalty, summed over the masked pixels of an image and averaged over the images that have a mask."""
+def _squared_gradient(model: nn.Module, images: Tensor, masks: Tensor, scalar: Callable[[Tensor, slice, int], Tensor]) -> Tensor:
+    """The penalty, summed over the masked pixels of an image and averaged over the images that have a mask.
+
+    ``scalar`` makes a number of the logits of some rows, given which of how many they are.
+    """
     masked = masks.any(2).any(1)
     if not masked.any():
         return images.new_zeros(())
-    leaf = images[masked].detach().requires_grad_()
-    # Torch's fused attention has no gradient of its gradient.
-    with _GroupedConvolutions(), sdpa_kernel(SDPBackend.MATH):
-        logits = model(leaf)
-    (gradient,) = torch.autograd.grad(scalar(logits), leaf, create_graph=True)
-    return (gradient * masks[masked][:, None]).square().sum((1, 2, 3)).mean()
+    images, masks = images[masked], masks[masked]
+
+    def by_image(rows: slice) -> Tensor:
+        leaf = images[rows].detach().requires_grad_()
+        # Torch's fused attention has no gradient of its gradient.
+        with _GroupedConvolutions(), sdpa_kernel(SDPBackend.MATH):
+            logits = model(leaf)
+        (gradient,) = torch.autograd.grad(scalar(logits, rows, len(images)), leaf, create_graph=True)
+        return (gradient * masks[rows][:, None]).square().sum((1, 2, 3))
+
+    return by_rows(by_image, len(images)).mean()
 
 
 class _GroupedConvolutions(TorchFunctionMode):

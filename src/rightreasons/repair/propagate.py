@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -20,9 +21,10 @@ from torch.utils.data import Dataset
 
 from rightreasons.common.memory import BATCH_BYTES, how_many
 from rightreasons.common.progress import Advance
-from rightreasons.data.loading import Batch, count_images, read_batches
+from rightreasons.data.loading import Batch, count_images
 from rightreasons.networks.optimizers import open_optimizer
 from rightreasons.networks.places import Places, find_places
+from rightreasons.networks.team import map_batches
 
 # Of convolutions, the probe reads the deepest map with at least this many cells a side: fine enough to point, deep enough to recognise. Scores of a
 # coarser map or token grid are interpolated to as many, so that the margin around what is marked is as wide on the image.
@@ -112,28 +114,23 @@ def spread_verdicts(
             best = _Found(places, features, cells, recall)
     if best is None:
         return None
-    probe, places = _fit(best.features, best.cells), best.places
+    probe = _fit(best.features, best.cells)
     usual = (probe(best.features) > 0).sum((1, 2))[best.cells.with_some].float().median()
     factor = math.ceil(FEWEST_CELLS / min(best.features.shape[-2:]))
-
-    def score(images: Float[Tensor, "image channel height width"]) -> Float[Tensor, "image row column"]:
-        found = probe(_read_features(model, places, images))
-        found[(found > 0).sum((1, 2)) < LEAST_AREA * usual] = NOTHING
-        # A cell of which less than half is spurious was not learnt as such: half a cell more on each side, or the shortcut's edge would stay, and no
-        # less than the least cell.
-        fine = found[:, None] if factor == 1 else F.interpolate(found[:, None], scale_factor=factor, mode="bilinear", align_corners=False)
-        margin = max(1, factor // 2)
-        return F.max_pool2d(fine, 2 * margin + 1, stride=1, padding=margin)[:, 0]
-
+    score = _Score(model, best.places, probe, LEAST_AREA * usual, factor)
     count, done = count_images(dataset), 0
     grid = [side * factor for side in best.features.shape[-2:]]
     scores = torch.full((count, *grid), NOTHING)
-    for batch in read_batches(dataset, batch_size=size):
-        scores[batch.indices] = score(batch.images)
-        done += len(batch)
+    for indices, found in map_batches(partial(_score_batch, score), dataset, batch_size=size):
+        scores[indices] = found
+        done += len(indices)
         if progress is not None:
             progress(done, count)
     return Spread(scores, best.recall, score)
+
+
+def _score_batch(score: _Score, batch: Batch) -> tuple[Int[Tensor, " image"], Float[Tensor, "image row column"]]:
+    return batch.indices, score(batch.images)
 
 
 def open_features(
@@ -172,6 +169,26 @@ class _Probe:
 
     def __call__(self, maps: Float[Tensor, "image feature row column"]) -> Float[Tensor, "image row column"]:
         return ((maps.movedim(1, -1) - self.mean) / self.deviation) @ self.weight + self.offset
+
+
+@dataclass(frozen=True)
+class _Score:
+    """The probe's scores of the cells of any images, ``factor`` times as fine as the features; fewer marked cells than ``fewest`` are chance."""
+
+    model: nn.Module
+    places: Places
+    probe: _Probe
+    fewest: Float[Tensor, ""]
+    factor: int
+
+    def __call__(self, images: Float[Tensor, "image channel height width"]) -> Float[Tensor, "image row column"]:
+        found = self.probe(_read_features(self.model, self.places, images))
+        found[(found > 0).sum((1, 2)) < self.fewest] = NOTHING
+        # A cell of which less than half is spurious was not learnt as such: half a cell more on each side, or the shortcut's edge would stay, and no
+        # less than the least cell.
+        fine = found[:, None] if self.factor == 1 else F.interpolate(found[:, None], scale_factor=self.factor, mode="bilinear", align_corners=False)
+        margin = max(1, self.factor // 2)
+        return F.max_pool2d(fine, 2 * margin + 1, stride=1, padding=margin)[:, 0]
 
 
 @dataclass(frozen=True)

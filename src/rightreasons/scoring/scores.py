@@ -20,13 +20,13 @@ from torch.utils.data import Dataset
 
 from rightreasons.common.seeds import seeded
 from rightreasons.critic.outcome import decide_outcome, explain_outcome
-from rightreasons.data.loading import StoredImages, count_images, read_batches
+from rightreasons.data.loading import StoredImages, count_images
 from rightreasons.data.manifest import find_leaks, hash_manifest
 from rightreasons.explain.evidence import explain_parts, read_baselines, shown_effect, smooth_width
 from rightreasons.explain.segment import smooth_heatmaps
 from rightreasons.networks.answers import Answers
 from rightreasons.networks.classifier import Classifier, as_classifier, hash_weights
-from rightreasons.networks.predictions import Predictions, predict_labels
+from rightreasons.networks.predictions import Predictions, predict_dataset
 from rightreasons.records import HUMAN, ClassScore, GroundTruth, GroupScore, Scores, TunedEpoch, find_disputes, settle_verdicts, truly_spurious
 from rightreasons.repair.swap import Pasted
 from rightreasons.run import Alignment, Run
@@ -61,7 +61,7 @@ def score(
         own = as_classifier(run.model)
         model = Classifier(model, own.preset, own.order)
     model = as_classifier(model)
-    predictions = predict_labels(model, read_batches(test_set))
+    predictions = predict_dataset(model, test_set)
     counts = dict(Counter(train_truth.groups)) if train_truth is not None else None
     scores = metrics.score_predictions(predictions, truth, counts)
     if run is None:
