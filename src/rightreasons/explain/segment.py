@@ -17,7 +17,8 @@ from torch import Tensor
 from rightreasons.common.memory import WORKING_BYTES, how_many
 from rightreasons.common.progress import Advance
 from rightreasons.data.loading import StoredImages
-from rightreasons.explain.mixture import Mixture, expand_points, fit_mixture, log_density
+from rightreasons.explain.em import expand_points
+from rightreasons.explain.mixture import Mixture, coefficients, fit_best_mixture
 from rightreasons.records import Outcome, Segmentation
 
 # Added to each covariance's diagonal, in pixels squared: a segment is never narrower than about half a pixel.
@@ -32,6 +33,8 @@ MOST_COLOURS = 3
 SMALLEST_SHARE = 1e-3
 # The mixture is fitted on a heatmap pooled to at most this many pixels on the shorter side. The result is as good, and larger images take no longer.
 FITTED_SIDE = 64
+# A mixture has converged when a step of EM moves no share of the effect and no mean, in sides of the image, by more than this.
+STILL = 1e-4
 # The numbers of components that `components = "auto"` chooses from, by BIC.
 AUTO_COMPONENTS = range(1, 7)
 # The most heatmaps that are fitted together. They take about as many steps as the slowest of them.
@@ -227,10 +230,9 @@ def _fit_best(
     smallest = torch.full((points.shape[-1],), SMALLEST_COLOUR_VARIANCE)
     smallest[:2] = SMALLEST_VARIANCE / points.shape[-2]
     repeated = weights.repeat_interleave(restarts, 0)
-    points = points if points.ndim == 2 else points.repeat_interleave(restarts, 0)
-    fitted = fit_mixture(repeated, points, _seed_means(repeated, points, components, generator), smallest_variance=smallest)
-    best = fitted.objective.view(-1, restarts).argmax(1) + torch.arange(len(weights), device=weights.device) * restarts
-    return Mixture(*(getattr(fitted, name)[best] for name in ("weights", "means", "covariances", "objective")))
+    each = points if points.ndim == 2 else points.repeat_interleave(restarts, 0)
+    means = _seed_means(repeated, each, components, generator).unflatten(0, (-1, restarts))
+    return fit_best_mixture(weights, points, means, smallest_variance=smallest, tolerance=STILL)
 
 
 def _seed_means(
@@ -247,7 +249,7 @@ def _seed_means(
         chances = torch.where(chances.sum(1, keepdim=True) > 0, chances, weights)
         drawn = torch.multinomial(chances.cpu(), 1, generator=generator)[:, 0].to(points.device)
         means.append(each[images, drawn])
-        away = torch.cdist(means[-1][:, None], each)[:, 0].square()
+        away = torch.stack([(each[..., axis] - means[-1][:, axis, None]).square() for axis in range(each.shape[-1])]).sum(0)
         distance = away if len(means) == 1 else torch.minimum(distance, away)
     return torch.stack(means, 1)
 
@@ -274,7 +276,7 @@ def _assign(
 ) -> Int8[Tensor, "image height width"]:
     """The component that each pixel belongs to, a strip of rows at a time."""
     count, height, width = shape
-    coefficients = log_density(mixtures.weights, mixtures.means, mixtures.covariances)
+    densities = coefficients(mixtures)
     assigned = torch.empty(shape, dtype=torch.int8)
     each = left_out.shape[1] * COMPONENT_BYTES + (0 if colours is None else PRODUCT_BYTES)
     rows = how_many(count * width * each, WORKING_BYTES)
@@ -282,7 +284,7 @@ def _assign(
         part = slice(top, min(top + rows, height))
         # r_ij grows with log pi_j + log N(z_i), so the largest is found without dividing by the sum.
         points = _beside(_grid(shape[1:], part), None if colours is None else colours[:, part])
-        joint = (expand_points(points) @ coefficients).masked_fill_(left_out[:, None], -math.inf)
+        joint = (expand_points(points) @ densities.mT).masked_fill_(left_out[:, None], -math.inf)
         assigned[:, part] = joint.argmax(2).view(count, -1, width)
     return assigned
 
