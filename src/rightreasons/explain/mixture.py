@@ -14,7 +14,7 @@ from torch import Tensor
 from rightreasons.explain.em import climb, expand_points, gather_points, log_density, pack, unpack
 
 # Of several starts, the best after so many steps goes on alone.
-TRIAL = 30
+TRIAL = 42
 
 
 @dataclass(frozen=True)

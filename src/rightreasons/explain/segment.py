@@ -17,7 +17,7 @@ from torch import Tensor
 from rightreasons.common.memory import WORKING_BYTES, how_many
 from rightreasons.common.progress import Advance
 from rightreasons.data.loading import StoredImages
-from rightreasons.explain.em import expand_points
+from rightreasons.explain.em import BLOCK, expand_points
 from rightreasons.explain.mixture import Mixture, coefficients, fit_best_mixture
 from rightreasons.records import Outcome, Segmentation
 
@@ -39,9 +39,9 @@ STILL = 1e-4
 AUTO_COMPONENTS = range(1, 7)
 # The most heatmaps that are fitted together. They take about as many steps as the slowest of them.
 LARGEST_CHUNK = 64
-# Bytes of temporary arrays per pixel: for smoothing a heatmap, for each component's responsibility, for an image's colours,
-# and for the products of all coordinates with colours among them (in a fit, with all components).
-SMOOTHING_BYTES, COMPONENT_BYTES, COLOUR_BYTES, PRODUCT_BYTES, FITTED_BYTES = 32, 24, 48, 160, 400
+# Bytes of temporary arrays per pixel: for smoothing a heatmap, for an image's colours, and in a fit for the products of all coordinates with colours
+# among them and all components.
+SMOOTHING_BYTES, COLOUR_BYTES, FITTED_BYTES = 32, 48, 400
 
 
 def segment_heatmaps(
@@ -262,12 +262,16 @@ def _order_by_share(
     # The first assignment uses all components, the second leaves out the negligible ones.
     negligible = torch.zeros_like(mixtures.weights, dtype=torch.bool)
     assigned = _assign(mixtures, negligible, positive.shape, colours)
-    negligible = _sum_by_segment(positive, assigned, negligible.shape[1]) / total < SMALLEST_SHARE
-    assigned = _assign(mixtures, negligible, positive.shape, colours)
     shares = _sum_by_segment(positive, assigned, negligible.shape[1]) / total
+    negligible = shares < SMALLEST_SHARE
+    again = negligible.any(1)
+    if again.any():
+        some = Mixture(*(getattr(mixtures, name)[again] for name in ("weights", "means", "covariances", "objective")))
+        assigned[again] = _assign(some, negligible[again], positive[again].shape, None if colours is None else colours[again])
+        shares[again] = _sum_by_segment(positive[again], assigned[again], negligible.shape[1]) / total[again]
     order = shares.argsort(dim=1, descending=True, stable=True)
     rank = order.argsort(dim=1).to(torch.int8)
-    segments = torch.stack([ranks[places.int()] for ranks, places in zip(rank, assigned, strict=True)])
+    segments = rank.gather(1, assigned.flatten(1).long()).view_as(assigned)
     return segments, F.pad(shares.gather(1, order), (0, size - shares.shape[1]))
 
 
@@ -277,33 +281,34 @@ def _assign(
     """The component that each pixel belongs to, a strip of rows at a time."""
     count, height, width = shape
     densities = coefficients(mixtures)
-    assigned = torch.empty(shape, dtype=torch.int8)
-    each = left_out.shape[1] * COMPONENT_BYTES + (0 if colours is None else PRODUCT_BYTES)
-    rows = how_many(count * width * each, WORKING_BYTES)
+    assigned = torch.zeros(shape, dtype=torch.int8)
+    rows = max(1, BLOCK // (count * width * left_out.shape[1]))
     for top in range(0, height, rows):
         part = slice(top, min(top + rows, height))
         # r_ij grows with log pi_j + log N(z_i), so the largest is found without dividing by the sum.
         points = _beside(_grid(shape[1:], part), None if colours is None else colours[:, part])
-        joint = (expand_points(points) @ densities.mT).masked_fill_(left_out[:, None], -math.inf)
-        assigned[:, part] = joint.argmax(2).view(count, -1, width)
+        joint = (densities @ expand_points(points).mT).masked_fill_(left_out[:, :, None], -math.inf).unflatten(2, (-1, width))
+        highest = joint[:, 0]
+        for component in range(1, joint.shape[1]):
+            assigned[:, part].masked_fill_(joint[:, component] > highest, component)
+            highest = torch.maximum(highest, joint[:, component])
     return assigned
 
 
 def _sum_by_segment(
     positive: Float[Tensor, "image height width"], assigned: Int8[Tensor, "image height width"], count: int
 ) -> Float[Tensor, "image segment"]:
-    return torch.stack([(positive * (assigned == segment)).sum((1, 2)) for segment in range(count)], 1)
+    sums = torch.zeros(len(positive), count, dtype=torch.float64)
+    return sums.scatter_add_(1, assigned.flatten(1).long(), positive.flatten(1).double()).to(positive.dtype)
 
 
 def _above_peak_share(
     positive: Float[Tensor, "image height width"], segments: Int8[Tensor, "image height width"], size: int, peak_share: float
 ) -> Bool[Tensor, "image height width"]:
-    above = positive > 0
-    for segment in range(size):
-        inside = segments == segment
-        peak = (positive * inside).amax((1, 2), keepdim=True)
-        above &= ~inside | (positive >= peak_share * peak)
-    return above
+    # The first peak is that of the pixels of no segment.
+    numbers, values = (segments + 1).flatten(1).long(), positive.flatten(1)
+    peaks = torch.zeros(len(positive), size + 1).scatter_reduce_(1, numbers, values, "amax")
+    return ((values > 0) & (values >= (peak_share * peaks).gather(1, numbers))).view_as(positive)
 
 
 def _outcomes(raw: Float[Tensor, "image height width"], smoothed: Float[Tensor, "image height width"]) -> list[Outcome]:
