@@ -59,7 +59,7 @@ def test_depth_is_the_number_of_erosions():
     while left.any():
         depth += left
         left = -torch.nn.functional.max_pool2d(-left, 3, 1, 1)
-    assert torch.equal(_depth(mask), depth[0, 0, 1:-1, 1:-1])
+    assert (_depth(mask.int() - 1)[mask] == depth[0, 0, 1:-1, 1:-1].numpy()[mask]).all()
 
 
 @pytest.fixture
