@@ -136,8 +136,8 @@ def _place_labels(segments: Int[Tensor, "height width"], factors: tuple[float, f
 def _depth(segments: Int[Tensor, "height width"]) -> Int[np.ndarray, "height width"]:
     """Each pixel's distance to the nearest one outside its segment, with diagonal steps counted as one.
 
-    The nearest pixel beside a border is always one of the same segment, so one map of distances to borders holds for all segments. It takes two passes
-    over the rows (Rosenfeld and Pfaltz 1966): the time grows with the number of pixels alone.
+    The nearest pixel beside a border is always one of the same segment, so one map of distances to borders holds for all segments. It takes two
+    passes over the rows (Rosenfeld and Pfaltz 1966): the time grows with the number of pixels alone.
     """
     padded = np.pad(segments.numpy(), 1, constant_values=-2)
     middle = padded[1:-1, 1:-1]
