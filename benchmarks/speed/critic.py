@@ -1,10 +1,10 @@
 """Drawing the critic's pictures, and building what is sent: 500 images of 28 pixels and 60 of 224, five segments each.
 
 The rival draws the same three pictures as its documentation has it: enlarged by Pillow, outlined by scikit-image's ``mark_boundaries``, coloured by
-``label2rgb``, saved by Pillow; it writes no labels, which is less work. The floor is the saving of three such pictures by Pillow alone. Seconds are of
-processor time, on one thread. ``ratio`` is our time over the rival's, ``floor_ratio`` over the floor's. ``agrees``: the clean pictures are equal in
-every pixel, and the rival's outlines lie on ours. A request is the body of a call with three pictures, whose floor is their base64 text; nothing else
-builds it.
+``label2rgb``, saved by Pillow; it writes no labels, which is less work. The floor is the saving of three such pictures by Pillow alone.
+Seconds are of processor time, on one thread. ``ratio`` is our time over the rival's, ``floor_ratio`` over the floor's. ``agrees``: the clean pictures
+are equal in every pixel, and the rival's outlines lie on ours. A request is the body of a call with three pictures, whose floor is their base64 text;
+nothing else builds it.
 
     pip install scikit-image
     python benchmarks/speed/critic.py [--rounds 3] --json
@@ -139,7 +139,8 @@ def measure_pictures(side: int, channels: int, count: int, rounds: int) -> Itera
 def line(
     stage: str, case: str, times: dict[str, list[float]], rival: str, mib: tuple[float | None, float | None], *, agrees: bool
 ) -> dict[str, object]:
-    ours_s, rival_s, floor_s = (statistics.median(times[name]) if times[name] else None for name in ("ours", "rival", "floor"))
+    ours_s, floor_s = statistics.median(times["ours"]), statistics.median(times["floor"])
+    rival_s = statistics.median(times["rival"]) if times["rival"] else None
     return {
         "stage": stage, "case": case, "ours_s": ours_s, "rival_s": rival_s, "rival": rival, "ratio": rival_s and ours_s / rival_s,
         "floor_s": floor_s, "floor_ratio": ours_s / floor_s, "ours_mib": mib[0], "rival_mib": mib[1], "agrees": agrees,

@@ -167,7 +167,7 @@ def one_pass(case: Case) -> None:
     basis = expand_points(case.points).mT
     densities = torch.zeros(len(case.weights), COMPONENTS, len(basis))
     for row, weights in enumerate(case.weights):
-        (densities[row] @ basis).softmax(0).mul_(weights) @ basis.mT
+        densities[row] = (densities[row] @ basis).softmax(0).mul_(weights) @ basis.mT
 
 
 def measure(case: Case, rounds: int, few: int) -> Iterator[dict[str, object]]:
