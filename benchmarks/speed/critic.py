@@ -7,7 +7,7 @@ are equal in every pixel, and the rival's outlines lie on ours. A request is the
 nothing else builds it.
 
     pip install scikit-image
-    python benchmarks/speed/critic.py [--rounds 3] --json
+    python benchmarks/speed/critic.py [--images 500] [--rounds 3] --json
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from rightreasons.critic.pictures import COLOURS, MARGIN, fit_size, render_pictu
 from rightreasons.lvlm import open_lvlm
 from rightreasons.records import Pictures, Subject
 
-CASES = ((28, 1, 500), (224, 3, 60))
+CASES = ((28, 1, 1.0), (224, 3, 0.125))
 
 
 def draw_case(side: int, channels: int, count: int) -> tuple[Tensor, Tensor]:
@@ -66,8 +66,8 @@ def scikit_image(images: Tensor, segments: Tensor) -> list[tuple[bytes, bytes, b
         pixels = (image.expand(3, -1, -1).permute(1, 2, 0) * 255).round().byte().numpy()
         clean = np.asarray(Image.fromarray(pixels).resize(size[::-1], Image.Resampling.NEAREST))
         labels = np.asarray(Image.fromarray(numbers.numpy().astype(np.int32)).resize(size[::-1], Image.Resampling.NEAREST)) + 1
-        outlined = (mark_boundaries(clean, labels, color=(1, 0.6, 0), outline_color=(1, 1, 1), mode="thick") * 255).astype(np.uint8)
-        flat = (label2rgb(labels, colors=np.array(COLOURS) / 255, bg_label=0) * 255).astype(np.uint8)
+        outlined = (mark_boundaries(clean, labels, color=(1, 0.6, 0), outline_color=(1, 1, 1), mode="thick") * 255).round().astype(np.uint8)
+        flat = (label2rgb(labels, colors=np.array(COLOURS) / 255, bg_label=0) * 255).round().astype(np.uint8)
         drawn.append((save(clean), save(outlined), save(flat)))
     return drawn
 
@@ -150,11 +150,12 @@ def line(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--images", type=int, default=500, help="of 28 pixels; an eighth as many of 224")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    for side, channels, count in CASES:
-        for result in measure_pictures(side, channels, count, options.rounds):
+    for side, channels, share in CASES:
+        for result in measure_pictures(side, channels, max(5, round(share * options.images)), options.rounds):
             print(json.dumps(result) if options.json else "\n".join(f"{key:12} {value}" for key, value in result.items()) + "\n", flush=True)
 
 
