@@ -3,8 +3,8 @@
 The rival draws the same three pictures as its documentation has it: enlarged by Pillow, outlined by scikit-image's ``mark_boundaries``, coloured by
 ``label2rgb``, saved by Pillow; it writes no labels, which is less work. The floor is the saving of three such pictures by Pillow alone.
 Seconds are of processor time, on one thread. ``ratio`` is our time over the rival's, ``floor_ratio`` over the floor's. ``agrees``: the clean pictures
-are equal in every pixel, and nine tenths of the rival's outlines lie on ours, which do not turn around corners. A request is the body of a call with three pictures,
-whose floor is their base64 text; nothing else builds it.
+are equal in every pixel, and nine tenths of the rival's outlines lie on ours, which do not turn around corners. A request is the body of a call
+with three pictures, whose floor is their base64 text; nothing else builds it.
 
     pip install scikit-image
     python benchmarks/speed/critic.py [--images 500] [--rounds 3] --json
