@@ -1,17 +1,20 @@
-"""A weighted Gaussian mixture for each of many images at once, fitted by EM (docs/method.md, eq. 5).
+"""A weighted Gaussian mixture for each of many images at once (docs/method.md, eq. 5). EM itself is in em.py.
 
-A point has two coordinates of place, and further ones of colour where those are used. log N(z) is linear in 1, the coordinates and their
-products, so that one EM step over a batch of images is two matrix products. Points are shared by all images, or each image has its own.
+A point has two coordinates of place, and further ones of colour where those are used. Points are shared by all images, or each image has its own.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from rightreasons.explain.em import climb, expand_points, gather_points, log_density, pack, unpack
+
+# Of several starts, the best after so many steps goes on alone.
+TRIAL = 42
 
 
 @dataclass(frozen=True)
@@ -33,88 +36,53 @@ def fit_mixture(
     iterations: int = 100,
     tolerance: float = 1e-5,
 ) -> Mixture:
-    """EM from given means, for all images at once, until no component's share or mean moves by more than ``tolerance``.
+    """EM from given means, for all images at once, until no component's share or mean moves by more than ``tolerance`` in a step.
 
     ``weights`` sum to one per image. Component covariances start isotropic: the data's mean variance, divided by their number.
     ``smallest_variance`` is added to each covariance's diagonal.
     """
-    features = expand_points(points)
-    count, size = means.shape[1:]
-    floor = torch.diag(torch.as_tensor(smallest_variance, dtype=points.dtype, device=points.device).expand(size))
-    spread = (_mean(weights, points.square()) - _mean(weights, points).square()).mean(1) / count
-    means = means.clone()
-    start = spread[:, None, None, None] * torch.eye(size, dtype=points.dtype, device=points.device) + floor
-    covariances = start.expand(len(weights), count, size, size).contiguous()
-    shares = torch.full(means.shape[:2], 1 / count, dtype=points.dtype, device=points.device)
-    objective = torch.zeros(len(weights), dtype=points.dtype, device=points.device)
-    active = torch.arange(len(weights), device=points.device)
-    for _ in range(iterations):
-        share = weights[active]
-        joint = features @ log_density(shares[active], means[active], covariances[active])
-        density = joint.logsumexp(2, keepdim=True)
-        moments = features.mT @ (share[:, :, None] * (joint - density).exp())
-        moved = (moments[:, 0] - shares[active]).abs().amax(1)
-        objective[active] = (share * density[:, :, 0]).sum(1)
-        earlier = means[active]
-        shares[active], means[active], covariances[active] = _maximise(moments, floor)
-        moved = torch.maximum(moved, (means[active] - earlier).abs().amax((1, 2)))
-        # An image whose mixture has converged drops out, so its result does not depend on the others in the batch.
-        left = moved >= tolerance
-        if not left.any():
-            break
-        if not left.all():
-            active = active[left]
-            features = features[left] if features.ndim == 3 else features
-    return Mixture(shares, means, covariances, objective)
+    return fit_best_mixture(weights, points, means[:, None], smallest_variance=smallest_variance, iterations=iterations, tolerance=tolerance)
+
+
+def fit_best_mixture(
+    weights: Float[Tensor, "image pixel"],
+    points: Float[Tensor, "*each pixel coordinate"],
+    means: Float[Tensor, "image start component coordinate"],
+    *,
+    smallest_variance: float | Float[Tensor, " coordinate"],
+    iterations: int = 100,
+    tolerance: float = 1e-5,
+) -> Mixture:
+    """``fit_mixture`` from several starts, of which the one with the best objective after ``TRIAL`` steps goes on alone."""
+    count, size = means.shape[2:]
+    floor = torch.as_tensor(smallest_variance).expand(size).tolist()
+    spread = ((_mean(weights, points.square()) - _mean(weights, points).square()).mean(1) / count).double()
+    round_ = spread[:, None, None].expand(means.shape[:3])
+    covariances = {(i, j): round_ + floor[i] if i == j else torch.zeros_like(round_) for i in range(size) for j in range(i + 1)}
+    parameters = pack(torch.full_like(round_, 1 / count), means.movedim(-1, 0).double(), covariances)
+    cloud = gather_points(weights, points)
+    if means.shape[1] > 1:
+        parameters, objective = climb(parameters, cloud, floor, iterations=min(TRIAL, iterations), tolerance=tolerance)
+        best = objective.argmax(1)
+        parameters = parameters[:, torch.arange(len(best), device=best.device), best][:, :, None]
+        iterations = max(3, iterations - TRIAL)
+    parameters, objective = climb(parameters, cloud, floor, iterations=iterations, tolerance=tolerance)
+    shares, centres, covariance = unpack(parameters[:, :, 0])
+    found = shares, centres.movedim(0, -1), covariance.movedim((0, 1), (-2, -1)), objective[:, 0]
+    return Mixture(*(part.to(points.dtype) for part in found))
 
 
 def responsibilities(mixture: Mixture, points: Float[Tensor, "*each pixel coordinate"]) -> Float[Tensor, "image pixel component"]:
     """r_ij: how far pixel i belongs to component j; sums to one over the components."""
-    return (expand_points(points) @ log_density(mixture.weights, mixture.means, mixture.covariances)).softmax(2)
+    return (expand_points(points) @ coefficients(mixture).mT).softmax(2)
 
 
-def expand_points(points: Float[Tensor, "*each pixel coordinate"]) -> Float[Tensor, "*each pixel feature"]:
-    """1, the coordinates, and the products of every two of them: [1, x, y, xx, xy, yy] of a place."""
-    one, other = _pairs(points.shape[-1])
-    return torch.cat([torch.ones_like(points[..., :1]), points, points[..., one] * points[..., other]], -1)
-
-
-def log_density(
-    shares: Float[Tensor, "image component"],
-    means: Float[Tensor, "image component coordinate"],
-    covariances: Float[Tensor, "image component coordinate coordinate"],
-) -> Float[Tensor, "image feature component"]:
+def coefficients(mixture: Mixture) -> Float[Tensor, "image component feature"]:
     """log pi_j + log N(z | mu_j, Sigma_j) as coefficients of what ``expand_points`` gives."""
-    one, other = _pairs(means.shape[-1])
-    precision = torch.linalg.inv(covariances)
-    linear = (precision @ means[..., None])[..., 0]
-    constant = shares.clamp_min(torch.finfo(shares.dtype).tiny).log() - means.shape[-1] / 2 * math.log(2 * math.pi)
-    constant = constant - torch.linalg.slogdet(covariances).logabsdet / 2 - (means * linear).sum(-1) / 2
-    # A product of two different coordinates stands for two entries of the matrix.
-    square = -precision[..., one, other] * torch.where(one == other, 0.5, 1.0).to(precision)
-    return torch.cat([constant[..., None], linear, square], -1).mT
-
-
-def _maximise(moments: Float[Tensor, "image feature component"], floor: Float[Tensor, "coordinate coordinate"]) -> tuple[Tensor, Tensor, Tensor]:
-    size = len(floor)
-    one, other = _pairs(size)
-    shares = moments[:, 0]
-    scaled = (moments[:, 1:] / shares.clamp_min(1e-12)[:, None]).mT
-    means = scaled[..., :size]
-    central = scaled[..., size:] - means[..., one] * means[..., other]
-    # Rounding may leave a variance slightly below zero.
-    central = torch.where(one == other, central.clamp_min(0), central)
-    covariances = torch.empty(*means.shape, size, dtype=means.dtype, device=means.device)
-    covariances[..., one, other] = central
-    covariances[..., other, one] = central
-    return shares, means, covariances + floor
+    shares, means = mixture.weights.clamp_min(torch.finfo(mixture.weights.dtype).tiny), mixture.means.movedim(-1, 0)
+    lower = {(i, j): mixture.covariances[..., i, j] for i in range(len(means)) for j in range(i + 1)}
+    return log_density(pack(shares, means, lower)).movedim(0, -1)
 
 
 def _mean(weights: Float[Tensor, "image pixel"], values: Float[Tensor, "*each pixel coordinate"]) -> Float[Tensor, "image coordinate"]:
     return weights @ values if values.ndim == 2 else (weights[:, None] @ values)[:, 0]
-
-
-def _pairs(size: int) -> tuple[Tensor, Tensor]:
-    """Every two of the coordinates, each with itself too, once."""
-    one, other = torch.triu_indices(size, size)
-    return one, other

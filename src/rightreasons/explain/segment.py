@@ -17,7 +17,8 @@ from torch import Tensor
 from rightreasons.common.memory import WORKING_BYTES, how_many
 from rightreasons.common.progress import Advance
 from rightreasons.data.loading import StoredImages
-from rightreasons.explain.mixture import Mixture, expand_points, fit_mixture, log_density
+from rightreasons.explain.em import BLOCK, expand_points
+from rightreasons.explain.mixture import Mixture, coefficients, fit_best_mixture
 from rightreasons.records import Outcome, Segmentation
 
 # Added to each covariance's diagonal, in pixels squared: a segment is never narrower than about half a pixel.
@@ -32,13 +33,15 @@ MOST_COLOURS = 3
 SMALLEST_SHARE = 1e-3
 # The mixture is fitted on a heatmap pooled to at most this many pixels on the shorter side. The result is as good, and larger images take no longer.
 FITTED_SIDE = 64
+# A mixture has converged when a step of EM moves no share of the effect and no mean, in sides of the image, by more than this.
+STILL = 1e-4
 # The numbers of components that `components = "auto"` chooses from, by BIC.
 AUTO_COMPONENTS = range(1, 7)
 # The most heatmaps that are fitted together. They take about as many steps as the slowest of them.
 LARGEST_CHUNK = 64
-# Bytes of temporary arrays per pixel: for smoothing a heatmap, for each component's responsibility, for an image's colours,
-# and for the products of all coordinates with colours among them (in a fit, with all components).
-SMOOTHING_BYTES, COMPONENT_BYTES, COLOUR_BYTES, PRODUCT_BYTES, FITTED_BYTES = 32, 24, 48, 160, 400
+# Bytes of temporary arrays per pixel: for smoothing a heatmap, for an image's colours, and in a fit for the products of all coordinates with colours
+# among them and all components.
+SMOOTHING_BYTES, COLOUR_BYTES, FITTED_BYTES = 32, 48, 400
 
 
 def segment_heatmaps(
@@ -227,10 +230,9 @@ def _fit_best(
     smallest = torch.full((points.shape[-1],), SMALLEST_COLOUR_VARIANCE)
     smallest[:2] = SMALLEST_VARIANCE / points.shape[-2]
     repeated = weights.repeat_interleave(restarts, 0)
-    points = points if points.ndim == 2 else points.repeat_interleave(restarts, 0)
-    fitted = fit_mixture(repeated, points, _seed_means(repeated, points, components, generator), smallest_variance=smallest)
-    best = fitted.objective.view(-1, restarts).argmax(1) + torch.arange(len(weights), device=weights.device) * restarts
-    return Mixture(*(getattr(fitted, name)[best] for name in ("weights", "means", "covariances", "objective")))
+    each = points if points.ndim == 2 else points.repeat_interleave(restarts, 0)
+    means = _seed_means(repeated, each, components, generator).unflatten(0, (-1, restarts))
+    return fit_best_mixture(weights, points, means, smallest_variance=smallest, tolerance=STILL)
 
 
 def _seed_means(
@@ -247,7 +249,7 @@ def _seed_means(
         chances = torch.where(chances.sum(1, keepdim=True) > 0, chances, weights)
         drawn = torch.multinomial(chances.cpu(), 1, generator=generator)[:, 0].to(points.device)
         means.append(each[images, drawn])
-        away = torch.cdist(means[-1][:, None], each)[:, 0].square()
+        away = torch.stack([(each[..., axis] - means[-1][:, axis, None]).square() for axis in range(each.shape[-1])]).sum(0)
         distance = away if len(means) == 1 else torch.minimum(distance, away)
     return torch.stack(means, 1)
 
@@ -260,12 +262,16 @@ def _order_by_share(
     # The first assignment uses all components, the second leaves out the negligible ones.
     negligible = torch.zeros_like(mixtures.weights, dtype=torch.bool)
     assigned = _assign(mixtures, negligible, positive.shape, colours)
-    negligible = _sum_by_segment(positive, assigned, negligible.shape[1]) / total < SMALLEST_SHARE
-    assigned = _assign(mixtures, negligible, positive.shape, colours)
     shares = _sum_by_segment(positive, assigned, negligible.shape[1]) / total
+    negligible = shares < SMALLEST_SHARE
+    again = negligible.any(1)
+    if again.any():
+        some = Mixture(*(getattr(mixtures, name)[again] for name in ("weights", "means", "covariances", "objective")))
+        assigned[again] = _assign(some, negligible[again], positive[again].shape, None if colours is None else colours[again])
+        shares[again] = _sum_by_segment(positive[again], assigned[again], negligible.shape[1]) / total[again]
     order = shares.argsort(dim=1, descending=True, stable=True)
     rank = order.argsort(dim=1).to(torch.int8)
-    segments = torch.stack([ranks[places.int()] for ranks, places in zip(rank, assigned, strict=True)])
+    segments = rank.gather(1, assigned.flatten(1).long()).view_as(assigned)
     return segments, F.pad(shares.gather(1, order), (0, size - shares.shape[1]))
 
 
@@ -274,34 +280,35 @@ def _assign(
 ) -> Int8[Tensor, "image height width"]:
     """The component that each pixel belongs to, a strip of rows at a time."""
     count, height, width = shape
-    coefficients = log_density(mixtures.weights, mixtures.means, mixtures.covariances)
-    assigned = torch.empty(shape, dtype=torch.int8)
-    each = left_out.shape[1] * COMPONENT_BYTES + (0 if colours is None else PRODUCT_BYTES)
-    rows = how_many(count * width * each, WORKING_BYTES)
+    densities = coefficients(mixtures)
+    assigned = torch.zeros(shape, dtype=torch.int8)
+    rows = max(1, BLOCK // (count * width * left_out.shape[1]))
     for top in range(0, height, rows):
         part = slice(top, min(top + rows, height))
         # r_ij grows with log pi_j + log N(z_i), so the largest is found without dividing by the sum.
         points = _beside(_grid(shape[1:], part), None if colours is None else colours[:, part])
-        joint = (expand_points(points) @ coefficients).masked_fill_(left_out[:, None], -math.inf)
-        assigned[:, part] = joint.argmax(2).view(count, -1, width)
+        joint = (densities @ expand_points(points).mT).masked_fill_(left_out[:, :, None], -math.inf).unflatten(2, (-1, width))
+        highest = joint[:, 0]
+        for component in range(1, joint.shape[1]):
+            assigned[:, part].masked_fill_(joint[:, component] > highest, component)
+            highest = torch.maximum(highest, joint[:, component])
     return assigned
 
 
 def _sum_by_segment(
     positive: Float[Tensor, "image height width"], assigned: Int8[Tensor, "image height width"], count: int
 ) -> Float[Tensor, "image segment"]:
-    return torch.stack([(positive * (assigned == segment)).sum((1, 2)) for segment in range(count)], 1)
+    sums = torch.zeros(len(positive), count, dtype=torch.float64)
+    return sums.scatter_add_(1, assigned.flatten(1).long(), positive.flatten(1).double()).to(positive.dtype)
 
 
 def _above_peak_share(
     positive: Float[Tensor, "image height width"], segments: Int8[Tensor, "image height width"], size: int, peak_share: float
 ) -> Bool[Tensor, "image height width"]:
-    above = positive > 0
-    for segment in range(size):
-        inside = segments == segment
-        peak = (positive * inside).amax((1, 2), keepdim=True)
-        above &= ~inside | (positive >= peak_share * peak)
-    return above
+    # The first peak is that of the pixels of no segment.
+    numbers, values = (segments + 1).flatten(1).long(), positive.flatten(1)
+    peaks = torch.zeros(len(positive), size + 1).scatter_reduce_(1, numbers, values, "amax")
+    return ((values > 0) & (values >= (peak_share * peaks).gather(1, numbers))).view_as(positive)
 
 
 def _outcomes(raw: Float[Tensor, "image height width"], smoothed: Float[Tensor, "image height width"]) -> list[Outcome]:
