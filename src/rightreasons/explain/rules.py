@@ -19,7 +19,7 @@ SMALLEST_DIFFERENCE = 1e-8
 SERIES = 0.3
 
 # On a CPU, elementwise work is done on so many numbers at a time, for each thread: then what lies between two steps stays in the processor's cache.
-BLOCK = 2**16
+BLOCK = 2**17
 
 # (g(z) - g(b)) / (z - b) in closed form, from z, b, g(z) and g(b). None of these quotients cancels.
 CLOSED: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
@@ -30,20 +30,25 @@ CLOSED: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
     "sqrt": lambda z, b, out, out_b: torch.where(out + out_b > 0, (out + out_b).reciprocal(), 0),
 }
 
+# The same of piecewise linear functions, from z and b: of a ReLU, max(z, b) / |z - b| between 0 and 1.
+PIECEWISE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "relu": lambda z, b: torch.maximum(z, b).div_((z - b).abs_().clamp_min_(torch.finfo(z.dtype).tiny)).clamp_(0, 1)
+}
 
-def in_blocks(rule: Callable[..., Tensor], gradient: Tensor, *others: Tensor) -> Tensor:
-    """``rule`` of a gradient and of tensors that broadcast to it, applied to a part of the first two axes at a time; it mixes the others alone."""
-    block = BLOCK * torch.get_num_threads()
-    if gradient.device.type != "cpu" or gradient.numel() <= block or gradient.ndim < 2:
-        return rule(gradient, *others)
+
+def in_blocks(rule: Callable[..., None], gradient: Tensor, *others: Tensor, whole: bool = False) -> Tensor:
+    """What ``rule(out, gradient, *others)`` writes, a part of the first two axes at a time, unless it mixes them; the others broadcast."""
+    block, out = BLOCK * torch.get_num_threads(), torch.empty_like(gradient)
+    if whole or gradient.device.type != "cpu" or gradient.numel() <= block or gradient.ndim < 2:
+        rule(out, gradient, *others)
+        return out
     each = gradient[0, 0].numel()
     columns = min(gradient.shape[1], max(1, block // each))
     rows = max(1, block // (each * columns))
-    out = torch.empty_like(gradient)
     for row in range(0, len(gradient), rows):
         for column in range(0, gradient.shape[1], columns):
             place = slice(row, row + rows), slice(column, column + columns)
-            out[place] = rule(*(_part(tensor, place) for tensor in (gradient, *others)))
+            rule(*(_part(tensor, place) for tensor in (out, gradient, *others)))
     return out
 
 
@@ -62,11 +67,17 @@ class Rescale(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride] -- torch declares *grad_outputs
-        function = ctx.function
+        function, closed = ctx.function, PIECEWISE.get(ctx.visit.call.name)
 
-        def multiply(gradient: Tensor, z: Tensor, baseline: Tensor) -> Tensor:
-            multiplier, delta_in = function(z) - function(baseline), z - baseline
-            return _with_limits(multiplier.div_(delta_in), delta_in == 0, z, baseline, function).mul_(gradient)
+        def multiply(out: Tensor, gradient: Tensor, z: Tensor, baseline: Tensor) -> None:
+            if closed is not None:
+                torch.mul(closed(z, baseline), gradient, out=out)
+                return
+            delta_in = z - baseline
+            multiplier = (function(z) - function(baseline)).div_(delta_in)
+            if multiplier.min().isnan():  # 0 / 0; to look for it in this way is quicker than to compare
+                _take_limits(multiplier, delta_in == 0, z, baseline, function)
+            torch.mul(multiplier, gradient, out=out)
 
         return in_blocks(multiply, gradient, *ctx.visit.own(), *ctx.visit.current()), None, None
 
@@ -86,24 +97,26 @@ class RescaleCurve(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         function, closed = ctx.function, CLOSED.get(ctx.visit.call.name)
 
-        def multiply(gradient: Tensor, z: Tensor, out: Tensor, baseline: Tensor, out_baseline: Tensor) -> Tensor:
+        def multiply(out: Tensor, gradient: Tensor, z: Tensor, value: Tensor, baseline: Tensor, baseline_value: Tensor) -> None:
             if closed is not None:
-                return closed(z, baseline, out, out_baseline) * gradient
+                torch.mul(closed(z, baseline, value, baseline_value), gradient, out=out)
+                return
             delta_in = z - baseline
-            close = delta_in.abs() < z.abs().mul_(torch.finfo(z.dtype).eps ** 0.5).add_(SMALLEST_DIFFERENCE)
-            return _with_limits((out - out_baseline).div_(delta_in), close, z, baseline, function).mul_(gradient)
+            multiplier = (value - baseline_value).div_(delta_in)
+            distance = delta_in.abs_().sub_(z.abs(), alpha=torch.finfo(z.dtype).eps ** 0.5)
+            if distance.min() < SMALLEST_DIFFERENCE:
+                _take_limits(multiplier, distance < SMALLEST_DIFFERENCE, z, baseline, function)
+            torch.mul(multiplier, gradient, out=out)
 
         return in_blocks(multiply, gradient, *ctx.visit.own(), *ctx.visit.current()), None, None
 
 
-def _with_limits(multiplier: Tensor, close: Tensor, z: Tensor, baseline: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
-    """The quotients, with the derivative half-way where input and baseline are too close for one."""
-    if close.any():
-        places = close.nonzero(as_tuple=True)
-        with torch.enable_grad():
-            middle = ((z[places] + baseline.expand_as(z)[places]) / 2).requires_grad_()
-            (multiplier[places],) = torch.autograd.grad(function(middle.clone()).sum(), middle)
-    return multiplier
+def _take_limits(multiplier: Tensor, close: Tensor, z: Tensor, baseline: Tensor, function: Callable[[Tensor], Tensor]) -> None:
+    """Puts the derivative half-way in place of the quotient where input and baseline are too close for one."""
+    places = close.nonzero(as_tuple=True)
+    with torch.enable_grad():
+        middle = ((z[places] + baseline.expand_as(z)[places]) / 2).requires_grad_()
+        (multiplier[places],) = torch.autograd.grad(function(middle.clone()).sum(), middle)
 
 
 class RescaleProduct(torch.autograd.Function):
@@ -153,14 +166,13 @@ class RescaleSoftmax(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        def multiply(gradient: Tensor, *outputs: Tensor) -> Tensor:
+        def multiply(out: Tensor, gradient: Tensor, *outputs: Tensor) -> None:
             mean = _logarithmic_mean(*outputs)
             of_logarithm = gradient if ctx.logarithm else mean * gradient
             share = of_logarithm.sum(ctx.axis, keepdim=True) / mean.sum(ctx.axis, keepdim=True)
-            return of_logarithm - mean.mul_(share)
+            torch.sub(of_logarithm, mean.mul_(share), out=out)
 
-        run = in_blocks if ctx.axis > 1 else lambda rule, *tensors: rule(*tensors)
-        return run(multiply, gradient, *ctx.visit.own(), *ctx.visit.current()), None, None, None
+        return in_blocks(multiply, gradient, *ctx.visit.own(), *ctx.visit.current(), whole=ctx.axis < 2), None, None, None
 
 
 def _logarithmic_mean(log_p: Tensor, p: Tensor, log_p_baseline: Tensor, p_baseline: Tensor) -> Tensor:
@@ -191,14 +203,13 @@ class RescaleNorm(torch.autograd.Function):
         axes = ctx.axes
         size = math.prod(gradient.shape[axis] for axis in axes)
 
-        def multiply(gradient: Tensor, c: Tensor, r: Tensor, c_baseline: Tensor, r_baseline: Tensor) -> Tensor:
+        def multiply(out: Tensor, gradient: Tensor, c: Tensor, r: Tensor, c_baseline: Tensor, r_baseline: Tensor) -> None:
             middle = (c + c_baseline).div_(2)
             to_variance = (middle * gradient).sum(axes, keepdim=True) * CLOSED["rsqrt"](c, c_baseline, r, r_baseline)
             to_centred = torch.addcmul(middle.mul_(to_variance * (2 / size)), gradient, (r + r_baseline) / 2)
-            return to_centred.sub_(to_centred.mean(axes, keepdim=True))
+            torch.sub(to_centred, to_centred.mean(axes, keepdim=True), out=out)
 
-        run = in_blocks if min(axes) > 1 else lambda rule, *tensors: rule(*tensors)
-        return run(multiply, gradient, *ctx.visit.own(), *ctx.visit.current()), None, None
+        return in_blocks(multiply, gradient, *ctx.visit.own(), *ctx.visit.current(), whole=min(axes) < 2), None, None
 
 
 def centre_and_scale(z: Tensor, axes: tuple[int, ...], eps: float) -> tuple[Tensor, Tensor]:
