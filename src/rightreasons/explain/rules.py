@@ -15,9 +15,9 @@ from torch import Tensor
 
 # If a curve's input and baseline differ by less than this, the quotient is mostly rounding, and the derivative half-way replaces it as its limit.
 SMALLEST_DIFFERENCE = 1e-8
-# Below this difference of logarithms the logarithmic mean is taken from its series, which is then exact to rounding.
-SERIES = 0.3
 
+# The names of torch's plain matrix products.
+MATRIX_PRODUCTS = ("matmul", "bmm", "__matmul__")
 # On a CPU, elementwise work is done on so many numbers at a time, for each thread: then what lies between two steps stays in the processor's cache.
 BLOCK = 2**17
 
@@ -146,6 +146,9 @@ class RescaleBilinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         (a, b), (a_baseline, b_baseline) = ctx.visit.own(), ctx.visit.current()
+        if ctx.visit.call.name in MATRIX_PRODUCTS and a.ndim == b.ndim > 2 and a.shape[:-2] == b.shape[:-2]:  # without computing the product again
+            middle_a, middle_b = ((z + baseline).div_(2) for z, baseline in ((a, a_baseline), (b, b_baseline)))
+            return gradient @ middle_b.transpose(-2, -1), middle_a.transpose(-2, -1) @ gradient, None, None
         # Linear in each: the gradient in one of them, at the mean of the other, does not depend on where it is taken.
         with torch.enable_grad():
             middle_a, middle_b = ((z + baseline).div_(2).requires_grad_() for z, baseline in ((a, a_baseline), (b, b_baseline)))
@@ -177,13 +180,11 @@ class RescaleSoftmax(torch.autograd.Function):
 
 def _logarithmic_mean(log_p: Tensor, p: Tensor, log_p_baseline: Tensor, p_baseline: Tensor) -> Tensor:
     """L = (p - p') / (log p - log p') of two softmax outputs; it lies between the two, and is 0 where either is."""
-    difference = log_p - log_p_baseline
-    # With t the difference, L = sqrt(p p') sinh(t/2) / (t/2).
-    squared = difference.square()
-    series = (log_p + log_p_baseline).div_(2).exp_().mul_(1 + squared / 24 * (1 + squared / 80))
-    mean = torch.where(squared < SERIES**2, series, (p - p_baseline).div_(difference))
+    # With t = |log p - log p'| it is max(p, p') (1 - exp(-t)) / t, in which nothing cancels or overflows.
+    apart = (log_p - log_p_baseline).abs_().clamp_min_(torch.finfo(p.dtype).tiny)
+    mean = apart.neg().expm1_().div_(apart).mul_(torch.maximum(p, p_baseline)).neg_()
     # A masked place has log p = -inf in both, whose difference is no number.
-    return mean.masked_fill_(log_p == -math.inf, 0)
+    return mean.nan_to_num_(0)
 
 
 class RescaleNorm(torch.autograd.Function):
