@@ -112,7 +112,7 @@ def taken_apart(model: nn.Module) -> nn.Module:
             name = f"{node.target}_{node.name}_own"
             module = copy.deepcopy(traced.get_submodule(node.target))
             if hasattr(module, "inplace"):
-                module.inplace = False
+                module.__dict__["inplace"] = False
             traced.add_submodule(name, module)
             node.target = name
     traced.recompile()

@@ -17,10 +17,11 @@ from rightreasons.common.peak import measure_peak
 
 @dataclass
 class Turns:
-    """What one piece of work gave, its seconds in each timed round, and by how many MiB the process grew at most while it ran."""
+    """What one piece of work gave, its seconds in each timed round, the most that the process held meanwhile, and by how much it grew for it."""
 
     result: object = None
     mib: float = 0.0
+    peak_mib: float = 0.0
     seconds: list[float] = field(default_factory=list)
 
     @property
@@ -29,15 +30,19 @@ class Turns:
 
 
 def in_turns(works: dict[str, Callable[[], object]], rounds: int) -> dict[str, Turns]:
-    """Runs each work once to warm up, with its memory watched, then ``rounds`` times in turns against the clock."""
+    """Runs each work once to warm up, with its memory watched, then ``rounds`` times in turns against the clock; of none, the first run counts."""
     turns = {name: Turns() for name in works}
     for name, work in works.items():
         gc.collect()
         release_memory()
         before = _resident()
+        start = time.perf_counter()
         with measure_peak() as peak:
             turns[name].result = work()
-        turns[name].mib = ((peak.resident or before) - before) / 2**20
+        if not rounds:
+            turns[name].seconds.append(time.perf_counter() - start)
+        highest = peak.resident or before
+        turns[name].mib, turns[name].peak_mib = (highest - before) / 2**20, highest / 2**20
     for _ in range(rounds):
         for name, work in works.items():
             start = time.perf_counter()
@@ -68,8 +73,9 @@ def line(stage: str, case: str, turns: dict[str, Turns], *, rival: str, agrees: 
 def command_line(description: str | None, cases: Iterable[str]) -> argparse.ArgumentParser:
     """The options that every script here has."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", nargs="*", default=list(cases), choices=list(cases), help="default: all")
-    parser.add_argument("--rounds", type=int, default=3, help="timed rounds, of which the median counts")
+    if names := list(cases):
+        parser.add_argument("--cases", nargs="+", default=names, choices=names, help="default: all")
+        parser.add_argument("--rounds", type=int, default=3, help="timed rounds, of which the median counts")
     parser.add_argument("--json", action="store_true", help="one line of JSON for each case")
     return parser
 

@@ -26,7 +26,7 @@ class _Convolution:
     shape: torch.Size
     layout: torch.memory_format
     weight: Tensor
-    geometry: tuple[list[int], list[int], list[int]]
+    geometry: list[list[int]]  # stride, padding, dilation
     groups: int
     scale: Tensor | None = None
 
@@ -71,7 +71,7 @@ class Affine:
         stride, padding, dilation = (given.get(name, default) for name, default in (("stride", 1), ("padding", 0), ("dilation", 1)))
         if not source.requires_grad or source.ndim != axes + 2 or isinstance(padding, str):
             return None
-        geometry = tuple([value] * axes if isinstance(value, int) else list(value) * (axes // len(value)) for value in (stride, padding, dilation))
+        geometry = [[value] * axes if isinstance(value, int) else list(value) * (axes // len(value)) for value in (stride, padding, dilation)]
         layout = torch.contiguous_format
         if axes == 2 and source.is_contiguous(memory_format=torch.channels_last):
             layout = torch.channels_last
