@@ -312,7 +312,8 @@ def _out_of_place(func: Callable, args: tuple, kwargs: dict) -> Callable[[Tensor
         return lambda z: func(z.clone(), *others, **kwargs)
     bound = signature.bind(*args, **kwargs)
     bound.arguments["inplace"] = False
-    return lambda z: func(z, *bound.args[1:], **bound.kwargs)
+    others, named = bound.args[1:], bound.kwargs
+    return lambda z: func(z, *others, **named)
 
 
 def _count_dependent(values: Iterable[object]) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,10 +31,20 @@ CLOSED: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
     "sqrt": lambda z, b, out, out_b: torch.where(out + out_b > 0, (out + out_b).reciprocal(), 0),
 }
 
-# The same of piecewise linear functions, from z and b: of a ReLU, max(z, b) / |z - b| between 0 and 1.
-PIECEWISE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "relu": lambda z, b: torch.maximum(z, b).div_((z - b).abs_().clamp_min_(torch.finfo(z.dtype).tiny)).clamp_(0, 1)
-}
+# The names of what is the identity between two bounds and flat beyond.
+BOUNDED = ("relu6", "hardtanh")
+
+
+def _of_relu(z: Tensor, b: Tensor) -> Tensor:
+    """The same of a ReLU: max(z, b) / |z - b| between 0 and 1."""
+    return torch.maximum(z, b).div_((z - b).abs_().clamp_min_(torch.finfo(z.dtype).tiny)).clamp_(0, 1)
+
+
+def _of_bounded(z: Tensor, b: Tensor, low: float, high: float) -> Tensor:
+    """The share of the way from b to z that is between the bounds: 1 where both are one number there."""
+    upper, lower, tiny = torch.maximum(z, b), torch.minimum(z, b), torch.finfo(z.dtype).tiny
+    width = (upper - lower).add_(tiny)
+    return upper.clamp_max_(high).sub_(lower.clamp_min_(low)).add_(tiny).div_(width).clamp_(0, 1)
 
 
 def in_blocks(rule: Callable[..., None], gradient: Tensor, *others: Tensor, whole: bool = False) -> Tensor:
@@ -67,7 +78,12 @@ class Rescale(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride] -- torch declares *grad_outputs
-        function, closed = ctx.function, PIECEWISE.get(ctx.visit.call.name)
+        function, closed, name = ctx.function, None, ctx.visit.call.name
+        if name == "relu":
+            closed = _of_relu
+        elif name in BOUNDED:
+            low, high = function(gradient.new_tensor([-math.inf, math.inf])).tolist()
+            closed = partial(_of_bounded, low=low, high=high)
 
         def multiply(out: Tensor, gradient: Tensor, z: Tensor, baseline: Tensor) -> None:
             if closed is not None:
