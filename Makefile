@@ -9,7 +9,8 @@ demo: $(INSTALLED)
 	$(BIN)/rightreasons demo
 
 # Tests run in one process more than there are cores, since many wait for a server; four at most, each on one thread.
-# COVERAGE=1 measures branches and holds their floor.
+# COVERAGE=1 measures branches and holds their floor. Compiled files are kept even where a container forbids it: each of the many processes that are
+# started would compile the package anew.
 WORKERS = $(shell $(BIN)/python -c "import os; print(min(4, os.cpu_count() + 1))")
 
 ifdef COVERAGE
@@ -17,7 +18,7 @@ MEASURED := --cov --cov-report=term:skip-covered
 endif
 
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(MEASURED)
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(MEASURED)
 
 # Before each commit, under 30 seconds: lint, the types of the sources that are not committed yet, and the direction of imports.
 CHANGED = git diff --name-only --diff-filter=d HEAD -- 'src/*.py'; git ls-files --others --exclude-standard -- 'src/*.py'

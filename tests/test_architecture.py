@@ -6,6 +6,7 @@ A room is a file or folder of the package. Arrows are imports of every form, whe
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import shutil
 import subprocess
@@ -61,11 +62,17 @@ def room(module: str) -> str:
     return module.split(".")[0]
 
 
+@functools.cache
+def nodes(text: str) -> tuple[ast.AST, ...]:
+    """All of a file's syntax tree. The copies below differ from the package in one file, so that the others are parsed once."""
+    return tuple(ast.walk(ast.parse(text)))
+
+
 def imports(name: str, path: Path, known: dict[str, Path]) -> set[str]:
     """The modules of the package that a file imports: absolute, relative, ``import x``, and inside functions."""
     found = set()
     folder = name.split(".")[:-1]
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in nodes(path.read_text(encoding="utf-8")):
         if isinstance(node, ast.Import):
             wanted = [alias.name.split(".") for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -133,7 +140,7 @@ def find_truth(source: Path) -> list[str]:
     for name, path in modules(source).items():
         if name in SEES_TRUTH or room(name) in {entry for entry in SEES_TRUTH if "." not in entry and entry != "__init__"}:
             continue
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in nodes(path.read_text(encoding="utf-8")):
             named = isinstance(node, ast.Name | ast.alias) and (node.id if isinstance(node, ast.Name) else node.name) == "GroundTruth"
             if named or (isinstance(node, ast.Attribute) and node.attr in ("truth", "truly_spurious", "GroundTruth")):
                 seen.append(name)

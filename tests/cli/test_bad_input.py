@@ -363,8 +363,7 @@ def test_two_processes_on_one_run_folder(tmp_path):
         config = write_project(tmp_path, stub.base_url)
         process = start("find", config, "--out", tmp_path / "run")
         try:
-            while not stub.requests:
-                assert process.poll() is None
+            stub.wait_for(1, alive=lambda: process.poll() is None)
             assert "another process is working on" in the_error(find(config))
         finally:
             process.kill()

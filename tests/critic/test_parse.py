@@ -56,13 +56,13 @@ def test_a_name_in_underscores_is_restored_too():
 def test_no_text_takes_long_to_read(unit, before):
     """A small model often repeats itself to its cap, and a hostile one can choose."""
     text = (before + unit * N)[: N - 1] + "}"
-    began = time.perf_counter()
+    began = time.process_time()  # what a busy machine does beside this is not counted
     for words in read_paragraphs(text).values():
         read_conclusion(words)
     read_tagged(text, ["S1"])
     with contextlib.suppress(MalformedAnswer):
         read_json(text)
-    assert time.perf_counter() - began < 2
+    assert time.process_time() - began < 2
 
 
 @pytest.mark.parametrize("thought", ["[THINK]S1 is{}[/THINK]", "\u25c1think\u25b7S1 is{}\u25c1/think\u25b7"])

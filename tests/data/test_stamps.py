@@ -45,6 +45,8 @@ def use_drawn(drawn, monkeypatch):
     monkeypatch.setenv("RIGHTREASONS_DATA", str(drawn.parent))
     monkeypatch.setattr(stamps, "OBJECTS", SMALL)
     monkeypatch.setattr(stamps, "COUNTS", {"animal": 10, "thing": 10})
+    # Nothing is kept that would depend on what is set here, and what is drawn a second time is drawn anew.
+    monkeypatch.setattr(stamps, "_compose_splits", stamps._compose_splits.__wrapped__)
     stamps._read_stamps.cache_clear()
     yield drawn
     stamps._read_stamps.cache_clear()
@@ -128,6 +130,14 @@ def test_in_the_variant_a_mark_lies_across_the_object_with_the_same_correlation(
     assert changed > 5
 
 
+def test_a_few_are_a_fourth_of_the_objects_for_a_try(use_drawn, monkeypatch):
+    monkeypatch.setattr(stamps, "OBJECTS", {"train": 4, "validation": 3, "test": 1})
+    task = stamps.open_task(("few", "overlay"), size=32, seed=0)
+    assert task.name == "stamps:few:overlay" and len(set(task.truth["train"].clusters)) == 2, "one of each class"
+    assert {split: len(data) for split, data in task.splits.items()} == {"train": 8, "validation": 12, "balanced validation": 12, "test": 12}
+    assert Counter(task.truth["test"].groups) == {"animal, no mark": 3, "animal, mark": 3, "thing, mark": 3, "thing, no mark": 3}
+
+
 def test_marks_cross_the_drawn_object():
     picture = Image.new("RGBA", (80, 50), (10, 200, 30, 255))
     for seed in range(10):
@@ -190,6 +200,12 @@ def test_a_palette_with_a_transparent_entry_is_read_as_what_it_shows(tmp_path):
     assert visible.sum() == (~transparent).sum()
     expected = np.array(colours, np.uint8)[indices][2:-2, 2:-2]
     assert (np.asarray(picture)[..., :3][visible] == expected[visible]).all()
+
+
+def test_colours_are_counted_in_64_levels_of_each_channel():
+    pixels = np.random.default_rng(3).integers(0, 256, (3000, 3), dtype=np.uint8)
+    assert stamps._count_colours(pixels) == len({tuple(colour) for colour in (pixels // 4).tolist()}) > 2000
+    assert stamps._count_colours(pixels[:1].repeat(9, 0)) == 1
 
 
 def test_too_few_stamps_are_an_error_and_other_counts_a_warning(use_drawn, monkeypatch):

@@ -5,13 +5,14 @@ import zipfile
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from rightreasons.common.progress import Silent
 from rightreasons.data.annotations.read import read_annotations
 from rightreasons.data.annotations.run_lengths import from_coco, to_runs
 from rightreasons.data.names import Names, list_names, read_number
 from rightreasons.errors import ConfigError, DataError
-from rightreasons.pipeline.exchange.suspect_files import write_suspects
+from rightreasons.pipeline.exchange.suspect_files import at_own_size, write_suspects
 from rightreasons.pipeline.exchange.suspects import find_suspects
 from rightreasons.pipeline.exchange.take import import_annotations, read_labels
 from rightreasons.records import HUMAN, settle_verdicts
@@ -99,6 +100,24 @@ def test_masks_of_larger_files_come_back_whole(exported, run, loaded):
     (run / "large.json").write_text(json.dumps(content))
     assert taken(run, run / "large.json")["verdicts"] == 18
     assert torch.equal(load_run(RunFolder(run)).masks, loaded.masks)
+
+
+@pytest.mark.parametrize("size", [(40, 56), (16, 25), (11, 13)])
+def test_masks_of_other_sizes_come_back_within_a_pixel(exported, run, loaded, size):
+    """Files whose sides are no multiples of the network's 16: as they are exported, and back."""
+    forget(run)
+    content = json.loads((exported / "coco.json").read_text())
+    for image in content["images"]:
+        image["height"], image["width"] = size
+    for annotation in content["annotations"]:
+        small = from_coco(annotation["segmentation"]["counts"], (16, 16))
+        annotation["segmentation"] = {"size": list(size), "counts": to_runs(at_own_size(small, size).T.flatten())}
+        del annotation["attributes"]
+    (run / "other.json").write_text(json.dumps(content))
+    assert taken(run, run / "other.json")["drawings"] == 6
+    again = load_run(RunFolder(run)).masks
+    near = F.max_pool2d(torch.cat([again, loaded.masks])[None].float(), 3, 1, 1)[0].bool()
+    assert not (loaded.masks & ~near[: len(again)]).any() and not (again & ~near[len(again) :]).any()
 
 
 def test_label_studio_s_corrected_tasks_come_back(exported, run, loaded):

@@ -20,7 +20,7 @@ from rightreasons.lvlm.ledger.ledger import Ledger
 from rightreasons.lvlm.protocol import Request, get_reply
 from rightreasons.lvlm.wire import privacy
 from tests.support.fault_server import FaultServer, error
-from tests.support.helpers import invoke, pictures, run, run_in_turn, start, write_project
+from tests.support.helpers import invoke, pictures, run, start, write_project
 
 KEY = "sk-secret-8c1f0a77d1"
 PATIENT = "Mustermann-Erika-1964-08-12"
@@ -53,7 +53,7 @@ def everything(folder):
         yield path.name, path.read_bytes() if path.is_file() else b""
 
 
-def test_a_whole_run_keeps_names_metadata_and_the_key_to_itself(named, tmp_path):
+def test_a_whole_run_keeps_names_metadata_and_the_key_to_itself(named, tmp_path, monkeypatch):
     """Even where the server repeats the key, and with the courier's command line looked at while it runs."""
     echo = lambda seen: error(500, f"bad key {seen.headers['authorization']}") if seen.number == 1 else None  # noqa: E731
     with FaultServer(misbehave=echo) as stub:
@@ -64,9 +64,11 @@ def test_a_whole_run_keeps_names_metadata_and_the_key_to_itself(named, tmp_path)
             assert PATIENT not in json.dumps(seen.body) and str(tmp_path) not in json.dumps(seen.body)
             assert not seen.problems, "each picture is IHDR, IDAT and IEND and nothing else"
             assert all(not picture.info and not picture.getexif() for picture in seen.pictures)
-    shown = run("find", config, "--out", tmp_path / "run", "--dry-run", OPENAI_API_KEY=KEY)
-    fresh = run("find", config, "--out", tmp_path / "fresh", "--dry-run", OPENAI_API_KEY=KEY)
-    exported = run("lvlm", "export", tmp_path / "fresh", "--to", tmp_path / "fresh" / "requests.jsonl", OPENAI_API_KEY=KEY)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    shown = invoke("find", config, "--out", tmp_path / "run", "--dry-run")
+    fresh = invoke("find", config, "--out", tmp_path / "fresh", "--dry-run")
+    exported = invoke("lvlm", "export", tmp_path / "fresh", "--to", tmp_path / "fresh" / "requests.jsonl")
+    assert shown.exit_code == fresh.exit_code == exported.exit_code == 0
     for name, content in [*everything(tmp_path / "run"), *everything(tmp_path / "fresh")]:
         assert KEY.encode() not in content and KEY not in name
         assert PATIENT.encode() not in content and PATIENT not in name
@@ -80,8 +82,7 @@ def test_the_courier_has_no_key_on_its_command_line(tmp_path, monkeypatch):
     with FaultServer(delay=0.2) as stub:
         process = start("find", write_project(tmp_path, stub.base_url), "--out", tmp_path / "run", start_new_session=True)
         try:
-            while not stub.requests:
-                assert process.poll() is None
+            stub.wait_for(1, alive=lambda: process.poll() is None)
             listed = subprocess.run(["ps", "-eo", "pid,ppid,args", "-ww"], capture_output=True, text=True).stdout
         finally:
             os.killpg(process.pid, 9)
@@ -96,8 +97,7 @@ def test_a_run_folder_is_for_its_owner_alone(tmp_path):
     with FaultServer(delay=0.2) as stub:
         process = start("find", write_project(tmp_path, stub.base_url), "--out", tmp_path / "run", start_new_session=True)
         try:
-            while not stub.requests:
-                assert process.poll() is None
+            stub.wait_for(1, alive=lambda: process.poll() is None)
             names = {path.name for path in (tmp_path / "run").iterdir()}
             assert {"lvlm.sqlite", "lvlm.sqlite-wal", "lvlm.sqlite-shm"} <= names
             check_modes(tmp_path / "run")
@@ -107,7 +107,8 @@ def test_a_run_folder_is_for_its_owner_alone(tmp_path):
     with FaultServer() as stub:
         (tmp_path / "whole").mkdir()
         config, folder = write_project(tmp_path / "whole", stub.base_url), tmp_path / "whole" / "run"
-        run_in_turn(["find", config, "--out", folder], ["fix", folder])
+        for arguments in (["find", config, "--out", folder], ["fix", folder]):
+            assert invoke(*arguments).exit_code == 0
         check_modes(folder)
 
 

@@ -2,6 +2,8 @@
 
 import copy
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -10,11 +12,57 @@ from torch import nn
 
 from rightreasons.data.loading import read_batches
 from rightreasons.errors import ModelError
+from rightreasons.networks.optimizers import open_optimizer
 from rightreasons.networks.training import Recipe, flip_together, train_model, train_plainly
 
 
 class Killed(Exception):
     pass
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        (torch.optim.Adam, {"lr": 0.1, "weight_decay": 0.1}),
+        (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9}),
+        (torch.optim.LBFGS, {"line_search_fn": "strong_wolfe"}),
+    ],
+)
+def test_an_optimizer_steps_as_torchs_own_and_reads_its_state(kind, settings):
+    """Four steps of each; after two of them, the state is handed over to another optimizer as a resumed training does."""
+    ends = []
+    for start in (lambda weights: open_optimizer(kind, weights, **settings), lambda weights: kind(weights, **settings)):
+        weight = torch.tensor([1.0, -2.0], requires_grad=True)
+        optimizer = start([weight])
+
+        def loss(weight=weight):
+            if weight.grad is not None:
+                weight.grad = None
+            value = ((weight - torch.tensor([3.0, 0.5])) ** 4).sum() + weight.prod()
+            value.backward()
+            return value
+
+        for step in range(4):
+            if step == 2:
+                state = optimizer.state_dict()
+                optimizer = start([weight])
+                optimizer.load_state_dict(state)
+            optimizer.zero_grad()
+            optimizer.step(loss)
+        ends.append(weight.detach())
+    assert torch.equal(*ends) and not torch.equal(ends[0], torch.tensor([1.0, -2.0]))
+
+
+def test_training_does_not_import_torchs_compiler():
+    """That takes longer than a small training."""
+    code = """
+import sys, torch
+from rightreasons.networks.training import Recipe, train_plainly
+data = torch.utils.data.TensorDataset(torch.rand(4, 1, 2, 2), torch.arange(4) % 2)
+train_plainly(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2)), data, recipe=Recipe(1, 1e-3), batch_size=2, seed=0)
+sys.exit("torch._dynamo" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def assert_same_weights(one: nn.Module, other: nn.Module):

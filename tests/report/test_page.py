@@ -5,7 +5,10 @@ import re
 
 import pytest
 
+from rightreasons.data.loading import StoredImages
 from rightreasons.report.glossary import SCORES
+from rightreasons.run import load_run
+from rightreasons.runs.profile import read_profile
 
 EXPECTED = {"Model": "tag_model", "Checkpoint": "model.safetensors, SHA-256", "Judged by": "people decided 20 of", "Version": "rightreasons 0."}
 TRACED = r"(\S+T\S+) (Ann|Bob \S+) (\d+) (S\d) (\w+) ((?:unsure|relevant|spurious) by .*?) (counts|a later verdict counts|taken back)"
@@ -112,3 +115,30 @@ def test_injection_nothing_that_is_said_becomes_markup(page):
     assert "<script" not in page and "<img src=x" not in page and "\x1b" not in page and "default-src 'none'" in page
     assert page.count("&lt;script&gt;document.title=") > 20
     assert "{{ 7 * 7 }}" in page and "Bob &lt;script&gt;" in page
+
+
+def test_each_image_has_both_answers_with_their_probability(page, reviewed):
+    run = load_run(reviewed)
+    expected = []
+    for model in (run.model, run.aligned):
+        images = StoredImages(run.train, run.selection.indices)[:]
+        best = model(images).softmax(1).max(1)
+        expected.append(dict(zip(run.selection.indices.tolist(), zip(best.values.tolist(), best.indices.tolist(), strict=True), strict=True)))
+    said = re.findall(
+        r'id="image-(\d+)">.*?<p class="soft">Classified as (\w+), probability ([\w. ]+); after the repair: (\w+), probability ([\w. ]+?)\.</p>',
+        page,
+        re.DOTALL,
+    )
+    assert len(said) == 24
+    for index, *words in said:
+        for model, (name, sure) in zip(expected, (words[:2], words[2:]), strict=True):
+            probability, label = model[int(index)]
+            assert name == run.descriptions[label].name
+            assert probability >= 0.99 if sure == "over 0.99" else float(sure) == pytest.approx(probability, abs=0.011)
+
+
+def test_the_cost_has_every_stage(page, reviewed):
+    cost = page[page.index('id="cost"') : page.index('id="limits"')]
+    stages = {stage.stage: stage for stage in read_profile(reviewed)}
+    assert set(re.findall(r'<th scope="row">(.*?)</th>', cost)) == {*stages, "all"}
+    assert f'{stages["align"].seconds:.1f}</td><td class="number" data-head="times">1</td>' in cost

@@ -1,9 +1,9 @@
 """What every stage took is written as it ends, and added up with the ledger's calls and money."""
 
 import json
+import mmap
 import time
 
-import numpy as np
 import pytest
 
 from rightreasons.common import peak
@@ -30,10 +30,10 @@ def run_stage(folder, name, work=lambda: None):
 
 
 def test_a_stage_has_its_line_and_the_reporter_within_its_seconds(folder):
-    reporter = run_stage(folder, "align", lambda: time.sleep(0.05))
+    reporter = run_stage(folder, "align", lambda: time.sleep(0.6))
     (line,) = read_lines(folder.path / "profile.jsonl")
     assert line["stage"] == "align" and line["finished"] is True and line["gpu_bytes"] is None
-    assert 0.05 <= line["seconds"] < 5 and reporter.seconds["align"] == pytest.approx(line["seconds"], abs=0.05)
+    assert 0.6 <= line["seconds"] < 5 and reporter.seconds["align"] == pytest.approx(line["seconds"], abs=0.5)
     assert 2**20 < line["peak_bytes"] < 2**40
 
 
@@ -56,9 +56,10 @@ def test_memory_that_is_held_for_a_moment_is_seen(monkeypatch):
         with measure_peak() as outer:
             with measure_peak() as before:
                 pass
-            block = np.ones(2**26, dtype=np.uint8)  # written to, so that it is resident
-            wait_for_a_look(looks)
-            del block
+            with mmap.mmap(-1, 2**26) as block:  # given back at once, which an array's memory need not be
+                for _ in range(2**6):
+                    block.write(bytes([1]) * 2**20)
+                wait_for_a_look(looks)
         peaks.append(outer.resident - before.resident)
     assert all(2**26 * 0.9 < most < 2**26 * 1.5 for most in peaks), peaks
 

@@ -52,7 +52,7 @@ def test_group_metrics_equal_sklearn(labels_and_groups):
 
     labels, predicted, groups = labels_and_groups
     order = torch.randperm(200, generator=torch.Generator().manual_seed(0))  # indices need not be in order
-    predictions = Predictions(order, labels[order], predicted[order], torch.rand(200))
+    predictions = Predictions(order, labels[order], predicted[order], torch.rand(200), torch.rand(200))
     train_counts = {name: 10 * (position + 1) for position, name in enumerate(sorted(set(groups)))}
     scores = metrics.score_predictions(predictions, GroundTruth(groups, lambda index: None), train_counts)
     # Within the images of one group, a group's accuracy is the recall of (predicted = label) over groups.
@@ -78,7 +78,7 @@ def test_weighted_by_their_own_counts_the_average_is_the_accuracy(labels_and_gro
 
 def test_without_truth_there_are_no_group_metrics(labels_and_groups):
     labels, predicted, _ = labels_and_groups
-    scores = metrics.score_predictions(Predictions(torch.arange(200), labels, predicted, torch.zeros(200)), None)
+    scores = metrics.score_predictions(Predictions(torch.arange(200), labels, predicted, torch.zeros(200), torch.ones(200)), None)
     assert scores.worst_group_accuracy is scores.average_group_accuracy is scores.weighted_group_accuracy is scores.mu_align is None
     assert scores.groups == {}
 
@@ -327,7 +327,7 @@ def test_a_group_that_a_sample_does_not_have_is_left_out_of_it():
 
 
 def test_scores_have_intervals_where_images_come_in_clusters():
-    predictions = Predictions(torch.tensor([3, 1]), torch.tensor([0, 1]), torch.tensor([0, 0]), torch.zeros(2))
+    predictions = Predictions(torch.tensor([3, 1]), torch.tensor([0, 1]), torch.tensor([0, 0]), torch.zeros(2), torch.ones(2))
     truth = GroundTruth(["?", "b", "?", "a"], lambda index: None, clusters=["?", "y", "?", "x"])
     assert metrics.score_predictions(predictions, truth).intervals["accuracy"] == (0, 1)
     assert not metrics.score_predictions(predictions, GroundTruth(truth.groups, truth.mask)).intervals

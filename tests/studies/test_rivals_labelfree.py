@@ -289,7 +289,7 @@ def test_every_fold_has_its_share_of_every_group():
 def test_no_image_is_answered_by_a_head_that_it_trained(monkeypatch):
     data, seen = some_features(9), []
 
-    def remember(images, start, settings):
+    def remember(images, start, settings, *, steps):
         seen.append(set(images.indices.tolist()))
         return [as_head(torch.zeros(15))] * len(settings)
 

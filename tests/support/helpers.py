@@ -18,10 +18,13 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import nn
-from typer.testing import CliRunner
+from typer import testing
 
 from rightreasons.critic.case import Case
 from rightreasons.records import ClassDescription, Pictures, Subject
+
+# Typer would read the signatures of all commands anew for each command that is tried.
+testing._get_command = functools.cache(testing._get_command)
 
 SIDE = 16
 TAG = (slice(0, 4), slice(0, 4))
@@ -190,7 +193,7 @@ def invoke(*arguments: object):
     """The command in this process: quicker, and an error nobody raised on purpose fails the test with its own traceback."""
     from rightreasons.cli import app
 
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    result = testing.CliRunner().invoke(app, [str(argument) for argument in arguments])
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise AssertionError(f"{type(result.exception).__name__} reached the user: {result.exception}") from result.exception
     return result

@@ -77,3 +77,5 @@ def show_survey(survey: dict[str, Any], reporter: Reporter) -> None:
         reporter.note(clean_text(problem))
     note_left_out(survey["left_out"], reporter, "--json names them all")
     typer.echo(f"contact sheet: {survey['contact_sheet']} (it has images of yours)")
+    if Path(survey["path"]).is_dir():
+        typer.echo(clean_text(f"next: rightreasons init {survey['path']}"))

@@ -42,6 +42,8 @@ def profile(
 
 
 def _row(stage: StageCost, total: float, *, gpu: bool) -> list[str]:
+    from rightreasons.report.words import mebibytes
+
     asked = stage.calls + stage.failed > 0
     money = "not known" if stage.cost_usd is None else f"{stage.cost_usd:.4f}"
     return [
@@ -49,11 +51,7 @@ def _row(stage: StageCost, total: float, *, gpu: bool) -> list[str]:
         f"{stage.seconds:.1f}",
         f"{stage.seconds / total:.0%}" if total else "-",
         str(stage.times),
-        _mebibytes(stage.peak_bytes),
-        *([_mebibytes(stage.gpu_bytes)] if gpu else []),
+        mebibytes(stage.peak_bytes),
+        *([mebibytes(stage.gpu_bytes)] if gpu else []),
         *([str(stage.calls), str(stage.failed), money] if asked else ["-", "-", "-"]),
     ]
-
-
-def _mebibytes(count: int | None) -> str:
-    return "-" if count is None else f"{count / 2**20:.0f}"

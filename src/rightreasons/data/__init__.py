@@ -11,6 +11,7 @@ from rightreasons.config import DataConfig, Format
 from rightreasons.data.assemble import assemble_task
 from rightreasons.data.beside import look_beside
 from rightreasons.data.built_in import biased_mnist, decoy_mnist, solar, stamps
+from rightreasons.data.built_in.planted import FEW
 from rightreasons.data.formats import celeba, class_folders, huggingface, isic, label_table, parquet, spuco
 from rightreasons.data.task import Task
 from rightreasons.data.tree import IMAGE_SUFFIXES, Tree, list_tree
@@ -67,11 +68,12 @@ def task_defaults(path: str) -> dict[str, Any]:
     return _TASKS[name].defaults(tuple(variant)) if name in _TASKS else {}
 
 
-def packaged_variant(path: str) -> str:
-    """The built-in task's variant on data that come with a package, if it has one; any other path as it is."""
+def small_variant(path: str) -> str:
+    """The built-in task's variant for a try, on data that come with a package or on few of its images; any other path as it is."""
     name, *variant = path.split(":")
-    has_one = name in _TASKS and "packaged" in getattr(_TASKS[name], "VARIANTS", ())
-    return f"{path}:packaged" if has_one and "packaged" not in variant else path
+    offered = _TASKS[name].VARIANTS if name in _TASKS else ()
+    small = next((word for word in ("packaged", FEW) if word in offered), None)
+    return path if small is None or small in variant else f"{path}:{small}"
 
 
 def _recognise(tree: Tree, config: DataConfig) -> Format:

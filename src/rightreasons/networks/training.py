@@ -21,6 +21,7 @@ from rightreasons.config import Flips
 from rightreasons.data.loading import Batch, count_images, read_batches
 from rightreasons.errors import ModelError
 from rightreasons.networks.classifier import check_finite, model_device
+from rightreasons.networks.optimizers import open_optimizer
 
 # A step's gradient is clipped to this length, so that one bad batch cannot undo pretrained weights.
 LONGEST_GRADIENT = 10.0
@@ -67,7 +68,7 @@ def train_model(
     """
     chosen = _weights_to_train(model, recipe.layers, lambda: next(batches(seeded(seed, "layers"))))
     # gamma ||theta||^2 has the gradient 2 gamma theta.
-    optimizer = torch.optim.Adam(chosen, lr=recipe.learning_rate, weight_decay=2 * recipe.gamma)
+    optimizer = open_optimizer(torch.optim.Adam, chosen, lr=recipe.learning_rate, weight_decay=2 * recipe.gamma)
     precision = _Precision(model_device(model))
     steps = recipe.epochs * steps_per_epoch
     first, best = _resume(model, optimizer, precision, checkpoint)

@@ -9,8 +9,10 @@ import torch
 
 from rightreasons.common.progress import Reporter
 from rightreasons.data.images import ImageFiles
-from rightreasons.data.loading import StoredImages
+from rightreasons.data.loading import StoredImages, read_batches
+from rightreasons.errors import ConfigError
 from rightreasons.explain.evidence import explain_images
+from rightreasons.networks.predictions import predict_labels
 from rightreasons.pipeline.fix import alignment_job
 from rightreasons.pipeline.tracking import track_results
 from rightreasons.records import Scores
@@ -18,7 +20,7 @@ from rightreasons.report.page import write_report
 from rightreasons.run import Alignment, Run
 from rightreasons.runs.folder import RunFolder
 from rightreasons.runs.names import load_names
-from rightreasons.runs.profile import Recorded
+from rightreasons.runs.profile import Recorded, StageCost, read_profile
 from rightreasons.runs.tuning import load_epochs
 from rightreasons.scoring.scores import build_metrics, read_scores, score_key, score_once, stored_scores
 from rightreasons.scoring.shortcuts import GROUPING, find_names
@@ -71,7 +73,9 @@ def write_results(
             epochs=load_epochs(folder, alignment_job(run)),
             seconds=seconds,
         )
-        write_report(run, metrics, repaired, folder)
+        inspected = [model for model in (run.model, run.aligned) if model is not None]
+        answers = [predict_labels(model, read_batches(run.train, indices=run.selection.indices)) for model in inspected]
+        write_report(run, metrics, repaired, folder, answers=answers, stages=_recall_costs(folder, reporter))
     if metrics["alignment"] and metrics["alignment"]["advice"]:
         reporter.note(metrics["alignment"]["advice"])
     given = load_names(run.folder)
@@ -80,6 +84,15 @@ def write_results(
     folder.save_metrics(metrics)
     track_results(run.config, metrics, folder, reporter)
     return metrics
+
+
+def _recall_costs(folder: RunFolder, reporter: Reporter) -> list[StageCost]:
+    """What the stages took so far; the page can do without a profile that somebody damaged."""
+    try:
+        return read_profile(folder)
+    except ConfigError as error:
+        reporter.note(f"the page has no table of stages: {error}")
+        return []
 
 
 def _recall_unreadable(run: Run, folder: RunFolder) -> None:

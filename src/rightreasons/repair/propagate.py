@@ -21,6 +21,7 @@ from torch.utils.data import Dataset
 from rightreasons.common.memory import BATCH_BYTES, how_many
 from rightreasons.common.progress import Advance
 from rightreasons.data.loading import Batch, count_images, read_batches
+from rightreasons.networks.optimizers import open_optimizer
 from rightreasons.networks.places import Places, find_places
 
 # Of convolutions, the probe reads the deepest map with at least this many cells a side: fine enough to point, deep enough to recognise. Scores of a
@@ -206,7 +207,7 @@ def _fit(maps: Float[Tensor, "image feature row column"], cells: _Cells) -> _Pro
     x, y = (features[used] - mean) / deviation, cells.spurious[used].float()
     balance = torch.where(y > 0, 0.5 / y.sum(), 0.5 / (1 - y).sum())
     weight, offset = torch.zeros(x.shape[1], requires_grad=True), torch.zeros((), requires_grad=True)
-    optimizer = torch.optim.LBFGS([weight, offset], max_iter=100, line_search_fn="strong_wolfe")
+    optimizer = open_optimizer(torch.optim.LBFGS, [weight, offset], max_iter=100, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         optimizer.zero_grad()

@@ -14,6 +14,7 @@ from rightreasons.critic.critique import describe_positions
 from rightreasons.critic.parse import read_paragraphs
 from rightreasons.explain.evidence import smooth_width
 from rightreasons.explain.segment import smooth_heatmaps
+from rightreasons.networks.predictions import Predictions
 from rightreasons.records import HUMAN, Attribution, Critique, Drawing, Verdict, find_disputes, settle_verdicts
 from rightreasons.report.images import heatmap_url, picture_url, proportions
 from rightreasons.run import Run
@@ -42,8 +43,7 @@ class Card:
 
     index: int
     label: str
-    predicted: str
-    predicted_after: str | None
+    answer: str
     file: str
     kinds: str
     clean: str
@@ -57,10 +57,13 @@ class Card:
 
 
 class Cards:
-    """Makes the cards of a run one by one, since the pictures of large images fill gigabytes. ``repaired`` explains the repaired model."""
+    """Makes the cards of a run one by one, since the pictures of large images fill gigabytes.
 
-    def __init__(self, run: Run, repaired: Attribution | None, shortcuts: Sequence[Mapping[str, Any]]) -> None:
-        self.run, self.repaired = run, repaired
+    ``repaired`` explains the repaired model. ``answers`` are the predictions on the inspected images, of the repaired model too if there is one.
+    """
+
+    def __init__(self, run: Run, repaired: Attribution | None, shortcuts: Sequence[Mapping[str, Any]], answers: Sequence[Predictions]) -> None:
+        self.run, self.repaired, self.answers = run, repaired, answers
         self.smooth = smooth_width(run.model, run.config.segment)
         self.settled, self.disputes = settle_verdicts(run.verdicts), find_disputes(run.verdicts)
         self.files = {line.index: line.sha256[:12] for line in run.folder.load_manifest() or () if line.split == "train"}
@@ -88,14 +91,13 @@ class Cards:
         scale = before.abs().max().clamp_min(1e-12)
         pictures = {kind: (run.folder.pictures / f"{index:06d}-{kind}.png").read_bytes() for kind in ("clean", "contours")}
         rows = self._rows(row, index)
-        label, predicted = int(run.selection.labels[row]), int(run.attribution.targets[row])
+        label = int(run.selection.labels[row])
         return Card(
             index,
             run.descriptions[label].name,
-            run.descriptions[predicted].name,
-            None if self.repaired is None else run.descriptions[int(self.repaired.targets[row])].name,
+            "; after the repair: ".join(self._answer(answers, row) for answers in self.answers),
             self.files.get(index, ""),
-            self._kinds(index, label, predicted, rows),
+            self._kinds(index, label, rows, wrong=int(self.answers[0].predicted[row]) != label),
             picture_url(pictures["clean"]),
             proportions(pictures["clean"]),
             picture_url(pictures["contours"]),
@@ -109,11 +111,16 @@ class Cards:
     def _smoothed(self, attribution: Attribution, row: int) -> Float[Tensor, "height width"]:
         return smooth_heatmaps(attribution.heatmaps[row : row + 1], self.smooth)[0]
 
-    def _kinds(self, index: int, label: int, predicted: int, rows: Sequence[SegmentRow]) -> str:
+    def _answer(self, answers: Predictions, row: int) -> str:
+        probability = float(answers.probability[row])
+        how_sure = f"{probability:.2f}" if probability < 0.995 else "over 0.99"
+        return f"{self.run.descriptions[int(answers.predicted[row])].name}, probability {how_sure}"
+
+    def _kinds(self, index: int, label: int, rows: Sequence[SegmentRow], *, wrong: bool) -> str:
         kinds = [f"c{label}", *(f"v-{value}" for value in sorted({row.verdict for row in rows}))]
         kinds += [f"s{number}" for number in sorted(self.shortcuts_of.get(index, ()))]
         kinds += ["v-person"] if any(row.source == HUMAN for row in rows) or index in self.drawings else []
-        return " ".join([*kinds, *(["v-wrong"] if predicted != label else [])])
+        return " ".join([*kinds, *(["v-wrong"] if wrong else [])])
 
     def _rows(self, row: int, index: int) -> list[SegmentRow]:
         run = self.run

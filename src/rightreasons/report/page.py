@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ import jinja2
 from rightreasons.common.files import write_atomically
 from rightreasons.common.text import clean_text
 from rightreasons.critic.controls import MEANINGS
+from rightreasons.networks.predictions import Predictions
 from rightreasons.records import Attribution, find_disputes
 from rightreasons.report.cards import Card, Cards, tell_dispute
 from rightreasons.report.curves import draw_curve, draw_tuning
@@ -18,9 +20,10 @@ from rightreasons.report.facts import hide_paths, list_facts, list_settings, sho
 from rightreasons.report.glossary import LIMITS, OTHERS, SCORES, explain_scores
 from rightreasons.report.images import lit_url
 from rightreasons.report.trace import list_reviewers, trace_verdicts
-from rightreasons.report.words import percent, tell_headline, tell_repair, tell_shortcut, tell_spread
+from rightreasons.report.words import mebibytes, percent, tell_headline, tell_repair, tell_shortcut, tell_spread
 from rightreasons.run import Run
 from rightreasons.runs.folder import RunFolder
+from rightreasons.runs.profile import StageCost
 
 # The page shows at most this many images, or it would be too heavy to open; the run folder has the rest.
 MOST_CARDS = 200
@@ -43,8 +46,9 @@ class Shown:
     pictures: list[tuple[int, str, str]]
 
 
-def write_report(run: Run, metrics: dict[str, Any], repaired: Attribution | None, folder: RunFolder) -> None:
-    """Writes report.html. ``repaired`` has the inspected images' heatmaps under the repaired model, once there is one."""
+@functools.cache
+def _open_template() -> jinja2.Template:
+    """The page's template, which one process compiles once: that takes as long as the rest of a small report."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("rightreasons.report", "templates"),
         autoescape=True,
@@ -53,12 +57,29 @@ def write_report(run: Run, metrics: dict[str, Any], repaired: Attribution | None
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": percent, "shorten": shorten}
-    cards = Cards(run, repaired, metrics["shortcuts"])
+    environment.filters |= {"percent": percent, "shorten": shorten, "mebibytes": mebibytes}
+    return environment.get_template("page.html.jinja")
+
+
+def write_report(
+    run: Run,
+    metrics: dict[str, Any],
+    repaired: Attribution | None,
+    folder: RunFolder,
+    *,
+    answers: Sequence[Predictions],
+    stages: Sequence[StageCost],
+) -> None:
+    """Writes report.html.
+
+    ``repaired`` has the inspected images' heatmaps under the repaired model, once there is one, and ``answers`` the predictions on these images, of
+    the model and then of the repaired one. ``stages`` is what the run took so far.
+    """
+    cards = Cards(run, repaired, metrics["shortcuts"], answers)
     rows = cards.order()[:MOST_CARDS]
     models = [(name, _scores(metrics, name)) for name in _models(metrics)]
     traced = trace_verdicts(run.folder.load_history())
-    page = environment.get_template("page.html.jinja").stream(
+    page = _open_template().stream(
         metrics=metrics,
         headline=tell_headline(metrics),
         shortcuts=[_show(run, number, item, metrics) for number, item in enumerate(metrics["shortcuts"][:MOST_SHORTCUTS])],
@@ -88,6 +109,8 @@ def write_report(run: Run, metrics: dict[str, Any], repaired: Attribution | None
         meanings=MEANINGS,
         glossary=[*((title, meaning) for _, title, meaning in SCORES), *OTHERS],
         limits=LIMITS,
+        stages=stages,
+        gpu=any(stage.gpu_bytes is not None for stage in stages),
         outcomes={outcome: run.segmentation.outcomes.count(outcome) for outcome in sorted(set(run.segmentation.outcomes))},
     )
     # The page is written one card at a time, since the pictures of large images fill gigabytes.

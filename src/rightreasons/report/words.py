@@ -29,6 +29,11 @@ def percent(value: float | None) -> str:
     return f"{value:.1%}" if value and value < 0.0995 else f"{value:.0%}"
 
 
+def mebibytes(count: int | None) -> str:
+    """A number of bytes in MiB."""
+    return "–" if count is None else f"{count / 2**20:.0f}"
+
+
 def tell_headline(metrics: Mapping[str, Any]) -> Headline:
     """The verdict on the classifier, as far as shortcuts go."""
     fitness, alignment = metrics["fitness"], metrics["alignment"]

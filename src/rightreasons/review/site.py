@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import functools
+from dataclasses import dataclass
 
 import jinja2
 from starlette.requests import Request
@@ -24,6 +25,14 @@ def _finalize(value: object) -> object:
     return clean_text(value) if type(value) is str else value
 
 
+@functools.cache
+def _open_templates() -> jinja2.Environment:
+    """The templates, each of which one process compiles once."""
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader("rightreasons.review"), autoescape=True, undefined=jinja2.StrictUndefined, finalize=_finalize
+    )
+
+
 # The pages that every page leads to, by address.
 PAGES = (("/", "Queue"), ("/words", "Words"), ("/work", "Repair"), ("/compare", "Before and after"), ("/people", "People"))
 
@@ -35,11 +44,6 @@ class Site:
     state: ReviewState
     jobs: Jobs
     pages: tuple[tuple[str, str], ...] = PAGES
-    templates: jinja2.Environment = field(
-        default_factory=lambda: jinja2.Environment(
-            loader=jinja2.PackageLoader("rightreasons.review"), autoescape=True, undefined=jinja2.StrictUndefined, finalize=_finalize
-        )
-    )
 
     def show(self, request: Request, template: str, *, status: int = 200, **values: object) -> Response:
         """A page. Keys that a model or an error might repeat are taken out of it."""
@@ -51,7 +55,7 @@ class Site:
             "here": request.url.path,
             "pages": self.pages,
         }
-        page = self.templates.get_template(template).render(**shared, tell=tell_verdict, choices=list_choices, **values)
+        page = _open_templates().get_template(template).render(**shared, tell=tell_verdict, choices=list_choices, **values)
         return HTMLResponse(redact(page), status)
 
     def check_image(self, index: int) -> int:

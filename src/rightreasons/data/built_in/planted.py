@@ -22,6 +22,15 @@ PLANS = {
 }
 
 
+# The word of a variant for a try, and the part of a task's images that it keeps: one in so many.
+FEW, KEPT = "few", 4
+
+
+def choose_sizes(sizes: Mapping[str, int], variant: Sequence[str]) -> dict[str, int]:
+    """How many photographs of each class go into each split: ``sizes``, or a fourth of them where the ``variant`` has few."""
+    return {split: max(1, count // KEPT) if FEW in variant else count for split, count in sizes.items()}
+
+
 # The word of a variant that says which share of the training images contradicts the shortcut: "solar:exceptions=0.01".
 _EXCEPTIONS = "exceptions="
 

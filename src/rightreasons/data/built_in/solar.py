@@ -6,12 +6,14 @@ The photographs are the electroluminescence images of ELPV (Buerhop-Lukas et al.
 ``balanced validation`` split (the validation cells once more, for methods that declare groups) and in the training set without correlation.
 
 The variant ``exceptions=SHARE`` has another share of such exceptions than 5 %.
+The variant ``few`` has a fourth of the images, for a try.
 The variant ``texture`` has no plate. There the cells' own make (mono- or polycrystalline, a texture over the whole picture) gives the class away.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,12 +24,12 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from rightreasons.common.seeds import seeded
-from rightreasons.data.built_in.planted import PLANS, UNBIASED, draw_carriers, name_groups, read_exceptions
+from rightreasons.data.built_in.planted import FEW, PLANS, UNBIASED, choose_sizes, draw_carriers, name_groups, read_exceptions
 from rightreasons.data.task import Task, TensorImages, hash_tensors
 from rightreasons.errors import DataError, MissingExtra
 from rightreasons.records import GroundTruth
 
-VARIANTS = ("texture",)
+VARIANTS = ("texture", FEW)
 CLASSES = ("functional", "defective")
 MAKES = ("mono", "poly")
 SIZE = 128
@@ -74,12 +76,12 @@ def open_task(variant: tuple[str, ...], *, size: int | None, seed: int) -> Task:
     unknown = [word for word in words if word not in VARIANTS]
     if unknown:
         raise DataError(f"solar has no variant {unknown[0]!r}; it has {', '.join(VARIANTS)}, exceptions=SHARE")
-    if words and exceptions is not None:
+    if "texture" in words and exceptions is not None:
         raise DataError("solar:texture has as many exceptions as there are cells of each make: leave out texture or the exceptions")
     correlated = CORRELATED if exceptions is None else {"functional": exceptions, "defective": 1 - exceptions}
     cells = _read_cells(size or SIZE)
-    render = _render_textured if words else _render_tagged
-    sets = _split_cells(cells, seed)
+    render = _render_textured if "texture" in words else _render_tagged
+    sets = _split_cells(cells, choose_sizes(SIZES, words), seed)
     splits, truth = {}, {}
     for split, (source, is_correlated) in PLANS.items():
         splits[split], truth[split] = render(cells, sets[source], correlated if is_correlated else BALANCED, split, seed)
@@ -141,15 +143,15 @@ def _render_textured(
     return TensorImages(cells.images[rows][:, None], labels), truth
 
 
-def _split_cells(cells: _Cells, seed: int) -> dict[str, Int[Tensor, " cell"]]:
-    """Seeded splits, disjoint, with ``SIZES`` cells of each class."""
-    parts: dict[str, list[Tensor]] = {split: [] for split in SIZES}
+def _split_cells(cells: _Cells, sizes: Mapping[str, int], seed: int) -> dict[str, Int[Tensor, " cell"]]:
+    """Seeded splits, disjoint, with ``sizes`` cells of each class."""
+    parts: dict[str, list[Tensor]] = {split: [] for split in sizes}
     for label in range(len(CLASSES)):
         members = (cells.labels == label).nonzero()[:, 0]
-        order = members[torch.randperm(len(members), generator=seeded(seed, "solar split", label))][: sum(SIZES.values())]
-        for split, part in zip(SIZES, order.split(list(SIZES.values())), strict=True):
+        order = members[torch.randperm(len(members), generator=seeded(seed, "solar split", label))][: sum(sizes.values())]
+        for split, part in zip(sizes, order.split(list(sizes.values())), strict=True):
             parts[split].append(part)
-    return {split: torch.cat(parts[split]) for split in SIZES}
+    return {split: torch.cat(parts[split]) for split in sizes}
 
 
 def _keep_share(labels: Int[Tensor, " cell"], poly: Bool[Tensor, " cell"], shares: dict[str, float]) -> Int[Tensor, " kept"]:

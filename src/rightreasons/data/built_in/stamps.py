@@ -6,6 +6,7 @@ place, on another ground. A coloured adhesive plaster lies beside the object in 
 validation split, and in half of each class in the test split, in the ``balanced validation`` split (the same pictures with other plasters, for
 methods that declare groups) and in the training set without correlation (again the same pictures with other plasters).
 
+The variant ``few`` has a fourth of the objects, for a try.
 The variant ``overlay`` has no plaster but a mark across the object (``marks``), with the same correlation: no region of the picture holds it alone.
 """
 
@@ -18,6 +19,7 @@ import shutil
 import subprocess
 import tempfile
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,12 +32,12 @@ from torch import Tensor
 
 from rightreasons.common.seeds import seeded
 from rightreasons.data.built_in.marks import draw_mark
-from rightreasons.data.built_in.planted import PLANS, UNBIASED, draw_carriers, name_groups
+from rightreasons.data.built_in.planted import FEW, PLANS, UNBIASED, choose_sizes, draw_carriers, name_groups
 from rightreasons.data.task import Task, TensorImages, hash_tensors
 from rightreasons.errors import DataError
 from rightreasons.records import GroundTruth
 
-VARIANTS = ("overlay",)
+VARIANTS = ("overlay", FEW)
 PACKAGE = "tuxpaint-stamps-default"
 INSTALLED = Path("/usr/share/tuxpaint/stamps")
 CLASSES = ("animal", "thing")
@@ -95,7 +97,7 @@ def defaults(variant: tuple[str, ...]) -> dict[str, Any]:
             },
         },
         "attribute": {"baselines": 8},
-        "segment": {"components": 8, "points": "place+colour" if variant else "place"},
+        "segment": {"components": 8, "points": "place+colour" if "overlay" in variant else "place"},
         "critic": {"lvlm": "simulated:"},
         "align": {"epochs": 6, "learning_rate": 3e-4, "batch_size": 32, "ratio": 0.125},
     }
@@ -107,8 +109,8 @@ def open_task(variant: tuple[str, ...], *, size: int | None, seed: int) -> Task:
     if unknown:
         raise DataError(f"stamps has no variant {unknown[0]!r}; it has {', '.join(VARIANTS)}")
     side, shortcut = size or SIZE, _shortcut(variant)
-    stamps = _read_stamps(_find_or_fetch())
-    sets = {split: _compose_all(stamps, rows, split, side, seed, shortcut) for split, rows in _split_objects(stamps, seed).items()}
+    folder = _find_or_fetch()
+    stamps, sets = _read_stamps(folder), _compose_splits(folder, side, seed, variant)
     splits, truth = {}, {}
     for split, (source, correlated) in PLANS.items():
         splits[split], truth[split] = _add_shortcuts(sets[source], CORRELATED if correlated else BALANCED, split, seed, shortcut)
@@ -120,7 +122,7 @@ def open_task(variant: tuple[str, ...], *, size: int | None, seed: int) -> Task:
 
 def _shortcut(variant: tuple[str, ...]) -> str:
     """What the shortcut is called in the names of groups."""
-    return "mark" if variant else "plaster"
+    return "mark" if "overlay" in variant else "plaster"
 
 
 @dataclass(frozen=True)
@@ -177,20 +179,33 @@ def _read_photograph(path: Path) -> Image.Image | None:
         raise DataError(f"{path} cannot be read ({error}): install {PACKAGE} again") from error
     pixels = np.asarray(picture)
     visible = pixels[..., 3] > 127
-    if visible.all() or len(np.unique(pixels[visible][:, :3] >> 2, axis=0)) < FEWEST_COLOURS:
+    if visible.all() or _count_colours(pixels[visible][:, :3]) < FEWEST_COLOURS:
         return None
     return picture.crop(Image.fromarray(visible).getbbox())
 
 
-def _split_objects(stamps: tuple[_Stamp, ...], seed: int) -> dict[str, list[int]]:
-    """Seeded splits, disjoint, with ``OBJECTS`` of each class."""
-    parts: dict[str, list[int]] = {split: [] for split in OBJECTS}
+def _count_colours(pixels: UInt8[np.ndarray, "pixel channel"]) -> int:
+    """The number of colours, of 64 levels a channel."""
+    levels = pixels.astype(np.int64) >> 2
+    return int(np.count_nonzero(np.bincount((levels[:, 0] * 64 + levels[:, 1]) * 64 + levels[:, 2])))
+
+
+def _split_objects(stamps: tuple[_Stamp, ...], sizes: Mapping[str, int], seed: int) -> dict[str, list[int]]:
+    """Seeded splits, disjoint, with ``sizes`` objects of each class."""
+    parts: dict[str, list[int]] = {split: [] for split in sizes}
     for label in range(len(CLASSES)):
         members = [row for row, stamp in enumerate(stamps) if stamp.label == label]
-        order = torch.randperm(len(members), generator=seeded(seed, "stamps split", label))[: sum(OBJECTS.values())]
-        for split, part in zip(OBJECTS, order.split(list(OBJECTS.values())), strict=True):
+        order = torch.randperm(len(members), generator=seeded(seed, "stamps split", label))[: sum(sizes.values())]
+        for split, part in zip(sizes, order.split(list(sizes.values())), strict=True):
             parts[split] += [members[place] for place in part.tolist()]
     return parts
+
+
+@functools.lru_cache(maxsize=1)  # a study opens the task for each of its rows, a seed after the other
+def _compose_splits(folder: Path, side: int, seed: int, variant: tuple[str, ...]) -> dict[str, _Composites]:
+    stamps, shortcut = _read_stamps(folder), _shortcut(variant)
+    sets = _split_objects(stamps, choose_sizes(OBJECTS, variant), seed)
+    return {split: _compose_all(stamps, rows, split, side, seed, shortcut) for split, rows in sets.items()}
 
 
 def _compose_all(stamps: tuple[_Stamp, ...], rows: list[int], split: str, side: int, seed: int, shortcut: str) -> _Composites:
@@ -284,11 +299,12 @@ class _Shape:
 
 def _draw_shape(generator: torch.Generator) -> _Shape:
     """At a random place and angle, all of it within the picture."""
-    length, width = (_draw(generator, *span) for span in PLASTER)
-    angle = _draw(generator, 0.0, math.pi)
+    drawn = torch.rand(5, generator=generator).tolist()
+    length, width = (_between(*span, part) for span, part in zip(PLASTER, drawn[:2], strict=True))
+    angle = _between(0.0, math.pi, drawn[2])
     # Half of the box around it: a strip with round ends is a segment with a radius.
-    reach = ((length - width) / 2 * abs(part) + width / 2 for part in (math.cos(angle), math.sin(angle)))
-    x, y = (_draw(generator, half, 1 - half) for half in reach)
+    reach = [(length - width) / 2 * abs(part) + width / 2 for part in (math.cos(angle), math.sin(angle))]
+    x, y = (_between(half, 1 - half, part) for half, part in zip(reach, drawn[3:], strict=True))
     return _Shape(length, width, angle, x, y)
 
 
@@ -320,6 +336,7 @@ def _soft_strip(
     return np.clip(0.5 - distance * along.shape[0], 0, 1)
 
 
+@functools.cache
 def _pixel_centres(side: int) -> tuple[Float[np.ndarray, "side 1"], Float[np.ndarray, "1 side"]]:
     centres = (np.arange(side, dtype=np.float32) + 0.5) / side
     return centres[:, None], centres[None]
@@ -343,7 +360,11 @@ def _mask_at(masks: Bool[Tensor, "image side side"], carry: Bool[Tensor, " image
 
 
 def _draw(generator: torch.Generator, low: float, high: float) -> float:
-    return low + (high - low) * torch.rand((), generator=generator).item()
+    return _between(low, high, torch.rand((), generator=generator).item())
+
+
+def _between(low: float, high: float, part: float) -> float:
+    return low + (high - low) * part
 
 
 def _to_bytes(values: np.ndarray) -> np.ndarray:

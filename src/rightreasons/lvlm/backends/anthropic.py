@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,7 @@ from rightreasons.errors import LVLMError, LVLMUnavailable, LVLMUnsupported
 from rightreasons.lvlm.protocol import Answer, Request, Usage, read_count, read_model
 from rightreasons.lvlm.wire.failures import Failure, classify
 from rightreasons.lvlm.wire.privacy import KEYS, redact
-from rightreasons.lvlm.wire.server import CONNECT_SECONDS, Loop, Server
+from rightreasons.lvlm.wire.server import CONNECT_SECONDS, Connection, Server
 
 if TYPE_CHECKING:
     import anthropic
@@ -41,14 +40,13 @@ class Anthropic:
         }
         self._model, self._timeout = model, timeout
         self._takes_schema = True
-        self._lock = threading.Lock()
-        self._open: tuple[Loop, anthropic.AsyncAnthropic] | None = None
+        self._connection = Connection(self._start, lambda client: client.close())
 
     def check(self) -> None:
         """Asks for the model's description, which is free. A server without descriptions counts as available."""
         import anthropic
 
-        loop, client = self._connect()
+        loop, client = self._connection.get()
         try:
             loop.run(client.models.with_raw_response.retrieve(self._model), CONNECT_SECONDS)
         except (TimeoutError, anthropic.APIConnectionError) as error:
@@ -76,7 +74,7 @@ class Anthropic:
         """One POST, without the SDK's own retries, with one deadline for the whole exchange."""
         import anthropic
 
-        loop, client = self._connect()
+        loop, client = self._connection.get()
         sent = body if self._takes_schema else {key: value for key, value in body.items() if key != "output_config"}
         try:
             return loop.run(_post(client, sent), self._timeout)
@@ -95,12 +93,7 @@ class Anthropic:
 
     def close(self) -> None:
         """Ends the connections."""
-        with self._lock:
-            if self._open is not None:
-                loop, client = self._open
-                loop.run(client.close(), CONNECT_SECONDS)
-                loop.close()
-                self._open = None
+        self._connection.close()
 
     def _read(self, message: dict[str, Any], raw: str) -> Answer:
         blocks, reason = message.get("content"), message.get("stop_reason")
@@ -115,16 +108,12 @@ class Anthropic:
             return Answer(text, problem=f"truncated: {said} (stop reason {reason!r})", outcome="truncated", usage=usage)
         return Answer(text, usage=usage)
 
-    def _connect(self) -> tuple[Loop, anthropic.AsyncAnthropic]:
+    def _start(self) -> anthropic.AsyncAnthropic:
         import anthropic
 
-        with self._lock:
-            if self._open is None:
-                http = self._server.open_http(self._timeout)
-                # If a key is given, the SDK does not look for other credentials in the environment or the home folder.
-                settings = {"api_key": self._server.key(), "base_url": self._server.base_url, "max_retries": 0, "timeout": self._timeout}
-                self._open = Loop(), anthropic.AsyncAnthropic(**settings, http_client=http)
-            return self._open
+        # If a key is given, the SDK does not look for other credentials in the environment or the home folder.
+        settings = {"api_key": self._server.key(), "base_url": self._server.base_url, "max_retries": 0, "timeout": self._timeout}
+        return anthropic.AsyncAnthropic(**settings, http_client=self._server.open_http(self._timeout))
 
     def _explain(self, error: anthropic.APIStatusError) -> LVLMError:
         failure = Failure(error.status_code, redact(error.response.text), error.response.headers)

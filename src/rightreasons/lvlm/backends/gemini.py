@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import re
-import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ from rightreasons.errors import LVLMError, LVLMUnavailable, LVLMUnsupported
 from rightreasons.lvlm.protocol import Answer, Request, Usage, read_count, read_model
 from rightreasons.lvlm.wire.failures import Failure, classify
 from rightreasons.lvlm.wire.privacy import KEYS, redact
-from rightreasons.lvlm.wire.server import CONNECT_SECONDS, Loop, Server
+from rightreasons.lvlm.wire.server import CONNECT_SECONDS, Connection, Server
 
 if TYPE_CHECKING:
     import httpx2
@@ -44,15 +43,14 @@ class Gemini:
         }
         self._model, self._timeout = model, timeout
         self._takes_schema = True
-        self._lock = threading.Lock()
-        self._open: tuple[Loop, genai.Client, httpx2.AsyncClient] | None = None
+        self._connection = Connection(self._start, _end)
 
     def check(self) -> None:
         """Asks for the model's description, which is free. A server without descriptions counts as available."""
         import httpx2
         from google.genai import errors
 
-        loop, client = self._connect()
+        loop, (client, _) = self._connection.get()
         try:
             loop.run(client.aio.models.get(model=self._model), CONNECT_SECONDS)
         except (TimeoutError, httpx2.HTTPError) as error:
@@ -81,7 +79,7 @@ class Gemini:
         import httpx2
         from google.genai import errors
 
-        loop, client = self._connect()
+        loop, (client, _) = self._connection.get()
         settings = {key: value for key, value in body["generationConfig"].items() if self._takes_schema or key != "responseJsonSchema"}
         try:
             return loop.run(_post(client, body, settings), self._timeout)
@@ -100,13 +98,7 @@ class Gemini:
 
     def close(self) -> None:
         """Ends the connections."""
-        with self._lock:
-            if self._open is not None:
-                loop, client, http = self._open
-                loop.run(http.aclose(), CONNECT_SECONDS)
-                loop.close()
-                client.close()
-                self._open = None
+        self._connection.close()
 
     def _read(self, whole: dict[str, Any], raw: str) -> Answer:
         usage, blocked = _usage(whole.get("usageMetadata")), (whole.get("promptFeedback") or {}).get("blockReason")
@@ -128,27 +120,30 @@ class Gemini:
             return Answer(text, problem=f"truncated: {said} (finish reason {reason!r})", outcome="truncated", usage=usage)
         return Answer(text, usage=usage)
 
-    def _connect(self) -> tuple[Loop, genai.Client]:
+    def _start(self) -> tuple[genai.Client, httpx2.AsyncClient]:
         from google import genai
         from google.genai import types
 
-        with self._lock:
-            if self._open is None:
-                http = self._server.open_http(self._timeout)
-                options = types.HttpOptions(
-                    base_url=self._server.base_url,
-                    timeout=int(1000 * self._timeout),
-                    retry_options=types.HttpRetryOptions(attempts=1),
-                    httpx_async_client=http,
-                )
-                # vertexai is stated, so that nothing in the environment can redirect requests to a cloud project and its host.
-                self._open = Loop(), genai.Client(api_key=self._server.key(), vertexai=False, http_options=options), http
-            return self._open[:2]
+        http = self._server.open_http(self._timeout)
+        options = types.HttpOptions(
+            base_url=self._server.base_url,
+            timeout=int(1000 * self._timeout),
+            retry_options=types.HttpRetryOptions(attempts=1),
+            httpx_async_client=http,
+        )
+        # vertexai is stated, so that nothing in the environment can redirect requests to a cloud project and its host.
+        return genai.Client(api_key=self._server.key(), vertexai=False, http_options=options), http
 
     def _explain(self, error: errors.APIError) -> LVLMError:
         text = redact(getattr(error.response, "text", None) or json.dumps(error.details))
         failure = Failure(error.code, text, dict(getattr(error.response, "headers", None) or {}))
         return classify(failure, server=self._server.base_url, model=self._model, key=KEYS["gemini"])
+
+
+async def _end(opened: tuple[genai.Client, httpx2.AsyncClient]) -> None:
+    client, http = opened
+    await http.aclose()
+    client.close()
 
 
 async def _post(client: genai.Client, body: dict[str, Any], settings: dict[str, Any]) -> str:

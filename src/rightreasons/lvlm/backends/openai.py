@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,7 @@ from rightreasons.lvlm.protocol import Answer, Request, Usage, read_count, read_
 from rightreasons.lvlm.wire.chat import chat_message, read_content, read_misplaced
 from rightreasons.lvlm.wire.failures import Failure, classify
 from rightreasons.lvlm.wire.privacy import KEYS, read_key, redact
-from rightreasons.lvlm.wire.server import CONNECT_SECONDS, Loop, Server
+from rightreasons.lvlm.wire.server import CONNECT_SECONDS, Connection, Server
 
 if TYPE_CHECKING:
     import openai
@@ -37,14 +36,13 @@ class OpenAICompatible:
         self.address: dict[str, Any] | None = {"spec": self.name, "base_url": base_url, "allow_remote": list(allow_remote), "timeout": timeout}
         self._model, self._timeout = model, timeout
         self._refused: set[str] = set()
-        self._lock = threading.Lock()
-        self._open: tuple[Loop, openai.AsyncOpenAI] | None = None
+        self._connection = Connection(self._start, lambda client: client.close())
 
     def check(self) -> None:
         """Asks for the list of models, which is free. A server without such a list counts as available."""
         import openai
 
-        loop, client = self._connect()
+        loop, client = self._connection.get()
         server = self._server.base_url
         try:
             listed = loop.run(_list_models(client), CONNECT_SECONDS)
@@ -74,7 +72,7 @@ class OpenAICompatible:
         """One POST, without the SDK's own retries, with one deadline for the whole exchange even if the answer comes byte by byte."""
         import openai
 
-        loop, client = self._connect()
+        loop, client = self._connection.get()
         sent = self.fit(body)
         try:
             return loop.run(_post(client, sent), self._timeout)
@@ -95,12 +93,7 @@ class OpenAICompatible:
 
     def close(self) -> None:
         """Ends the connections."""
-        with self._lock:
-            if self._open is not None:
-                loop, client = self._open
-                loop.run(client.close(), CONNECT_SECONDS)
-                loop.close()
-                self._open = None
+        self._connection.close()
 
     def _read(self, whole: dict[str, Any], raw: str) -> Answer:
         if isinstance(failed := whole.get("error"), dict) and not whole.get("choices"):  # a router passes on a failure of the server behind it
@@ -126,15 +119,12 @@ class OpenAICompatible:
             return Answer(text, problem="truncated: the answer was cut off at its longest", outcome="truncated", usage=usage)
         return Answer(text, usage=usage)
 
-    def _connect(self) -> tuple[Loop, openai.AsyncOpenAI]:
+    def _start(self) -> openai.AsyncOpenAI:
         import openai
 
-        with self._lock:
-            if self._open is None:
-                # Many private servers need no key, but the SDK requires one.
-                settings = {"api_key": read_key(KEYS["openai"]) or "none", "base_url": self._server.base_url, "max_retries": 0}
-                self._open = Loop(), openai.AsyncOpenAI(**settings, timeout=self._timeout, http_client=self._server.open_http(self._timeout))
-            return self._open
+        # Many private servers need no key, but the SDK requires one.
+        settings = {"api_key": read_key(KEYS["openai"]) or "none", "base_url": self._server.base_url, "max_retries": 0}
+        return openai.AsyncOpenAI(**settings, timeout=self._timeout, http_client=self._server.open_http(self._timeout))
 
     def _explain(self, failure: Failure) -> LVLMError:
         return classify(failure, server=self._server.base_url, model=self._model, key=KEYS["openai"])
@@ -144,7 +134,7 @@ class OpenAICompatible:
         import openai
 
         below = f"{self._server.base_url.rstrip('/')}/v1"
-        loop, client = self._connect()
+        loop, client = self._connection.get()
         try:
             listed = loop.run(_list_models(client.with_options(base_url=below)), CONNECT_SECONDS)
         except (TimeoutError, openai.OpenAIError):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Awaitable
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from urllib.parse import urlsplit
 
 from rightreasons.errors import ConfigError, LVLMBusy, LVLMProtocolError, LVLMTimeout, LVLMUnavailable
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import httpx2
 
 T = TypeVar("T")
+Client = TypeVar("Client")
 CONNECT_SECONDS = 10.0
 # Names of connection errors before which nothing was sent.
 NOT_SENT = ("ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError")
@@ -109,3 +110,28 @@ class Loop:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+
+class Connection(Generic[Client]):
+    """An SDK's asynchronous client and the loop that it runs in, which threads share: opened when first used, and again if used after ``close``."""
+
+    def __init__(self, start: Callable[[], Client], end: Callable[[Client], Awaitable[object]]) -> None:
+        self._start, self._end = start, end
+        self._lock = threading.Lock()
+        self._open: tuple[Loop, Client] | None = None
+
+    def get(self) -> tuple[Loop, Client]:
+        """The loop and the client."""
+        with self._lock:
+            if self._open is None:
+                self._open = Loop(), self._start()
+            return self._open
+
+    def close(self) -> None:
+        """Ends both."""
+        with self._lock:
+            if self._open is not None:
+                loop, client = self._open
+                loop.run(self._end(client), CONNECT_SECONDS)
+                loop.close()
+                self._open = None

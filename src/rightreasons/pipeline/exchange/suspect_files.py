@@ -21,6 +21,7 @@ from rightreasons.common.progress import Reporter
 from rightreasons.data.annotations.label_studio import FILE
 from rightreasons.data.annotations.run_lengths import to_coco, to_label_studio
 from rightreasons.data.loading import own_size
+from rightreasons.data.mask_files import shrink_mask
 from rightreasons.errors import ConfigError, MissingExtra
 from rightreasons.pipeline.exchange.suspects import Marked, Segment, Suspect, SuspectList
 from rightreasons.records import VALUES
@@ -94,16 +95,18 @@ def write_suspects(found: SuspectList, folder: Path, formats: Sequence[str], *, 
     return Written(tuple(file for file in files if file is not None), len(rows), done)
 
 
-def _enlarge(mask: Bool[Tensor, "height width"], size: tuple[int, int]) -> Bool[Tensor, "own_height own_width"]:
-    """A mask at the size of the image's file: each pixel of the mask becomes as many as it covers there."""
-    return mask if tuple(mask.shape) == size else F.interpolate(mask[None, None].float(), size, mode="nearest")[0, 0] > 0
+def at_own_size(mask: Bool[Tensor, "height width"], size: tuple[int, int]) -> Bool[Tensor, "own_height own_width"]:
+    """A mask at the size of the image's file: each pixel of the mask becomes as many as it covers there, and a thin mark stays in a smaller file."""
+    if any(own < side for own, side in zip(size, mask.shape, strict=True)):
+        return shrink_mask(mask, size)
+    return F.interpolate(mask[None, None].float(), size, mode="nearest-exact")[0, 0] > 0
 
 
 def _write_mask(folder: Path, marked: Marked, size: tuple[int, int]) -> str:
     """Writes a mask as black and white, and returns its path in the folder."""
     name = f"masks/{marked.suspect.image:06d}.png"
     make_private_folder(folder / "masks", "folder of masks")
-    picture = Image.fromarray(_enlarge(marked.mask, size).numpy())
+    picture = Image.fromarray(at_own_size(marked.mask, size).numpy())
     write_atomically(folder / name, lambda part: picture.save(part, "PNG"))
     return name
 
@@ -161,7 +164,7 @@ class _Coco:
         suspect, annotations = marked.suspect, self.content["annotations"]
         self.content["images"].append({"id": suspect.image, "file_name": suspect.filepath, "height": size[0], "width": size[1]})
         for segment in _list_pieces(marked):
-            mask = _enlarge(segment.mask, size)
+            mask = at_own_size(segment.mask, size)
             rows, columns = mask.any(1).nonzero()[:, 0], mask.any(0).nonzero()[:, 0]
             if not len(rows):  # a file that is smaller than the network's input may lose it
                 continue
@@ -186,7 +189,7 @@ def _make_task(marked: Marked, size: tuple[int, int], address: str) -> dict[str,
     suspect = marked.suspect
     results = []
     for number, segment in enumerate(_list_pieces(marked)):
-        mask = _enlarge(segment.mask, size)
+        mask = at_own_size(segment.mask, size)
         if mask.any():
             results.append(
                 {

@@ -28,6 +28,8 @@ PULLS = (0.0, 1e-3, 1e-2, 0.1)
 FOLDS = 5
 # The paper's settings on Waterbirds: full batches, SGD, gradients no longer than 1.
 STEPS, LEARNING_RATE, LONGEST_GRADIENT = 500, 1e-2, 1.0
+# So many steps in a smoke test.
+SMOKE_STEPS = 50
 
 
 @dataclass(frozen=True)
@@ -43,26 +45,26 @@ def train(bench: Bench, _: NoLabels) -> nn.Module:
 
     The groups for selection are those of XRM; where XRM finds none, each class is a group.
     """
-    run = bench.run
+    run, steps = bench.run, SMOKE_STEPS if bench.smoke else STEPS
     groups = infer_environments(bench)
     held_out = read_features(run.model, read_batches(run.validation))
     name = find_head(run.model, next(iter(read_batches(run.validation))).images[:2].to(model_device(run.model)))
     start = Head(*(part.double() for part in read_head(run.model, name)))
     members = held_out.labels if groups is None else groups.validation[held_out.indices]
-    setting = choose_setting(held_out, members, start, seeded(run.config.run.seed, "afr folds"))
+    setting = choose_setting(held_out, members, start, seeded(run.config.run.seed, "afr folds"), steps=steps)
     bench.reporter.note(f"afr: gamma = {setting.gamma:g}, lambda = {setting.pull:g}")
-    (head,) = train_heads(held_out, start, [setting])
+    (head,) = train_heads(held_out, start, [setting], steps=steps)
     return replace_head(run.model, name, head.weight, head.bias)
 
 
-def choose_setting(held_out: Features, groups: Int[Tensor, " image"], start: Head, generator: torch.Generator) -> Setting:
+def choose_setting(held_out: Features, groups: Int[Tensor, " image"], start: Head, generator: torch.Generator, *, steps: int = STEPS) -> Setting:
     """The setting with the best worst group in cross-validation, where no image is answered by a head that it trained; the first of equals."""
     folds = draw_folds(groups, generator)
     settings = [Setting(gamma, pull) for gamma, pull in product(GAMMAS, PULLS)]
     correct = torch.zeros(len(settings), len(groups), dtype=torch.float64)
     for fold in folds.unique():
         inside, outside = (_take(held_out, rows) for rows in (folds != fold, folds == fold))
-        answers = [head.logits(outside.values).argmax(1) for head in train_heads(inside, start, settings)]
+        answers = [head.logits(outside.values).argmax(1) for head in train_heads(inside, start, settings, steps=steps)]
         correct[:, folds == fold] = (torch.stack(answers) == outside.labels).double()
     worst = torch.stack([correct[:, groups == group].mean(1) for group in groups.unique()]).amin(0).tolist()
     return settings[worst.index(max(worst))]
@@ -99,12 +101,12 @@ def objective(
     return (weights * losses).sum(1) + pulls * distance
 
 
-def train_heads(images: Features, start: Head, settings: Sequence[Setting]) -> list[Head]:
-    """The head of each setting after ``STEPS`` steps on all of the images from ``start``, by whose answers they are weighed."""
+def train_heads(images: Features, start: Head, settings: Sequence[Setting], *, steps: int = STEPS) -> list[Head]:
+    """The head of each setting after ``steps`` steps on all of the images from ``start``, by whose answers they are weighed."""
     logits, pulls = start.logits(images.values), torch.tensor([setting.pull for setting in settings]).to(start.weight)
     weights = torch.stack([weigh_images(logits, images.labels, setting.gamma) for setting in settings])
     weight, bias = (part.expand(len(settings), *part.shape).clone().requires_grad_() for part in (start.weight, start.bias))
-    for _ in range(STEPS):
+    for _ in range(steps):
         gradients = torch.autograd.grad(objective(weight, bias, images, weights, start, pulls).sum(), [weight, bias])
         lengths = torch.cat([gradient.flatten(1) for gradient in gradients], 1).norm(dim=1)
         rates = LEARNING_RATE * (LONGEST_GRADIENT / lengths).clamp(max=1.0)

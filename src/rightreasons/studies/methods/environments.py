@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 from rightreasons.common.seeds import seeded
 from rightreasons.data.loading import count_images, read_batches
 from rightreasons.networks.head import Features, read_features
+from rightreasons.networks.optimizers import open_optimizer
 from rightreasons.project.project import Project, fresh_model
 from rightreasons.studies.methods.method import Bench
 
@@ -123,7 +124,7 @@ def train_twins(train: Features, own: Bool[Tensor, " image"], classes: int, sett
     """Both heads, trained together without early stopping. ``own`` marks the images of the second twin; the others are the first one's."""
     count = len(train.labels)
     heads = nn.Parameter(torch.zeros(2, classes, train.values.shape[1]))
-    optimizer = torch.optim.SGD([heads], lr=setting.learning_rate, momentum=setting.momentum, weight_decay=setting.weight_decay)
+    optimizer = open_optimizer(torch.optim.SGD, [heads], lr=setting.learning_rate, momentum=setting.momentum, weight_decay=setting.weight_decay)
     running, everything = train.labels.clone(), torch.arange(count)
     for _ in range(setting.steps):
         rows = everything if setting.batch_size is None else torch.randint(count, (setting.batch_size,), generator=generator)
