@@ -3,7 +3,7 @@
 The floor is what no method with one multiplier for each pair can do without: one forward pass for each image and baseline, and for each pair of them
 the gradient towards the image, by plain autograd. Captum's DeepLiftShap (``pip install captum``) refuses a module that is called twice, so that each
 call of a ReLU gets a module of its own; it gives none of its rules to ReLU6. Integrated Gradients are the product's own, for the first image alone,
-with as many points as make their error as large as ours or larger, and ``rival_s`` is for all images in proportion.
+with 32 points (their error is printed beside ours), and ``rival_s`` is for all images in proportion.
 ``error`` is the sum over images of |heatmap's sum - difference of the logits|, as a share of the sum of those differences. ``agrees``: our heatmaps
 add up to 1e-3, and are the rival's to 1e-3 of the largest effect where the rival's add up too.
 Weights are random, statistics those of such images, and the queries of the transformer four times as large, since untrained attention is flat.
