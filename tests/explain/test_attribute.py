@@ -234,7 +234,7 @@ def test_the_model_never_sees_more_than_a_chunk(tiny_mlp):
     seen = []
     tiny_mlp.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
     attribute_images(tiny_mlp, draw(10, 1, 4), draw(3, 1, 4), chunk=4)
-    assert seen == [2, 3, 4, 4, 2]  # a trial, the baselines once, then every image once
+    assert seen == [1, 2, 4, 4, 2]  # the first baseline, the others, then every image once
 
 
 def test_what_autograd_keeps_does_not_grow_with_the_images(tiny_cnn):

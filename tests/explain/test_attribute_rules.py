@@ -10,8 +10,8 @@ from torch import nn
 
 from rightreasons.errors import UnsupportedLayer
 from rightreasons.explain.attribute import attribute_images
-from rightreasons.explain.rescale import Call, Tape
 from rightreasons.explain.rules import RescaleSoftmax
+from rightreasons.explain.tape import Tape
 
 
 class Plain(nn.Module):
@@ -151,9 +151,13 @@ def test_a_softmax_has_its_jacobian_at_the_logarithmic_means(kind, build_seeded)
 def test_a_softmax_stays_exact_and_bounded_where_its_winner_changes(build_seeded):
     """In single precision, with logits 200 apart: as exp times the reciprocal of the sum such a step overflows."""
     z, baseline = torch.tensor([[200.0, 0.0, -30.0, -200.0]], requires_grad=True), torch.tensor([[-3.0, 180.0, -30.0, 5.0]])
-    call = Call("softmax", (baseline,), Tape(1))
+    tape = Tape()
+    with tape.running(1, recording=True):
+        tape.visit("softmax", baseline.log_softmax(1), baseline.softmax(1))
+    with tape.running(1, recording=False):
+        visit = tape.visit("softmax", z.log_softmax(1), z.softmax(1))
     gradient = torch.tensor([[1.0, -2.0, 3.0, 0.5]])
-    (multiplier,) = torch.autograd.grad(RescaleSoftmax.apply(z, call, 1, False), z, gradient)
+    (multiplier,) = torch.autograd.grad(RescaleSoftmax.apply(z, visit, 1, False), z, gradient)
     change = (gradient * (z.softmax(1) - baseline.softmax(1))).sum()
     torch.testing.assert_close((multiplier * (z - baseline)).sum(), change, rtol=1e-5, atol=0)
     assert multiplier.abs().max() < 3

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from rightreasons.common.memory import how_many
 from rightreasons.common.progress import Advance
 from rightreasons.errors import ModelError, RightReasonsError, UnsupportedLayer
-from rightreasons.explain.rescale import ALTERNATIVE, NotRowByRow, Tape, record, replay, weigh
+from rightreasons.explain.rescale import record, replay, weigh
+from rightreasons.explain.tape import ALTERNATIVE, NotRowByRow, Tape
 from rightreasons.networks.classifier import as_classifier, check_finite, frozen, model_device
 from rightreasons.networks.graph import CHECKPOINTED, find_hidden_part
 from rightreasons.records import Attribution
@@ -173,32 +174,37 @@ def _rounding(images: Tensor) -> float:
 def _deeplift(work: _Work) -> _Explained:
     """DeepLIFT SHAP. A network that does not keep its batch as the first axis gets each image with a baseline of its own, which costs more passes."""
     try:
-        trial, _ = record(work.model, torch.cat([work.baselines[:1]] * 2))
-        trial.check_order()
+        return _deeplift_by_groups(work)
     except NotRowByRow:
         return _deeplift_paired(work)
-    return _deeplift_by_groups(work, trial)
 
 
-def _deeplift_by_groups(work: _Work, trial: Tape) -> _Explained:
-    """One tape for each group of baselines, replayed on every chunk of images. ``trial`` is a tape of two, by which memory is estimated."""
+def _deeplift_by_groups(work: _Work) -> _Explained:
+    """One tape for each group of baselines, replayed on every chunk of images. Memory is estimated by the first baseline, recorded alone."""
     model, images, baselines, targets, chunk, progress = work
+    tape = Tape()
+    references = [record(model, baselines[:1], tape)]
+    if tape.folds:
+        pair = Tape()
+        record(model, torch.cat([baselines[:1]] * 2), pair)
+        pair.check_order()
+        del pair
     pixels = PIXEL_ARRAYS * baselines[0].nbytes
-    size = chunk or _how_many(trial.saved_bytes // 2 + pixels, images.device)
+    size = chunk or _how_many(tape.saved_bytes + tape.kept_bytes + pixels, images.device)
     parts = images.split(size)
     wanted = [None] * len(parts) if targets is None else targets.split(size)
-    groups = baselines.split(_how_many(trial.kept_bytes // 2 + pixels, images.device))
+    groups = baselines.split(_how_many(tape.kept_bytes + pixels, images.device))
     effects: list[Tensor] = [torch.zeros_like(part[:, 0]) for part in parts]
     logits: list[Tensor] = [torch.empty(0)] * len(parts)
-    references = []
     for number, group in enumerate(groups):
-        tape, reference = record(model, group)
-        references.append(reference)
+        missing = group[len(tape.recorded) :]  # the first is on the first tape already
+        if len(missing):
+            references.append(record(model, missing, tape))
         for place, part in enumerate(parts):
             effect, logits[place] = _against_tape(model, part, group, wanted[place], tape)
             effects[place] += effect / len(baselines)
             progress((number * len(images) + place * size + len(part)) // len(groups), len(images))
-        del tape  # frees its memory before the next one is made
+        tape = Tape()  # frees the memory of the last one before the next is made
     return _complete(torch.cat(effects), torch.cat(logits), torch.cat(references), targets)
 
 
@@ -211,7 +217,8 @@ def _deeplift_paired(work: _Work) -> _Explained:
         effect, wanted = torch.zeros_like(part[:, 0]), None if targets is None else targets[place * size :][:size]
         for number, baseline in enumerate(baselines):
             repeated = baseline.expand_as(part)
-            tape, reference = record(model, repeated, paired=True)
+            tape = Tape(paired=True)
+            reference = record(model, repeated, tape)
             one, output = _against_tape(model, part, repeated[:1], wanted, tape)
             effect += one / len(baselines)
             if place == 0:

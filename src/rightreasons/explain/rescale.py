@@ -10,8 +10,8 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 
-from rightreasons.errors import ModelError, UnsupportedLayer
+from rightreasons.errors import ModelError
+from rightreasons.explain.affine import Affine
 from rightreasons.explain.functions import (
     AFFINE,
     BILINEAR,
@@ -39,126 +40,26 @@ from rightreasons.explain.functions import (
 from rightreasons.explain.rules import (
     Rescale,
     RescaleBilinear,
+    RescaleCurve,
     RescaleMax,
     RescaleNorm,
     RescaleProduct,
     RescaleSoftmax,
+    centre_and_scale,
 )
+from rightreasons.explain.tape import Tape
 from rightreasons.networks.classifier import as_classifier
 from rightreasons.networks.graph import find_frozen_part
 
-ALTERNATIVE = 'Use [attribute] method = "integrated-gradients", which every differentiable model allows'
 
-
-class NotRowByRow(UnsupportedLayer):
-    """A tensor whose first axis is not the batch: what belongs to which image cannot be told from its place."""
-
-
-@dataclass(frozen=True)
-class Call:
-    """One call of a nonlinearity, and its inputs for the baselines."""
-
-    name: str
-    baselines: tuple[Tensor, ...]
-    tape: Tape
-
-    def current(self) -> tuple[Tensor, ...]:
-        """The inputs for the tape's current baseline, in a form that broadcasts to the images' own."""
-        if self.tape.paired:
-            return self.baselines
-        rows, chosen = self.tape.baselines, []
-        for tensor in self.baselines:
-            parts = len(tensor) // rows  # 1, or the windows of an image, folded into the batch
-            part = tensor[self.tape.baseline * parts : (self.tape.baseline + 1) * parts]
-            chosen.append(part if parts == 1 else part.repeat(self.tape.rows, *[1] * (part.ndim - 1)))
-        return tuple(chosen)
-
-
-@dataclass
-class Tape:
-    """The nonlinearities in the order in which the model calls them; ``baseline`` is the index of the baseline that a backward pass compares with.
-
-    The first axis of every tensor must have one part for each of the ``rows`` that run at a time. A ``paired`` tape has one baseline for each
-    image, so that their tensors have the same form, whatever it is, and a backward pass compares them place by place.
-    """
-
-    baselines: int
-    paired: bool = False
-    rows: int = field(init=False)
-    recording: bool = True
-    calls: list[Call] = field(default_factory=list)
-    position: int = 0
-    baseline: int = 0
-    saved_bytes: int = 0
-    modules: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.rows = self.baselines
-
-    @property
-    def kept_bytes(self) -> int:
-        """The bytes of the tensors that the tape keeps."""
-        return sum(tensor.nbytes for call in self.calls for tensor in call.baselines)
-
-    def visit(self, name: str, *inputs: Tensor) -> Call:
-        """The call's entry: a new one while recording, else the next one, which must match."""
-        if not self.paired:
-            self._check_rows(name, inputs)
-        if self.recording:
-            self.calls.append(Call(name, tuple(tensor.detach().clone() for tensor in inputs), self))  # cloned, since later calls may work in place
-            return self.calls[-1]
-        call = self.calls[self.position] if self.position < len(self.calls) else None
-        if (
-            call is None
-            or call.name != name
-            or [self._form(kept, self.baselines) for kept in call.baselines] != [self._form(tensor, self.rows) for tensor in inputs]
-        ):
-            raise UnsupportedLayer(
-                f"the model calls other functions for the images than for the baselines (at call {self.position}, {name}, by {self.here}); "
-                f"DeepLIFT SHAP needs a model whose path does not depend on its input. {ALTERNATIVE}"
-            )
-        self.position += 1
-        return call
-
-    def _form(self, tensor: Tensor, rows: int) -> tuple[int, ...]:
-        """A tensor's shape for one image."""
-        return tuple(tensor.shape) if self.paired else (len(tensor) // rows, *tensor.shape[1:])
-
-    def _check_rows(self, name: str, inputs: tuple[Tensor, ...]) -> None:
-        for tensor in inputs:
-            if not tensor.shape or len(tensor) % self.rows:
-                raise NotRowByRow(f"{self.here} calls {name} on a tensor of shape {tuple(tensor.shape)} for {self.rows} images. {ALTERNATIVE}")
-
-    def check_order(self) -> None:
-        """Raises NotRowByRow if two equal baselines left something unequal in the two halves of a call: its first axis is not image by image."""
-        for call in self.calls:
-            for tensor in call.baselines:
-                first, second = tensor.chunk(2)
-                if len(tensor) > 2 and not torch.allclose(first, second, atol=1e-5 * float(tensor.abs().max()), rtol=1e-3, equal_nan=True):
-                    raise NotRowByRow(f"the first axis of the input of {call.name} is not the batch. {ALTERNATIVE}")
-
-    def refuse(self, name: str) -> NoReturn:
-        """Raises UnsupportedLayer for the function ``name``."""
-        raise UnsupportedLayer(f"DeepLIFT SHAP does not cover {name!r}, which {self.here} calls on the way from image to logits. {ALTERNATIVE}")
-
-    @property
-    def here(self) -> str:
-        """The name of the innermost module that is running."""
-        return "".join(self.modules[-1:]) or "the model itself"
-
-
-def record(
-    model: nn.Module, baselines: Float[Tensor, "baseline channel height width"], *, paired: bool = False
-) -> tuple[Tape, Float[Tensor, "baseline class_"]]:
-    """Runs the model on the baselines, of which there is one for each image if they are ``paired``. Parameters must be frozen.
+def record(model: nn.Module, baselines: Float[Tensor, "baseline channel height width"], tape: Tape) -> Float[Tensor, "baseline class_"]:
+    """Runs the model on baselines, which come after those that the tape has, and returns their logits. Parameters must be frozen.
 
     Raises UnsupportedLayer if no rule covers a function that the model calls, and NotRowByRow if only paired baselines will do.
     """
-    tape = Tape(len(baselines), paired)
-    with _names(model, tape), _Rescaled(tape):
+    with tape.running(len(baselines), recording=True), _names(model, tape), _Rescaled(tape):
         logits, tape.saved_bytes = weigh(model, baselines)
-    tape.recording = False
-    return tape, logits
+    return logits
 
 
 def weigh(model: nn.Module, images: Float[Tensor, "image channel height width"]) -> tuple[Float[Tensor, "image class_"], int]:
@@ -180,16 +81,9 @@ def weigh(model: nn.Module, images: Float[Tensor, "image channel height width"])
 
 def replay(model: nn.Module, leaf: Float[Tensor, "image channel height width"], tape: Tape) -> Float[Tensor, "image class_"]:
     """Logits of the images. One backward pass to ``leaf`` per value of ``tape.baseline`` gives the multipliers against that baseline."""
-    tape.rows, tape.position = len(leaf), 0
     # Autograd forbids in-place functions on a leaf, so the model gets a copy of it.
-    with torch.enable_grad(), _names(model, tape), _Rescaled(tape):
-        logits = model(leaf.clone())
-    if tape.position != len(tape.calls):
-        raise UnsupportedLayer(
-            f"the model calls {len(tape.calls)} nonlinearities for the baselines and {tape.position} for the images; "
-            f"DeepLIFT SHAP needs a model whose path does not depend on its input. {ALTERNATIVE}"
-        )
-    return logits
+    with torch.enable_grad(), tape.running(len(leaf), recording=False), _names(model, tape), _Rescaled(tape):
+        return model(leaf.clone())
 
 
 @contextmanager
@@ -217,9 +111,12 @@ class _Rescaled(TorchFunctionMode):
     def __init__(self, tape: Tape) -> None:
         super().__init__()
         self.tape = tape
+        self.affine = Affine()
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:  # noqa: ANN401 -- torch's own signature
         args, kwargs = _input_first(args, kwargs)
+        if isinstance(args[0] if args else None, Tensor) and _is_in_place(func, args, kwargs):
+            self.tape.protect(args[0])
         dependent = _count_dependent((*args, *kwargs.values()))
         if dependent == 0:
             return func(*args, **kwargs)
@@ -248,19 +145,27 @@ class _Rescaled(TorchFunctionMode):
         if written is not None:
             with self:
                 return self._in_place(func, args, kwargs, written(*args, **kwargs))
+        result = self.affine(name, func, args, kwargs) if dependent == 1 else None
+        if result is not None:
+            return result
         result = func(*args, **kwargs)
         if _count_dependent([result]) and not _is_affine(name, args, kwargs, dependent):
             self.tape.refuse(name)
         return result
 
-    @staticmethod
-    def _in_place(func: Callable, args: tuple, kwargs: dict, out: Any) -> Any:  # noqa: ANN401 -- a tensor, or what a composed function gives
-        return args[0].copy_(out) if _is_in_place(func, args, kwargs) else out
+    def _in_place(self, func: Callable, args: tuple, kwargs: dict, out: Any) -> Any:  # noqa: ANN401 -- a tensor, or what a composed function gives
+        if not _is_in_place(func, args, kwargs):
+            return out
+        self.tape.protect(args[0])
+        return args[0].copy_(out)
 
     def _elementwise(self, name: str, func: Callable, args: tuple, kwargs: dict) -> Tensor:
-        source, others, in_place = args[0], args[1:], _is_in_place(func, args, kwargs)
-        call = self.tape.visit(name, source)
-        return Rescale.apply(source, call, name in CURVED, lambda z: func(z.clone() if in_place else z, *others, **kwargs))
+        source, function = args[0], _out_of_place(func, args, kwargs)
+        if name not in CURVED:
+            return Rescale.apply(source, self.tape.visit(name, source), function)
+        with torch.no_grad():
+            out = function(source)
+        return RescaleCurve.apply(source, self.tape.visit(name, source, out), function)
 
     def _product(self, name: str, left: Tensor, other: Tensor) -> Tensor:
         return RescaleProduct.apply(left, other, self.tape.visit(name, left, other))
@@ -290,7 +195,9 @@ class _Rescaled(TorchFunctionMode):
         if dim is None:
             self.tape.refuse(f"{name} without an axis")
         source = source if dtype is None else source.to(dtype)
-        return RescaleSoftmax.apply(source, self.tape.visit(name, source), dim, name == "log_softmax")
+        with torch.no_grad():
+            visit = self.tape.visit(name, source.log_softmax(dim), source.softmax(dim))
+        return RescaleSoftmax.apply(source, visit, dim, name == "log_softmax")
 
     def _norm(self, name: str, given: dict) -> Tensor:
         source = given["input"]
@@ -304,8 +211,9 @@ class _Rescaled(TorchFunctionMode):
             return F.batch_norm(
                 source, given["running_mean"], given["running_var"], given.get("weight"), given.get("bias"), eps=given.get("eps", 1e-5)
             )
-        call = self.tape.visit(name, grouped)
-        out = RescaleNorm.apply(grouped, call, axes, given.get("eps", 1e-5)).reshape(source.shape)
+        with torch.no_grad():
+            visit = self.tape.visit(name, *centre_and_scale(grouped, axes, given.get("eps", 1e-5)))
+        out = RescaleNorm.apply(grouped, visit, axes).reshape(source.shape)
         shape = given["normalized_shape"] if name == "layer_norm" else (-1, *[1] * (source.ndim - 2))
         weight, bias = given.get("weight"), given.get("bias")
         out = out if weight is None else out * weight.view(shape)
@@ -374,15 +282,38 @@ def _plain_name(func: Callable) -> str:
 
 
 def _is_in_place(func: Callable, args: tuple, kwargs: dict) -> bool:
-    if func.__name__.endswith("__"):
-        return func.__name__.startswith("__i")
-    if func.__name__.endswith("_"):
+    """Whether a call writes into its first argument."""
+    name = getattr(func, "__name__", "")
+    if name.endswith("__"):
+        return name == "__setitem__" or (name.startswith("__i") and name not in ("__iter__", "__index__", "__int__", "__invert__"))
+    if name.endswith("_"):
         return True
+    signature = _signature(func)
+    return signature is not None and bool(signature.bind(*args, **kwargs).arguments.get("inplace", False))
+
+
+@cache
+def _signature(func: Callable) -> inspect.Signature | None:
+    """The signature of a function with an argument ``inplace``, by default False; None for any other."""
     try:
         signature = inspect.signature(func)
     except ValueError:  # torch's built-in functions have none, and no such argument
-        return False
-    return bool(signature.bind(*args, **kwargs).arguments.get("inplace", False))
+        return None
+    return signature if "inplace" in signature.parameters else None
+
+
+def _out_of_place(func: Callable, args: tuple, kwargs: dict) -> Callable[[Tensor], Tensor]:
+    """``func`` as a function of its first argument, which stays as it is."""
+    others = args[1:]
+    if not _is_in_place(func, args, kwargs):
+        return lambda z: func(z, *others, **kwargs)
+    signature = _signature(func)
+    if signature is None:
+        return lambda z: func(z.clone(), *others, **kwargs)
+    bound = signature.bind(*args, **kwargs)
+    bound.arguments["inplace"] = False
+    others, named = bound.args[1:], bound.kwargs
+    return lambda z: func(z, *others, **named)
 
 
 def _count_dependent(values: Iterable[object]) -> int:
