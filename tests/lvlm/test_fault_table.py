@@ -172,7 +172,7 @@ def test_a_refusal_is_recorded_and_not_asked_again(world, tmp_path, fault):
     stub, lvlm, ledger = world(misbehave)
     first, second = (ledger.ask(lvlm, QUESTION) for _ in range(2))
     for answer in (first, second):
-        assert answer.outcome == "refused" and answer.problem.startswith("refused: ") and not answer.cached
+        assert (answer.outcome, answer.text) == ("refused", "") and answer.problem.startswith("refused: ") and not answer.cached
     assert first.problem == second.problem, "in the same words from the ledger"
     ((state, outcome, counted, reserved),) = tries(tmp_path)
     assert (state, outcome, stub.requests) == ("failed", "refused", 1)
