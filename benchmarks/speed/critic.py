@@ -61,12 +61,14 @@ def scikit_image(images: Tensor, segments: Tensor) -> list[tuple[bytes, bytes, b
     from skimage.color import label2rgb
     from skimage.segmentation import mark_boundaries
 
-    size, drawn = fit_size(*images.shape[2:]), []
+    (height, width), drawn = fit_size(*images.shape[2:]), []
     for image, numbers in zip(images, segments, strict=True):
         pixels = (image.expand(3, -1, -1).permute(1, 2, 0) * 255).round().byte().numpy()
-        clean = np.asarray(Image.fromarray(pixels).resize(size[::-1], Image.Resampling.NEAREST))
-        labels = np.asarray(Image.fromarray(numbers.numpy().astype(np.int32)).resize(size[::-1], Image.Resampling.NEAREST)) + 1
-        outlined = (mark_boundaries(clean, labels, color=(1, 0.6, 0), outline_color=(1, 1, 1), mode="thick") * 255).round().astype(np.uint8)
+        clean = np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST))
+        labels = np.asarray(Image.fromarray(numbers.numpy().astype(np.int32)).resize((width, height), Image.Resampling.NEAREST)) + 1
+        outlined = np.round(np.asarray(mark_boundaries(clean, labels, color=(1, 0.6, 0), outline_color=(1, 1, 1), mode="thick")) * 255).astype(
+            np.uint8
+        )
         flat = (label2rgb(labels, colors=np.array(COLOURS) / 255, bg_label=0) * 255).round().astype(np.uint8)
         drawn.append((save(clean), save(outlined), save(flat)))
     return drawn
