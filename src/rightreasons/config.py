@@ -20,6 +20,8 @@ Flips = Literal["off", "horizontal", "both"]
 Format = Literal["class-folders", "spuco", "table", "celeba", "isic", "parquet", "huggingface"]
 # How a value starts that ``init`` has left for a person to fill in.
 UNFILLED = "FILL IN"
+# A message on two configurations names so many keys.
+MOST_DIFFERENCES = 3
 
 
 class _Table(BaseModel):
@@ -362,12 +364,12 @@ def read_assignments(assignments: Sequence[str]) -> dict[str, Any]:
 
 
 def describe_difference(old: Config, new: Config, *, changeable: tuple[str, ...] = ()) -> str | None:
-    """The first key on which two configurations differ, in words; None if they differ only in keys that start with one of ``changeable``."""
+    """The keys on which two configurations differ, in words; None if they differ only in keys that start with one of ``changeable``."""
     before, after = (_flatten(config.model_dump(by_alias=True)) for config in (old, new))
-    for key in sorted(before.keys() | after.keys()):
-        if before.get(key) != after.get(key) and not key.startswith(changeable):
-            return f"{key} was {before.get(key)!r} and is now {after.get(key)!r}"
-    return None
+    keys = [key for key in sorted(before.keys() | after.keys()) if before.get(key) != after.get(key) and not key.startswith(changeable)]
+    told = [f"{key} was {before.get(key)!r} and is now {after.get(key)!r}" for key in keys[:MOST_DIFFERENCES]]
+    more = len(keys) - len(told)
+    return "; ".join([*told, *([f"and {more} more"] if more else [])]) or None
 
 
 def _explain(problem: Any) -> str:  # noqa: ANN401 -- pydantic's ErrorDetails

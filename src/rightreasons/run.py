@@ -193,8 +193,13 @@ def load_run(folder: RunFolder, *, file: Path | None = None, changes: Mapping[st
     criticism = folder.load_criticism() or _read_old_criticism(folder)
     run = Run(project, folder, model, selection, attribution, segmentation, critiques, verdicts, folder.load_controls(), criticism)
     run.drawings = load_drawings(folder)
-    run.aligned, run.rejected = (_read_weights(run.model, folder.path / f"{name}.safetensors") for name in ("aligned", "rejected"))
+    recall_repair(run)
     return run
+
+
+def recall_repair(run: Run) -> None:
+    """Gives the run the models that an earlier ``fix`` has left in its folder."""
+    run.aligned, run.rejected = (_read_weights(run.model, run.folder.path / f"{name}.safetensors") for name in ("aligned", "rejected"))
 
 
 def _read_weights(model: nn.Module, path: Path) -> nn.Module | None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import re
 import tomllib
+from pathlib import Path
 
 import pytest
 
-from rightreasons.config import Config, CriticConfig, describe_difference, parse_config, read_config
+from rightreasons.config import ClassConfig, ColumnsConfig, Config, CriticConfig, describe_difference, parse_config, read_config
 from rightreasons.data import task_defaults
 from rightreasons.errors import ConfigError
 from rightreasons.project.project import find_server
@@ -163,3 +166,19 @@ def test_a_judge_of_another_provider_is_not_looked_for_at_the_critics_address(cr
     """Its key would go there."""
     config = CriticConfig.model_validate(critic)
     assert find_server(config, "judge") == server and find_server(config, "critic") == ("openai:a", "http://127.0.0.1:1/v1")
+
+
+def test_the_page_on_configurations_has_every_key_with_its_default():
+    page = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text(encoding="utf-8")
+    for title, table in Config.model_fields.items():
+        model = ClassConfig if title == "classes" else table.annotation
+        section = page.split(f"## [{title}{'.NAME' if title == 'classes' else ''}]")[1].split("\n## ")[0]
+        rows = {row[0]: row[-1] for row in re.findall(r"^\| `(\w+)` \|.*\| (.*?) \|$", section, re.MULTILINE)}
+        fields = {field.alias or name: field for name, field in model.model_fields.items()}
+        assert list(rows) == list(fields)
+        for name, field in fields.items():
+            said, value = rows[name], field.default
+            if field.is_required() or value in (None, "", (), {}) or isinstance(value, ColumnsConfig):
+                assert said == ("needed" if field.is_required() else "none"), (title, name)
+            else:
+                assert json.loads(said.strip("`")) == value, (title, name)

@@ -7,7 +7,7 @@ import json
 
 from rightreasons.lvlm.pictures import replace_pictures
 from tests.support.fault_server import FaultServer
-from tests.support.helpers import invoke, write_project, write_scripted
+from tests.support.helpers import edit, invoke, write_project, write_scripted
 
 
 def test_what_is_shown_is_what_is_sent(tmp_path, monkeypatch):
@@ -49,6 +49,13 @@ def test_nothing_left_to_send(tmp_path):
     assert "nowhere: the model runs in this process" in invoke("find", config, "--out", tmp_path / "run", "--dry-run").stdout
     assert invoke("find", config, "--out", tmp_path / "run").exit_code == 0
     assert "nothing would be sent" in invoke("find", config, "--out", tmp_path / "run", "--dry-run").stdout
+
+
+def test_a_critic_that_is_none_is_told_of_before_a_model_is_trained(tmp_path):
+    config = write_scripted(tmp_path)
+    edit(config, "scripted:", "humam:")
+    result = invoke("find", config, "--out", tmp_path / "run", "--dry-run")
+    assert result.exit_code == 1 and "humam" in result.stderr and not (tmp_path / "run").exists()
 
 
 def test_the_run_goes_on_from_a_dry_run(tmp_path):

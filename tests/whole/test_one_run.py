@@ -288,6 +288,8 @@ def test_another_bound_judges_again_without_training(project, monkeypatch):
     """Only the guard uses max_accuracy_drop, so the repair moves between the two files and is not made again."""
     fixed = metrics_of("fix", project / "run")
     assert fixed["alignment"]["outcome"] == "aligned"
+    found = metrics_of("find", project / "parts.toml", "--out", project / "run")
+    assert found["after"] == fixed["after"] and found["alignment"] == fixed["alignment"], "find does not forget the repair"
     repaired = (project / "run" / "aligned.safetensors").read_bytes()
     monkeypatch.setattr("rightreasons.pipeline.fix.align", lambda *_, **__: pytest.fail("trained again"))
     alignment = project / "run" / "alignment.json"

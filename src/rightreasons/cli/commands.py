@@ -299,7 +299,8 @@ def _show(metrics: dict[str, Any], folder: RunFolder, as_json: bool) -> None:
         values = [scores[key] for scores in columns.values()]
         if any(value is not None for value in values):
             rows.append([key, *("-" if value is None else f"{value:.3f}" for value in values)])
-    print_table(title, ["", *columns], rows)
+    scored = metrics["data"]["images"].get("test")
+    print_table(title, ["" if scored is None else f"{scored} test images", *columns], rows)
     typer.echo(metrics["explanation"])
     if metrics["alignment"]:
         failed = ", but the repair did not take" if metrics["alignment"]["effect"] == "did not take" else ""

@@ -46,7 +46,8 @@ def survey_path(path: str, out: Path | None, reporter: Reporter, *, decode: bool
     make_private_folder(folder, "folder")
     sheet = folder / "contact-sheet.png"
     write_bytes(sheet, draw_sheet(task, choose_rows(task)))
-    return {**survey, "left_out": dict(task.skipped), "contact_sheet": str(sheet)}
+    then = f"find {path}" if path.endswith(".toml") else None if task_defaults(path) else f"init {path}"
+    return {**survey, "left_out": dict(task.skipped), "contact_sheet": str(sheet), "next": then}
 
 
 def _rehearse(path: str, reporter: Reporter) -> Project:
@@ -77,5 +78,5 @@ def show_survey(survey: dict[str, Any], reporter: Reporter) -> None:
         reporter.note(clean_text(problem))
     note_left_out(survey["left_out"], reporter, "--json names them all")
     typer.echo(f"contact sheet: {survey['contact_sheet']} (it has images of yours)")
-    if Path(survey["path"]).is_dir():
-        typer.echo(clean_text(f"next: rightreasons init {survey['path']}"))
+    if survey["next"] is not None:
+        typer.echo(clean_text(f"next: rightreasons {survey['next']}"))

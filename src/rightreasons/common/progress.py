@@ -1,4 +1,4 @@
-"""Progress for people on standard error: a bar with the remaining time on a terminal, elsewhere one line for each stage."""
+"""Progress for people on standard error: a bar with the remaining time on a terminal, elsewhere a line for each stage, and for each minute of it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from datetime import timedelta
 from typing import Protocol, runtime_checkable
 
 Advance = Callable[[int, int], None]
+# Seconds between two lines on how far a stage is, where there is no terminal.
+TOLD_EVERY = 60.0
 
 
 @runtime_checkable
@@ -89,9 +91,17 @@ class Terminal(Silent):
         columns = (TextColumn("{task.description:<12}"), BarColumn(), TextColumn("{task.fields[count]}"), Times())
         with Progress(*columns, console=self._console, transient=True, disable=not self._console.is_terminal) as bar:
             task = bar.add_task(name, total=None, count="")
-            earlier = self.seconds.get(name, 0.0)
+            earlier, told = self.seconds.get(name, 0.0), time.perf_counter()
+
+            def advance(done: int, total: int) -> None:
+                nonlocal told
+                bar.update(task, completed=done, total=total, count=f"{done}/{total}")
+                if not self._console.is_terminal and time.perf_counter() - told >= TOLD_EVERY:
+                    told = time.perf_counter()
+                    self._console.print(f"{name:<12} {done}/{total}, {_clock(bar.tasks[task].elapsed)} elapsed")
+
             with super().stage(name):
-                yield lambda done, total: bar.update(task, completed=done, total=total, count=f"{done}/{total}")
+                yield advance
         self._console.print(f"{name:<12} {self.seconds[name] - earlier:8.1f} s")
 
     def note(self, text: str) -> None:

@@ -72,7 +72,8 @@ def assemble_task(listing: Listing, config: DataConfig, *, name: str, seed: int)
         if not counts.all():
             missing = classes[int((counts == 0).nonzero()[0])]
             fix = f"{made}; each class needs images of three patients for that, three images where no patients are known" if made else ""
-            raise DataError(f"{name}: {describe_empty_class(split, missing)}{fix}")
+            lost = next((f". {len(left_out)} files were left out, the first, {file}: {why}" for file, why in left_out.items()), "")
+            raise DataError(f"{name}: {describe_empty_class(split, missing)}{fix}{lost}")
     problems += _tell_few(splits, classes)
     truth = {split: _ground_truth(part, listing, size) for split, part in parts.items()} if _has_truth(entries) else {}
     return Task(

@@ -41,7 +41,7 @@ from rightreasons.networks.training import Recipe, train_plainly
 from rightreasons.pipeline.tracking import check_trackers
 from rightreasons.project.project import Project, example_file, fresh_model, go_on, open_lvlms, price_file
 from rightreasons.records import Control, Criticism, Critique, Verdict
-from rightreasons.run import Run
+from rightreasons.run import Run, recall_repair
 from rightreasons.runs.drawings import load_drawings
 from rightreasons.runs.folder import RunFolder
 from rightreasons.runs.profile import Recorded
@@ -91,6 +91,7 @@ def find(
         release_memory()
     run = Run(project, folder, model, selection, attribution, segmentation, critiques, verdicts, controls, criticism)
     run.drawings = load_drawings(folder)
+    recall_repair(run)
     if run.queue:
         reporter.note(
             f"{len(run.queue)} of {segmentation.shares.gt(0).sum()} segments wait for a person: report.html lists them, the most important first"

@@ -19,6 +19,8 @@ from rightreasons.networks.guess import guess_source
 # Files that may be a classifier's weights.
 WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 MOST_SIZES = 3
+# The size in pixels that most networks take; smaller images would be computed at several times their own size.
+LARGE = 224
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,10 @@ def draft_config(folder: Path, destination: Path, reporter: Reporter, *, checkpo
         'lvlm = "openai:qwen2.5-vl"',
         'base_url = "http://127.0.0.1:8000/v1"',
         "",
-        "# Everything else has a default, such as [sample] size = 100 inspected images: docs/data.md and docs/critic.md.",
+        "[sample]",
+        "size = 100   # images to inspect, the ones that the classifier is surest of: each is a question to the critic",
+        "",
+        "# Everything else has a default: docs/configuration.md.",
     ]
     return Draft("\n".join(lines) + "\n", told)
 
@@ -83,6 +88,9 @@ def _draft_data(folder: Path, survey: Mapping[str, Any], beside: Path) -> list[s
         f"path = {quote_value(_relative(folder, beside))}",
         'mode = "rgb"   # grey images too, since most networks take three channels',
     ]
+    own = next(iter(survey["sizes"]), "")
+    side = max(map(int, own.split("x"))) if own else LARGE
+    table += [f"# size = {side}   # the images' own size, if the network takes it: else they are resized to the network's"] if side < LARGE else []
     return [*table, '# flips = "horizontal"   # if an image may be mirrored without changing its class']
 
 
@@ -124,7 +132,8 @@ def _draft_untrained(told: str) -> list[str]:
         "[model]",
         _comment(told),
         'source = "packaged:efficientnet-lite0"',
-        '# checkpoint = "model.safetensors"   # then source names its network',
+        "epochs = 10   # of training, which is the longest part where there is no GPU",
+        '# checkpoint = "model.safetensors"   # then source names its network, and nothing is trained first',
     ]
 
 

@@ -14,6 +14,8 @@ from rightreasons.records import HUMAN, VALUES, Value, Verdict
 from rightreasons.runs.appended import append_lines
 
 _FIELDS = {field.name for field in fields(Verdict)}
+# So many numbers of images are named in full.
+MOST_NAMED = 20
 _NEEDED = ("index", "segment", "value", "source")
 
 
@@ -83,8 +85,10 @@ def write_line(verdict: Verdict) -> dict[str, Any]:
 def check_segment(index: int, segment: int, counts: Mapping[int, int]) -> None:
     """Raises ValueError unless the run has segment ``segment``, counted from 0, of image ``index``."""
     if index not in counts:
-        near = ", ".join(map(str, sorted(counts, key=lambda known: (abs(known - index), known))[:5]))
-        raise ValueError(f"image {index} is not one of the {len(counts)} inspected images; numbers near it are {near}")
+        few = len(counts) <= MOST_NAMED
+        named = sorted(counts) if few else sorted(counts, key=lambda known: (abs(known - index), known))[:5]
+        they = f"{'they are' if few else 'numbers near it are'} {', '.join(map(str, named))}"
+        raise ValueError(f"image {index} is not one of the {len(counts)} inspected images; {they}")
     if not 0 <= segment < counts[index]:
         has = f"the segments S1 to S{counts[index]}" if counts[index] > 1 else "the segment S1 alone" if counts[index] else "no segments"
         raise ValueError(f"image {index} has no S{segment + 1} (segment {segment}); it has {has}")

@@ -109,24 +109,23 @@ class Plan:
             getattr(lvlm, "close", lambda: None)()
 
 
-def plan_project(project: Project, cases: Cases, *, images: int | None = None) -> Plan:
+def plan_project(project: Project, cases: Cases, *, images: int | None = None, backends: tuple[LVLM, LVLM] | None = None) -> Plan:
     """The plan of a project whose images were inspected. Its backends are used without sending, so neither permission nor a key is needed."""
-    critic = project.config.critic
     examples = read_examples(example_file(project), seeded(project.config.run.seed, "few-shot"))
-    first = open_silently(project, "critic")
-    second = first if critic.judge is None else open_silently(project, "judge")
-    return Plan(project, cases, examples, first, second, len(cases.rows) if images is None else images, images is None)
+    critic, judge = backends or _open_silently(project)
+    return Plan(project, cases, examples, critic, judge, len(cases.rows) if images is None else images, images is None)
 
 
 @contextmanager
 def inspect_project(project: Project, folder: RunFolder, reporter: Reporter) -> Iterator[Plan]:
     """Runs every unfinished stage before the critic and yields the project's plan; the folder is locked meanwhile."""
+    backends = _open_silently(project)  # one that is not known, or not installed, is told of before a model is trained
     model = prepare(project, folder, reporter)
     with folder.locked():
         evidence = gather_evidence(
             project.config, folder, model, project.train, project.validation, project.task.classes, reporter, root=project.root
         )
-        plan = plan_project(project, Cases(evidence, project.descriptions, folder))
+        plan = plan_project(project, Cases(evidence, project.descriptions, folder), backends=backends)
         if plan.critic.address is not None:
             warn_of_lettering(plan.cases, reporter)
         yield from _closing(plan)
@@ -211,6 +210,12 @@ def _largest_picture(project: Project, size: tuple[int, int]) -> tuple[int, int]
     """Height and width of the largest picture of any image, by the files' sizes if the critic is shown the files' own pixels."""
     files = [(int(height), int(width)) for width, _, height in (told.partition("x") for told in project.task.sizes)]
     return max((fit_size(*one) for one in files or [size]), key=math.prod)
+
+
+def _open_silently(project: Project) -> tuple[LVLM, LVLM]:
+    """Critic and judge, which are one object unless the configuration names another judge."""
+    critic = open_silently(project, "critic")
+    return critic, critic if project.config.critic.judge is None else open_silently(project, "judge")
 
 
 def open_silently(project: Project, role: Role) -> LVLM:
