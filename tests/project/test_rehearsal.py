@@ -150,6 +150,18 @@ class FailsInTraining(Keeps):
         return super().forward(x)
 
 
+class Checkpointed(nn.Module):
+    """Layers that keep nothing and run again in the backward pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 8, 3), nn.SiLU())
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, x):
+        return self.head(checkpoint(self.body, x + 0, use_reentrant=False).mean((2, 3)))
+
+
 TAKEN = {
     "plain": small,
     "batch norm": lambda: small(norm=nn.BatchNorm2d(8)),
@@ -160,6 +172,7 @@ TAKEN = {
     "compiled": lambda: torch.compile(small(), backend="eager"),
     "compiled in place": compiled_in_place,
     "a compiled function": lambda: Between(torch.compile(F.silu, backend="eager")),
+    "a checkpointed function": lambda: Between(lambda h: checkpoint(torch.tanh, 9 * h, use_reentrant=False)),
     "a tuple": lambda: Ends(lambda z: (z, z.square())),
     "a dict": lambda: Ends(lambda z: {"features": z.square(), "logits": z}),
     "squeeze() of one logit": lambda: Ends(torch.squeeze, 1),
@@ -168,7 +181,7 @@ TAKEN = {
 }
 REFUSED = {
     "a function of its own": (lambda: Between(lambda h: Swish.apply(20 * h)), UnsupportedLayer, r"missing.*Function Swish"),
-    "checkpointing": (lambda: Between(lambda h: checkpoint(torch.tanh, 9 * h, use_reentrant=False)), UnsupportedLayer, "gradient checkpointing"),
+    "checkpointing": (lambda: Checkpointed(), UnsupportedLayer, "gradient checkpointing"),
     "reentrant": (lambda: Between(lambda h: checkpoint(torch.tanh, 9 * h, use_reentrant=True)), UnsupportedLayer, "gradient checkpointing"),
     "a detached maximum": (lambda: Between(on_a_scale), UnsupportedLayer, "missing.*detached"),
     "a detached gate": (lambda: Between(gated), UnsupportedLayer, "missing.*no_grad"),
