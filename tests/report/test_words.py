@@ -135,9 +135,11 @@ def test_how_many_of_all_images_is_said_or_why_not():
     assert "is counted by rightreasons fix" in tell_spread(METRICS) and tell_spread(state(shortcuts=[])) == ""
     assert "could not be counted" in tell_spread(state(alignment=REPAIRED))
     counted = {"found": 30, "images": 120, "recall": 0.9, "classes": {"a": [30, 60], "b": [0, 60]}}
-    assert tell_spread(state(alignment={**REPAIRED, "spread": counted})) == (
-        "30 of all 120 training images (25%) have something that looks like them: 30 of the 60 of class a."
-    )
+    told = tell_spread(state(alignment={**REPAIRED, "spread": counted}))
+    assert told.startswith("The probe, which looks for them by the classifier's own features, finds something that looks like them in 30 of all 120")
+    assert "(25%): 30 of the 60 of class a. Cross-validated on the inspected images, it finds 90% of what" in told and "look at every image" in told
+    assert "have it" not in told, "an older run has no precision"
+    assert "and 75% of the inspected images in which" in tell_spread(state(alignment={**REPAIRED, "spread": {**counted, "precision": 0.75}}))
 
 
 @pytest.mark.parametrize(

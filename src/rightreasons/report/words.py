@@ -150,10 +150,20 @@ def tell_spread(metrics: Mapping[str, Any]) -> str:
     found = alignment.get("spread")
     if found is None:
         return "In how many of all the training images they are could not be counted: the classifier's features do not show them well enough."
-    told = (
-        f"{found['found']} of all {found['images']} training images ({percent(found['found'] / found['images'])}) have something that looks like them"
+    where = f": {_list_classes(found['classes'])}" if found["classes"] and found["found"] else ""
+    share = percent(found["found"] / found["images"])
+    return (
+        f"The probe, which looks for them by the classifier's own features, finds something that looks like them in {found['found']} of all "
+        f"{found['images']} training images ({share}){where}. {tell_probe(found['recall'], found.get('precision'))}"
     )
-    return f"{told}: {_list_classes(found['classes'])}." if found["classes"] and found["found"] else f"{told}."
+
+
+def tell_probe(recall: float, precision: float | None) -> str:
+    """How far the probe's findings can be trusted, by its cross-validation on the inspected images, and what to do about it."""
+    told = f"Cross-validated on the inspected images, it finds {percent(recall)} of what was judged spurious, less what it marks wrongly"
+    if precision is not None:
+        told += f", and {percent(precision)} of the inspected images in which it finds something have it"
+    return f"{told}. Some of its findings are false alarms: look at every image that rightreasons suspects RUN lists before you act on it."
 
 
 def tell_repair(metrics: Mapping[str, Any]) -> str:
