@@ -87,7 +87,9 @@ def test_the_curve_of_fine_tuning_has_every_epoch(page, metrics):
 
 
 def test_every_verdict_of_a_person_can_be_traced(page, reviewed):
-    told = text_of(page[page.index('id="people"') : page.index('id="waiting"')])
+    section = page[page.index('id="people"') : page.index('id="waiting"')]
+    assert section.count('<table class="wide">') == 2 and '<td data-head="When">' in section and '<td data-head="last">' in section, "a narrow page"
+    told = text_of(section)
     assert "Every verdict of a person, 22 in all" in told
     rows = re.findall(TRACED, told)
     assert len(rows) == 22

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rightreasons.report.facts import shorten
+from rightreasons.report.facts import shorten, tell_critic
 from rightreasons.report.words import percent, tell_headline, tell_repair, tell_shortcut, tell_spread
 
 
@@ -129,6 +129,30 @@ def test_a_shortcut_is_told_by_class_evidence_and_effect():
     assert told[1] == "It carries 31% of all the evidence, and less than 0.1% after the repair."
     assert "changes 25% of the answers (20% to 30%), and accuracy on them goes from 95% to 65%." in told[2]
     assert told[3].startswith("After the repair it changes 0%")
+
+
+def test_a_shortcut_that_the_repair_made_worse_is_said_to_be_worse():
+    effect = {"pasted": 200, "changed": 50, "changed_interval": [0.2, 0.3], "right_before": 190, "right_pasted": 130}
+    shortcut = {
+        "images": 14,
+        "classes": {"a": [12, 12]},
+        "evidence_before": 0.31,
+        "evidence_interval": [0.25, 0.38],
+        "evidence_after": 0.37,
+        "effect_before": effect,
+        "effect_after": {**effect, "changed": 60},
+    }
+    assert "worse" not in tell_shortcut(shortcut, METRICS)[-1], "within both intervals"
+    assert tell_shortcut({**shortcut, "effect_after": {**effect, "changed": 61}}, METRICS)[-1] == (
+        "The repair made this one worse: pasting it changes more answers than before, beyond the 95 % interval."
+    )
+    assert "it carries more of the evidence than before, beyond" in tell_shortcut({**shortcut, "evidence_after": 0.39}, METRICS)[-1]
+
+
+@pytest.mark.parametrize(("unsure", "words"), [(0, "people, every segment"), (6, "people, who decided 54 of 60 segments")])
+def test_who_judged_counts_what_people_decided(unsure, words):
+    critic = {"backend": "scripted", "model": "x", "simulated": False, "overruled": 60, "segments": 60, "unsure": unsure}
+    assert tell_critic(critic) == words
 
 
 def test_how_many_of_all_images_is_said_or_why_not():

@@ -135,7 +135,18 @@ def tell_shortcut(shortcut: Mapping[str, Any], metrics: Mapping[str, Any]) -> li
             f"After the repair it changes {_rate(later, 'changed')}, and accuracy goes from {_rate(later, 'right_before')} to "
             f"{_rate(later, 'right_pasted')}."
         )
-    return told
+    return [*told, *_tell_worse(shortcut)]
+
+
+def _tell_worse(shortcut: Mapping[str, Any]) -> list[str]:
+    """A sentence if the repaired classifier leans on a shortcut more than before, by more than the interval of the measure before the repair."""
+    effect, later, worse = shortcut["effect_before"], shortcut["effect_after"], []
+    if effect is not None and later is not None and later["changed"] / later["pasted"] > effect["changed_interval"][1]:
+        worse.append("pasting it changes more answers than before")
+    ends, after = shortcut.get("evidence_interval"), shortcut["evidence_after"]
+    if ends is not None and after is not None and after > ends[1]:
+        worse.append("it carries more of the evidence than before")
+    return [f"The repair made this one worse: {', and '.join(worse)}, beyond the 95 % interval."] if worse else []
 
 
 def tell_spread(metrics: Mapping[str, Any]) -> str:
