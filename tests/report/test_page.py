@@ -28,6 +28,7 @@ def test_it_opens_with_the_verdict_and_what_to_do(page, metrics):
 
 def test_a_shortcut_has_a_name_three_pictures_and_numbers(page, metrics):
     (tag, *_) = metrics["shortcuts"]
+    assert tag["evidence_interval"][0] <= tag["evidence_before"] <= tag["evidence_interval"][1]
     assert "yellow tag" in tag["name"] and tag["named_by"] == "grouping"
     told = page[page.index('id="leans"') : page.index('id="about"')]
     first = told.split('<div class="shortcut">')[1]
