@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from pycocotools.coco import COCO
 
+from rightreasons.cli.suspects import tell_suspects
 from rightreasons.common.progress import Silent
 from rightreasons.data.loading import StoredImages
 from rightreasons.data.mask_files import read_mask
@@ -52,7 +53,21 @@ def test_every_training_image_is_listed_by_its_file(written, loaded):
     found = [int(row["image"]) for row in rows if row["found_by"]]
     assert set(found) == set(loaded.selection.indices.tolist()) and said["marked"] == len(found), "a network without feature maps spreads nothing"
     assert [bool(row["found_by"]) for row in rows] == sorted((bool(row["found_by"]) for row in rows), reverse=True), "suspects come first"
-    assert said["recall"] is None and all(row["probability"] == "" for row in rows)
+    assert (
+        said["recall"] is None
+        and said["precision"] is None
+        and said["judged_spurious"] == len(found)
+        and all(row["probability"] == "" for row in rows)
+    )
+
+
+def test_where_only_inspected_images_can_be_listed_the_first_sentence_says_so(exchanged, loaded, tmp_path):
+    said = invoke("suspects", exchanged / "run", "--out", tmp_path / "out")
+    assert said.exit_code == 0, said.stderr
+    count, images = len(loaded.selection), len(loaded.train.entries)
+    lines = said.stdout.splitlines()
+    assert lines[0].startswith(f"{count} of the {count} inspected images have something that was judged spurious. The other {images - count} ")
+    assert "could not be searched" in lines[0] and "Filter it by found_by: verdict" in said.stdout
 
 
 def test_the_place_is_the_mask_s(written, loaded):
@@ -129,12 +144,15 @@ def test_where_the_features_tell_images_that_nobody_inspected_are_listed(loaded,
     def corners(model, dataset, inspected, spurious, relevant, *, progress):
         scores = torch.full((len(dataset), 4, 4), -1e3)
         scores[others[:3], 3, 3] = torch.tensor([3.0, 1.0, 2.0])
-        return Spread(scores, 0.9)
+        return Spread(scores, 0.9, precision=0.75)
 
     monkeypatch.setattr(room, "spread_verdicts", corners)
     found = find_suspects(loaded, Silent())
     written = write_suspects(found, tmp_path / "out", ["csv", "coco", "label-studio"], address="", reporter=Silent())
-    assert written.marked == len(loaded.selection) + 3 and found.recall == 0.9
+    assert written.marked == len(loaded.selection) + 3 and found.recall == 0.9 and found.precision == 0.75
+    told = tell_suspects(found, written.images, written.marked)
+    assert f"{found.judged} of the {len(loaded.selection)} inspected images have something that was judged spurious, and in 3 of the other" in told
+    assert "75% of the inspected images in which it finds something have it" in told and "false alarms: look at every image" in told
     rows = [row for row in rows_of(tmp_path / "out") if row["found_by"] == "spread"]
     assert [int(row["image"]) for row in rows] == [others[0], others[2], others[1]], "the most probable first"
     assert [float(row["probability"]) for row in rows] == pytest.approx(torch.tensor([3.0, 2.0, 1.0]).sigmoid().tolist(), abs=1e-5)

@@ -5,6 +5,7 @@ import json
 import math
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import pytest
@@ -12,7 +13,7 @@ import safetensors.torch
 import torch
 import yaml
 
-from rightreasons.cli.check import _name_files
+from rightreasons.cli.check import _name_files, tell_bounds
 from rightreasons.common.progress import Silent
 from rightreasons.data.loading import StoredImages
 from rightreasons.errors import ConfigError, ModelError
@@ -136,6 +137,21 @@ def test_a_budget_has_bounds_for_each_class(finished, tmp_path):
         ("swap_flip_rate", "nut", 1.0),
     ]
     checked(finished, "--budget", budget, "--max-flip-rate", 1)  # an option comes before the file
+
+
+def test_bounds_are_counted_as_they_were_given(finished):
+    def tell(past, bounds, classes=None):
+        findings = [
+            SimpleNamespace(measure=measure, scope=scope, status="past" if (measure, scope) in past else "within") for measure, scope in places
+        ]
+        report = SimpleNamespace(findings=[findings], past=[finding for finding in findings if finding.status == "past"])
+        return tell_bounds(report, Budget(bounds, classes or {}))
+
+    places = [("swap_flip_rate", None), ("swap_flip_rate", "bolt"), ("swap_flip_rate", "nut")]
+    one = tell(places[:2], {"max_flip_rate": 0.1})
+    assert one == "the bound given is past: 2 of 3 numbers, of all images and of each class, are on the wrong side"
+    assert tell(places[:2], {"max_flip_rate": 0.1}, {"nut": {"max_flip_rate": 0.5}}).startswith("1 of the 2 bounds given is past: 2 of 3")
+    assert tell(places, {"max_flip_rate": 0.1}, {"nut": {"max_flip_rate": 0.5}}).startswith("2 of the 2 bounds given are past: 3 of 3")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from torch import nn
 from rightreasons.data.loading import read_all
 from rightreasons.networks.small_vit import SmallViT
 from rightreasons.repair.align import AlignmentSet, neutral_images
-from rightreasons.repair.propagate import NEAR_CELLS, spread_verdicts
+from rightreasons.repair.propagate import NEAR_CELLS, _cross_validate, _label_cells, spread_verdicts
 
 SIDE, COUNT, INSPECTED = 48, 60, 20
 PATCH = 12
@@ -56,7 +56,7 @@ def test_the_same_thing_is_found_where_nobody_looked(network, scene):
     found = spread(network, scene)
     others = torch.arange(INSPECTED, COUNT)
     marked, masks = found.masks(others, (SIDE, SIDE)), scene[1][INSPECTED:]
-    assert found.recall > 0.8
+    assert found.recall > 0.8 and found.precision > 0.8
     assert (marked & masks).sum() / masks.sum() > 0.95, "to the edge"
     cell = math.ceil(SIDE / found.scores.shape[-1])
     near = F.max_pool2d(masks[:, None].float(), 4 * cell + 1, stride=1, padding=2 * cell)[:, 0] > 0
@@ -92,6 +92,19 @@ def test_token_grids_and_coarse_maps_point_to_the_same_pixels(build, cells, buil
     near = F.max_pool2d(masks[:, None].float(), 2 * reach + 1, stride=1, padding=reach)[:, 0] > 0
     assert (marked & near).sum() / marked.sum() > 0.9
     assert marked[1::2].flatten(1).any(1).float().mean() < 0.1, "an image without it is left alone"
+
+
+def test_the_precision_is_the_share_of_marked_images_that_have_something():
+    """Of 16 images eight have a bright cell that was judged, and two of one fold one that was not: a probe of the other fold marks all six there.
+
+    A probe of the fold with false alarms is as strict as they ask, and marks nothing: four of the six marked images have something.
+    """
+    maps, spurious = torch.zeros(16, 1, 8, 8), torch.zeros(16, 8, 8, dtype=torch.bool)
+    maps[:8, 0, 2:4, 2:4] = 1.0
+    spurious[:8, 2:4, 2:4] = True
+    maps[[9, 11], 0, 5:7, 5:7] = 1.0  # the second and the fourth without anything judged are of the second fold
+    found = _cross_validate(maps, _label_cells(spurious, torch.zeros_like(spurious), torch.Size((8, 8))))
+    assert found is not None and found.precision == pytest.approx(4 / 6)
 
 
 def test_what_the_features_do_not_tell_is_not_spread(network, scene, generator):

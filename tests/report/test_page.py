@@ -28,6 +28,7 @@ def test_it_opens_with_the_verdict_and_what_to_do(page, metrics):
 
 def test_a_shortcut_has_a_name_three_pictures_and_numbers(page, metrics):
     (tag, *_) = metrics["shortcuts"]
+    assert tag["evidence_interval"][0] <= tag["evidence_before"] <= tag["evidence_interval"][1]
     assert "yellow tag" in tag["name"] and tag["named_by"] == "grouping"
     told = page[page.index('id="leans"') : page.index('id="about"')]
     first = told.split('<div class="shortcut">')[1]
@@ -87,7 +88,9 @@ def test_the_curve_of_fine_tuning_has_every_epoch(page, metrics):
 
 
 def test_every_verdict_of_a_person_can_be_traced(page, reviewed):
-    told = text_of(page[page.index('id="people"') : page.index('id="waiting"')])
+    section = page[page.index('id="people"') : page.index('id="waiting"')]
+    assert section.count('<table class="wide">') == 2 and '<td data-head="When">' in section and '<td data-head="last">' in section, "a narrow page"
+    told = text_of(section)
     assert "Every verdict of a person, 22 in all" in told
     rows = re.findall(TRACED, told)
     assert len(rows) == 22

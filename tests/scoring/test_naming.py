@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rightreasons.scoring.naming import name_colour, name_group, name_place
+from rightreasons.scoring.naming import name_colour, name_group, name_place, tell_apart
 
 ORANGE = torch.tensor([0.9, 0.5, 0.1])
 STAMPS = [
@@ -59,3 +59,17 @@ def test_injection_a_name_is_made_of_letters_alone():
     said = ["An <img src=x onerror=alert(1)> {{ evil }} \x1b[2J tag."] * 4
     name = name_group(said, [], ["top"] * 4, ORANGE).text
     assert not set("<>{}\x1b=()") & set(name)
+
+
+@pytest.mark.parametrize(
+    ("names", "areas", "expected"),
+    [
+        (["tag", "bar"], [0.1, 0.1], ["tag", "bar"]),
+        (["tag", "bar", "tag"], [0.02, 0.1, 0.05], ["tag (the smaller one)", "bar", "tag (the larger one)"]),
+        (["tag", "tag"], [0.05, 0.05], ["tag", "tag (2)"]),
+        (["tag", "tag", "tag (2)"], [0.05, 0.05, 0.1], ["tag", "tag (3)", "tag (2)"]),
+        (["tag"] * 3, [0.1, 0.2, 0.9], ["tag", "tag (2)", "tag (3)"]),
+    ],
+)
+def test_names_on_a_page_are_unique(names, areas, expected):
+    assert tell_apart(names, areas) == expected

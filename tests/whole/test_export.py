@@ -15,7 +15,7 @@ from torch import nn
 
 from rightreasons.networks.classifier import Classifier
 from rightreasons.networks.presets import Preset
-from rightreasons.pipeline.handover.card import escape_words, find_interval, list_limits, tell_judges, write_card
+from rightreasons.pipeline.handover.card import escape_words, find_interval, list_limits, tell_judges, tell_verdict, write_card
 from rightreasons.pipeline.handover.export import export_model
 from rightreasons.pipeline.handover.formats import FORMATS, Formats
 from rightreasons.run import load_run
@@ -244,6 +244,32 @@ def test_the_command_ends_with_an_error_if_a_format_is_missing(project, monkeypa
     assert "model.onnx could not be made: RuntimeError: no such operator" in (project.root / "partly" / "README.md").read_text()
     monkeypatch.setitem(FORMATS, "safetensors", ("model.safetensors", refuse))
     assert "no format could be made of this model" in the_error(invoke("export", project.run, *target, project.root / "none"))
+
+
+def test_the_card_says_whether_the_model_is_fit_for_use(project):
+    fitness = json.loads((project.run / "metrics.json").read_text())["fitness"]
+    card = (project.out / "README.md").read_text()
+    (section,) = re.findall(r"## Is it fit for use\?\n(.*?)\n## ", card, re.DOTALL)
+    said = {"fit for use": "**Fit for use**", "not fit": "**Not fit for use**", "cannot tell": "**Cannot tell**"}[fitness["verdict"]]
+    assert said in section and "The verdict is about shortcuts alone" in section
+    for name, item in fitness["classes"].items():
+        assert f"| {name} | {item['verdict']} | {escape_words('; '.join(item['reasons']))} |" in section
+
+
+def test_the_verdict_is_that_of_the_exported_model():
+    fitness = {
+        "verdict": "fit for use",
+        "model": "after",
+        "classes": {
+            "a": {"verdict": "fit for use", "reasons": ["it is right", "it is rid of it"], "before": "not fit"},
+            "b": {"verdict": "fit for use", "reasons": ["it is right"], "before": "cannot tell"},
+        },
+    }
+    after, before, rejected = (tell_verdict({"fitness": fitness}, scores) for scores in ("after", "before", "rejected"))
+    assert after.verdict == "fit for use" and after.classes[0] == ("a", "fit for use", "it is right; it is rid of it") and not after.remark
+    assert before.verdict == "not fit" and [told for _, told, _ in before.classes] == ["not fit", "cannot tell"]
+    assert rejected.verdict is None and not rejected.classes and "No verdict was given of this model" in rejected.remark
+    assert "by a version that gave none" in tell_verdict({}, "after").remark
 
 
 def test_words_from_outside_stay_words_in_the_card(project, tmp_path):

@@ -118,10 +118,22 @@ def _show(report: Report, budget: Budget) -> None:
     if yardstick.explained is None:
         typer.echo("Nothing was judged spurious, so that there is no share and nothing to paste: bounds on them hold of themselves.")
     else:
-        typer.echo(f"The spurious share is that of {yardstick.explained.told}.")
+        elsewhere = (
+            "" if yardstick.explained is yardstick.donors else "; report.html has that of the inspected training images, so that the two differ"
+        )
+        typer.echo(f"The spurious share is that of {yardstick.explained.told}{elsewhere}.")
     for finding in report.past:
         typer.echo(f"past: {finding.message}")
-    typer.echo(f"{len(report.past)} of {sum(map(len, report.findings))} bounds are past" if report.past else "within all bounds")
+    typer.echo(tell_bounds(report, budget) if report.past else "within all bounds")
+
+
+def tell_bounds(report: Report, budget: Budget) -> str:
+    """How many of the bounds that were given are past, and how many numbers: a bound holds for all images, and for each class without its own."""
+    given = len(budget.bounds) + sum(map(len, budget.classes.values()))
+    past = {budget.origin(finding.measure, finding.scope) for finding in report.past}
+    numbers = sum(map(len, report.findings))
+    bounds = f"{len(past)} of the {given} bounds given {'is' if len(past) == 1 else 'are'} past" if given > 1 else "the bound given is past"
+    return f"{bounds}: {len(report.past)} of {numbers} numbers, of all images and of each class, are on the wrong side" if numbers > 1 else bounds
 
 
 def _cell(number: Number, bound: float | None, key: str) -> str:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rightreasons.cli.shared import Device
+
+if TYPE_CHECKING:
+    from rightreasons.pipeline.exchange.suspects import SuspectList
 
 
 def suspects(
@@ -34,11 +37,31 @@ def suspects(
     found = find_suspects(load_run(RunFolder(run_folder)), reporter)
     written = write_suspects(found, out or run_folder / "suspects", wanted, address=address, reporter=reporter)
     if as_json:
-        told = {"images": written.images, "marked": written.marked, "recall": found.recall, "files": [str(file) for file in written.files]}
+        told = {"images": written.images, "marked": written.marked, "inspected": len(found.run.selection), "judged_spurious": found.judged}
+        told |= {"recall": found.recall, "precision": found.precision, "files": [str(file) for file in written.files]}
         typer.echo(json.dumps(told, indent=2, ensure_ascii=False))
         return
-    recall = "" if found.recall is None else f"; cross-validated, the probe finds {found.recall:.0%} of what was judged"
-    typer.echo(f"{written.marked} of {written.images} training images have something that looks spurious{recall}")
+    typer.echo(tell_suspects(found, written.images, written.marked))
     for file in written.files:
         typer.echo(f"written: {file}")
+    if any(name in ("csv", "parquet") for name in wanted):
+        typer.echo(
+            "The table has all training images. Filter it by found_by: verdict (it was inspected), spread (by the probe), empty (nothing found)."
+        )
     typer.echo("These files name your images and show where something lies in them: they are for this machine, and are not to be forwarded.")
+
+
+def tell_suspects(found: SuspectList, images: int, marked: int) -> str:
+    """How many images are listed, by what, and how far that can be trusted."""
+    from rightreasons.report.words import tell_probe
+
+    judged = f"{found.judged} of the {len(found.run.selection)} inspected images have something that was judged spurious"
+    if found.recall is None:
+        return (
+            f"{judged}. The other {images - len(found.run.selection)} training images could not be searched, since the classifier's features do not "
+            "show it well enough."
+        )
+    return (
+        f"{judged}, and in {marked - found.judged} of the other {images - len(found.run.selection)} training images the probe finds something that "
+        f"looks like it. {tell_probe(found.recall, found.precision)}"
+    )

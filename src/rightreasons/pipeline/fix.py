@@ -221,4 +221,4 @@ def _count_spread(spread: Spread, run: Run) -> dict[str, Any]:
     labels = torch.tensor([line.label for line in run.folder.load_manifest() or () if line.split == "train"])
     if len(labels) == len(marked):  # a run from before there was a manifest has no list of labels
         classes = {name: [int(marked[labels == row].sum()), int((labels == row).sum())] for row, name in enumerate(run.project.task.classes)}
-    return {"found": int(marked.sum()), "images": len(marked), "recall": spread.recall, "classes": classes}
+    return {"found": int(marked.sum()), "images": len(marked), "recall": spread.recall, "precision": spread.precision, "classes": classes}

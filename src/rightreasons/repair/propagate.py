@@ -56,12 +56,14 @@ NEAR_CELLS = 2
 class Spread:
     """The probe's scores of the cells of every training image, and its cross-validated ``recall`` of spurious cells.
 
-    ``score`` computes the scores of images outside the training set.
+    ``score`` computes the scores of images outside the training set. ``precision`` is the share, of the inspected images in which a probe marks
+    something that was not trained on them, of those with something spurious; None if it marks nothing.
     """
 
     scores: Float[Tensor, "image row column"]
     recall: float
     score: Callable[[Float[Tensor, "image channel height width"]], Float[Tensor, "image row column"]] | None = None
+    precision: float | None = None
 
     @property
     def marked(self) -> Bool[Tensor, " image"]:
@@ -109,13 +111,13 @@ def spread_verdicts(
     for places in _candidates(find_places(model, inspected.images.shape[1:])):
         features = torch.cat([_read_features(model, places, images) for images in inspected.images.split(size)])
         cells = _label_cells(spurious, relevant, features.shape[-2:])
-        recall = _cross_validate(features, cells)
-        if recall is not None and recall >= (LEAST_RECALL if best is None else best.recall):
-            best = _Found(places, features, cells, recall)
+        quality = _cross_validate(features, cells)
+        if quality is not None and quality.recall >= (LEAST_RECALL if best is None else best.quality.recall):
+            best = _Found(places, features, cells, quality)
     if best is None:
         return None
     probe = _fit(best.features, best.cells)
-    usual = (probe(best.features) > 0).sum((1, 2))[best.cells.with_some].float().median()
+    usual = _usual_area(probe(best.features), best.cells)
     factor = math.ceil(FEWEST_CELLS / min(best.features.shape[-2:]))
     score = _Score(model, best.places, probe, LEAST_AREA * usual, factor)
     count, done = count_images(dataset), 0
@@ -126,7 +128,7 @@ def spread_verdicts(
         done += len(indices)
         if progress is not None:
             progress(done, count)
-    return Spread(scores, best.recall, score)
+    return Spread(scores, best.quality.recall, score, best.quality.precision)
 
 
 def _score_batch(score: _Score, batch: Batch) -> tuple[Int[Tensor, " image"], Float[Tensor, "image row column"]]:
@@ -241,22 +243,40 @@ def _fit(maps: Float[Tensor, "image feature row column"], cells: _Cells) -> _Pro
     return replace(probe, offset=-threshold)
 
 
-def _cross_validate(maps: Float[Tensor, "image feature row column"], cells: _Cells) -> float | None:
-    """The share of spurious cells found in images on which the probe was not trained, minus the share of relevant cells that it marks."""
+def _usual_area(scores: Float[Tensor, "image row column"], cells: _Cells) -> Float[Tensor, ""]:
+    """How many cells are marked in an image with something spurious, by the median."""
+    return (scores > 0).sum((1, 2))[cells.with_some].float().median()
+
+
+@dataclass(frozen=True)
+class _Quality:
+    """What cross-validation measures, as ``Spread`` tells it."""
+
+    recall: float
+    precision: float | None
+
+
+def _cross_validate(maps: Float[Tensor, "image feature row column"], cells: _Cells) -> _Quality | None:
+    """In images on which the probe was not trained: the share of spurious cells found less the share of relevant cells marked; and the precision."""
     if min(int(cells.with_some.sum()), int((~cells.with_some).sum())) < FEWEST_IMAGES or not cells.spurious.any():
         return None
     fold = torch.empty(len(maps), dtype=torch.int64)
     for kind in (cells.with_some, ~cells.with_some):
         fold[kind] = torch.arange(int(kind.sum())) % FOLDS
-    found, wrong = [], []
+    found, wrong, listed = [], [], torch.zeros(len(maps), dtype=torch.bool)
     for held_out in range(FOLDS):
         test = fold == held_out
         if not (cells[test].spurious.any() and cells[~test].spurious.any()):
             return None
-        marked = _fit(maps[~test], cells[~test])(maps[test]) > 0
+        probe = _fit(maps[~test], cells[~test])
+        marked = probe(maps[test]) > 0
         found.append(marked[cells[test].spurious].float().mean())
         wrong.append(marked[cells[test].relevant].float().mean())
-    return float(torch.stack(found).mean() - torch.stack(wrong).mean())
+        # As in ``_Score``, fewer marks than a part of the usual area are none.
+        fewest = (LEAST_AREA * _usual_area(probe(maps[~test]), cells[~test])).clamp_min(1)
+        listed[test] = marked.sum((1, 2)) >= fewest
+    precision = float(cells.with_some[listed].float().mean()) if listed.any() else None
+    return _Quality(float(torch.stack(found).mean() - torch.stack(wrong).mean()), precision)
 
 
 @dataclass(frozen=True)
@@ -266,7 +286,7 @@ class _Found:
     places: Places
     features: Float[Tensor, "image feature row column"]
     cells: _Cells
-    recall: float
+    quality: _Quality
 
 
 def _candidates(found: list[Places]) -> list[Places]:

@@ -50,7 +50,8 @@ def tell_critic(critic: Mapping[str, Any]) -> str:
     if critic["overruled"] == 0:
         return machine
     if critic["overruled"] == critic["segments"]:
-        return "people, every segment"
+        decided = critic["segments"] - critic["unsure"]
+        return f"people, who decided {decided} of {critic['segments']} segments" if critic["unsure"] else "people, every segment"
     return f"{machine}; people decided {critic['overruled']} of {critic['segments']} segments"
 
 

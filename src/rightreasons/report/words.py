@@ -46,24 +46,75 @@ def tell_headline(metrics: Mapping[str, Any]) -> Headline:
 
 
 def _next_step(metrics: Mapping[str, Any]) -> str:
-    critic, alignment = metrics["critic"], metrics["alignment"]
     if metrics["classifier"]["problems"]:
         return "First find out why the classifier's answers do not fit the data; see the notice below."
     if metrics["outcome"] == "could not be examined":
         return "The classifier has to be one that can be examined; the reason is below."
     if metrics["outcome"] == "not judged yet":
         return "Somebody has to judge the segments: rightreasons review RUN shows them in a browser."
+    verdict, alignment = metrics["fitness"]["verdict"], metrics["alignment"]
     if alignment is None and metrics["outcome"] == "shortcut found":
-        return "Let an expert look at the verdicts (rightreasons review RUN), then repair the classifier: rightreasons fix RUN."
+        todo = "Let an expert look at the verdicts (rightreasons review RUN), then repair the classifier: rightreasons fix RUN."
+        return f"What was found keeps within the bounds; a repair can lower it further. {todo}" if verdict == "fit for use" else todo
     if alignment is not None and alignment["outcome"] == "original kept":
-        return "A repair was put aside, since it did harm; whether it is used nevertheless is for a person to say: rightreasons fix RUN --accept."
+        accept = "A repair was put aside, since it did harm; whether it is used nevertheless is for a person to say: rightreasons fix RUN --accept."
+        return f"{accept} {_meanwhile(metrics, 'The original classifier, which is kept,')}"
     if alignment is not None and alignment["effect"] == "did not take":
-        return "The repair did not take: below it says what to try."
-    if critic["waiting"]:
-        return f"{critic['waiting']} segments wait for a person's verdict: rightreasons review RUN."
-    if metrics["fitness"]["verdict"] == "cannot tell":
-        return "More images would tell: inspect more ([sample] size), or hold out more."
-    return "Keep this page with the model, and look again when the data or the model change."
+        return f"The repair did not take: below it says what to try. {_meanwhile(metrics, 'The classifier')}"
+    if verdict == "not fit":
+        return _mend(metrics)
+    if metrics["critic"]["waiting"]:
+        return f"{metrics['critic']['waiting']} segments wait for a person's verdict: rightreasons review RUN."
+    return _find_out(metrics) if verdict == "cannot tell" else "Keep this page with the model, and look again when the data or the model change."
+
+
+def _meanwhile(metrics: Mapping[str, Any], which: str) -> str:
+    """What holds of the classifier until a person has decided on its repair."""
+    verdict = metrics["fitness"]["verdict"]
+    if verdict == "fit for use":
+        return f"{which} keeps within the bounds as it is."
+    if verdict == "not fit":
+        return f"Until then keep the classifier out of use: {_name_unfit(metrics)}."
+    return f"{which} may or may not be fit for use: do not rely on it until then."
+
+
+def _mend(metrics: Mapping[str, Any]) -> str:
+    """What can be done about a classifier that is not fit, though no repair is due or the repair took."""
+    waiting, steps = metrics["critic"]["waiting"], []
+    if waiting:
+        steps.append(f"decide the {waiting} segments that wait (rightreasons review RUN)")
+    if metrics["alignment"] is not None and metrics["alignment"]["outcome"] != "nothing to change":
+        steps += ["inspect more images ([sample] size)", "repair it for more epochs ([align] epochs)"]
+    elif metrics["shortcuts"]:
+        steps += ["inspect more images ([sample] size)", "repair it (rightreasons fix RUN)"]
+    else:
+        steps.append("train it anew or on more data, since nothing that was judged spurious makes it so")
+    return f"Keep the classifier out of use for now: {_name_unfit(metrics)}. What may help: {'; '.join(steps)}."
+
+
+def _find_out(metrics: Mapping[str, Any]) -> str:
+    """What would tell whether the classifier is fit, once nothing waits for a person."""
+    alignment = metrics["alignment"]
+    if alignment is not None and alignment["outcome"] == "accepted":
+        return (
+            "A person accepted a repair that the harm guard had rejected; whoever answers for the classifier has to look at what it does worse, "
+            "class by class below. More images do not settle that."
+        )
+    if any(control["passed"] is False for control in metrics["critic"]["controls"]):
+        return "The critic fails a control: let people judge (rightreasons review RUN), or take another critic."
+    return "More images would tell: inspect more ([sample] size), or hold out more."
+
+
+def _name_unfit(metrics: Mapping[str, Any]) -> str:
+    """The classes that are not fit: "class a and class b are not fit for use"."""
+    classes = metrics["fitness"]["classes"]
+    names = [f"class {name}" for name, item in classes.items() if item["verdict"] == "not fit"]
+    if len(names) == len(classes):
+        return "no class is fit for use"
+    shown, rest = names[:MOST_CLASSES], len(names) - MOST_CLASSES
+    if rest > 0:
+        return f"{', '.join(shown)} and {rest} other {'class' if rest == 1 else 'classes'} are not fit for use"
+    return f"{' and '.join([', '.join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)} {'is' if len(shown) == 1 else 'are'} not fit for use"
 
 
 def tell_shortcut(shortcut: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[str]:
@@ -84,7 +135,18 @@ def tell_shortcut(shortcut: Mapping[str, Any], metrics: Mapping[str, Any]) -> li
             f"After the repair it changes {_rate(later, 'changed')}, and accuracy goes from {_rate(later, 'right_before')} to "
             f"{_rate(later, 'right_pasted')}."
         )
-    return told
+    return [*told, *_tell_worse(shortcut)]
+
+
+def _tell_worse(shortcut: Mapping[str, Any]) -> list[str]:
+    """A sentence if the repaired classifier leans on a shortcut more than before, by more than the interval of the measure before the repair."""
+    effect, later, worse = shortcut["effect_before"], shortcut["effect_after"], []
+    if effect is not None and later is not None and later["changed"] / later["pasted"] > effect["changed_interval"][1]:
+        worse.append("pasting it changes more answers than before")
+    ends, after = shortcut.get("evidence_interval"), shortcut["evidence_after"]
+    if ends is not None and after is not None and after > ends[1]:
+        worse.append("it carries more of the evidence than before")
+    return [f"The repair made this one worse: {', and '.join(worse)}, beyond the 95 % interval."] if worse else []
 
 
 def tell_spread(metrics: Mapping[str, Any]) -> str:
@@ -99,10 +161,20 @@ def tell_spread(metrics: Mapping[str, Any]) -> str:
     found = alignment.get("spread")
     if found is None:
         return "In how many of all the training images they are could not be counted: the classifier's features do not show them well enough."
-    told = (
-        f"{found['found']} of all {found['images']} training images ({percent(found['found'] / found['images'])}) have something that looks like them"
+    where = f": {_list_classes(found['classes'])}" if found["classes"] and found["found"] else ""
+    share = percent(found["found"] / found["images"])
+    return (
+        f"The probe, which looks for them by the classifier's own features, finds something that looks like them in {found['found']} of all "
+        f"{found['images']} training images ({share}){where}. {tell_probe(found['recall'], found.get('precision'))}"
     )
-    return f"{told}: {_list_classes(found['classes'])}." if found["classes"] and found["found"] else f"{told}."
+
+
+def tell_probe(recall: float, precision: float | None) -> str:
+    """How far the probe's findings can be trusted, by its cross-validation on the inspected images, and what to do about it."""
+    told = f"Cross-validated on the inspected images, it finds {percent(recall)} of what was judged spurious, less what it marks wrongly"
+    if precision is not None:
+        told += f", and {percent(precision)} of the inspected images in which it finds something have it"
+    return f"{told}. Some of its findings are false alarms: look at every image that rightreasons suspects RUN lists before you act on it."
 
 
 def tell_repair(metrics: Mapping[str, Any]) -> str:

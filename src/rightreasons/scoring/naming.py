@@ -20,6 +20,8 @@ LEAST_SHARED = 0.3
 LONGEST_PHRASE = 4
 # A place is named if at least this share of the group's segments lie there.
 MOSTLY = 0.6
+# Of two groups of one name, one is called the larger if its segments are this much larger in the mean.
+LARGER = 1.5
 # Words that say nothing of what is seen: those of every English text, and those of the task that the critic was given.
 _EMPTY = frozenset(
     """a about above across after again against all almost along already also although always among an and another any appears are area areas around
@@ -71,6 +73,24 @@ def name_group(said: Sequence[str], others: Sequence[str], places: Sequence[str]
     words = tuple(phrase for phrase in ranked if " " not in phrase and scored[phrase] > 0.1)[:5]
     best = ranked[0] if ranked and scored[ranked[0]] > 0.1 else ""
     return Name(clean_text(best) or f"{name_colour(colour)} patch", name_place(places), words)
+
+
+def tell_apart(names: Sequence[str], areas: Sequence[float]) -> list[str]:
+    """The names, made unique: of two alike the larger and the smaller where that is seen, else numbers. ``areas`` are shares of the image."""
+    told, taken = list(names), set(names)
+    for name in [name for name, count in Counter(names).items() if count > 1]:
+        rows = [row for row, other in enumerate(names) if other == name]
+        marks = ["", *(f" ({number})" for number in range(2, len(rows) + 1))]
+        small, large = sorted(areas[row] for row in rows)[:: len(rows) - 1]
+        if len(rows) == 2 and large >= LARGER * small:
+            marks = [" (the larger one)" if areas[row] == large else " (the smaller one)" for row in rows]
+        for row, mark in zip(rows, marks, strict=True):
+            told[row], number = name + mark, len(rows)
+            while mark and told[row] in taken:
+                number += 1
+                told[row] = f"{name} ({number})"
+            taken.add(told[row])
+    return told
 
 
 def name_place(places: Sequence[str]) -> str:

@@ -24,8 +24,8 @@ from rightreasons.repair.swap import Pasted
 from rightreasons.run import SWAP_HOSTS, Run
 from rightreasons.runs.names import load_names
 from rightreasons.scoring.grouping import group_segments, join_distances, look_distances, place_distances, word_distances
-from rightreasons.scoring.metrics import wilson_interval
-from rightreasons.scoring.naming import Name, name_group, word_vectors
+from rightreasons.scoring.metrics import mean_interval, wilson_interval
+from rightreasons.scoring.naming import Name, name_group, tell_apart, word_vectors
 
 # The effect of so many shortcuts is measured one by one, each on at most GROUP_HOSTS held-out images.
 MOST_MEASURED = 5
@@ -78,7 +78,9 @@ def find_names(run: Run, after: Float[Tensor, "image height width"] | None) -> l
         if given is not None and group.key in names:
             shortcut |= {"name": names[group.key], "named_by": given.by}
         told.append(shortcut)
-    return told
+    areas = [torch.stack([_mask(run, item, masks).float().mean() for item in group.items]).mean().item() for group in groups]
+    names = tell_apart([shortcut["name"] for shortcut in told], areas)
+    return [{**shortcut, "name": name} for shortcut, name in zip(told, names, strict=True)]
 
 
 def group_shortcuts(run: Run, masks: Bool[Tensor, "image height width"]) -> list[Group]:
@@ -164,6 +166,7 @@ def _tell(
     masks = torch.zeros_like(whole)
     for item in group.items:
         masks[item.row] |= _mask(run, item, whole)
+    shares = _shares(run, run.attribution.heatmaps, masks)
     labels, having = run.selection.labels, masks.flatten(1).any(1)
 
     def measure(model: nn.Module | None) -> dict[str, Any] | None:
@@ -182,8 +185,9 @@ def _tell(
             for label, item in enumerate(run.descriptions)
             if (having & (labels == label)).any()
         },
-        "evidence_before": _mean_share(run, run.attribution.heatmaps, masks),
-        "evidence_after": None if after is None else _mean_share(run, after, masks),
+        "evidence_before": float(shares.double().mean()),
+        "evidence_interval": list(mean_interval(shares)),
+        "evidence_after": None if after is None else float(_shares(run, after, masks).double().mean()),
         "effect_before": measure(run.model),
         "effect_after": measure(run.aligned),
         "members": _members(run, group.items),
@@ -204,10 +208,10 @@ def count_effect(pasted: Pasted) -> dict[str, Any]:
     return {"pasted": len(pasted), "changed": changed, "changed_interval": list(ends), "right_before": before, "right_pasted": after}
 
 
-def _mean_share(run: Run, heatmaps: Float[Tensor, "image height width"], masks: Bool[Tensor, "image height width"]) -> float:
-    """The mean share, over all inspected images, of the positive effect that lies in the masks; heatmaps are smoothed as for the segments."""
-    smooth, total = smooth_width(run.model, run.config.segment), 0.0
+def _shares(run: Run, heatmaps: Float[Tensor, "image height width"], masks: Bool[Tensor, "image height width"]) -> Float[Tensor, " image"]:
+    """The share of each inspected image's positive effect that lies in the masks; heatmaps are smoothed as for the segments."""
+    smooth, shares = smooth_width(run.model, run.config.segment), torch.zeros(len(masks))
     for row in masks.flatten(1).any(1).nonzero()[:, 0].tolist():
         positive = smooth_heatmaps(heatmaps[row : row + 1], smooth)[0].clamp_min(0)
-        total += float((positive * masks[row]).sum() / positive.sum().clamp_min(1e-12))
-    return total / len(masks)
+        shares[row] = (positive * masks[row]).sum() / positive.sum().clamp_min(1e-12)
+    return shares

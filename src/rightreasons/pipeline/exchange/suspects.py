@@ -86,6 +86,16 @@ class SuspectList:
         return None if self.spread is None else self.spread.recall
 
     @property
+    def precision(self) -> float | None:
+        """Of the inspected images in which a probe marks something that was not trained on them, the share with something spurious."""
+        return None if self.spread is None else self.spread.precision
+
+    @property
+    def judged(self) -> int:
+        """How many inspected images have something that was judged spurious."""
+        return int(self.run.masks.flatten(1).any(1).sum())
+
+    @property
     def chosen(self) -> Int[Tensor, " suspect"]:
         """The images in which something is marked, in order; of inspected images those with something spurious."""
         marked = torch.zeros(len(self.names), dtype=torch.bool)

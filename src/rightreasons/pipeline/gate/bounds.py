@@ -45,6 +45,11 @@ class Budget:
         own = self.classes.get(scope, {}) if scope is not None else {}
         return own.get(measure.key, self.bounds.get(measure.key))
 
+    def origin(self, measure: str, scope: str | None) -> tuple[str, str | None]:
+        """Which bound holds for a measure of ``MEASURES`` and a class: its key, and the class whose own it is (None: that on all images)."""
+        key = MEASURES[measure].key
+        return key, scope if scope is not None and key in self.classes.get(scope, {}) else None
+
     @property
     def is_empty(self) -> bool:
         """Whether nothing is bounded."""

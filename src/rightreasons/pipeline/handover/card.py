@@ -34,6 +34,18 @@ _HUB = {"accuracy": "accuracy"}
 
 
 @dataclass(frozen=True)
+class Fit:
+    """A verdict on the exported model, as far as shortcuts go, and on each of its classes: (class, verdict, reasons).
+
+    ``verdict`` is None where none was given of this very model. ``remark`` says what is missing, and is "" where nothing is.
+    """
+
+    verdict: str | None
+    classes: tuple[tuple[str, str, str], ...]
+    remark: str
+
+
+@dataclass(frozen=True)
 class Row:
     """One metric of the card's table, with the model before and the exported one."""
 
@@ -70,6 +82,7 @@ def write_card(
         groups=[(name, tuple(tell_group(metrics[column]["groups"].get(name)) for column in columns)) for name in exported["groups"]],
         results=[(_HUB.get(key, key), words, exported[key]) for key, words in _ROWS if exported.get(key) is not None],
         split=split,
+        verdict=tell_verdict(metrics, scores),
         judges=tell_judges(metrics["critic"]),
         descriptions=run.descriptions,
         written=[format_ for format_ in written if not format_.problem],
@@ -126,6 +139,21 @@ def tell_group(group: Mapping[str, Any] | None) -> str:
 
 def _tell_interval(interval: tuple[float, float] | None) -> str:
     return "" if interval is None else f" ({interval[0]:.3f} to {interval[1]:.3f})"
+
+
+def tell_verdict(metrics: Mapping[str, Any], scores: str) -> Fit:
+    """Whether the model with the scores of the key ``scores`` is fit for use. ``fitness`` of metrics.json is of one model alone."""
+    fitness = metrics.get("fitness")
+    if fitness is None:
+        return Fit(None, (), "No verdict was given: the run was scored by a version that gave none.")
+    classes = fitness["classes"].items()
+    if fitness["model"] == scores:
+        return Fit(fitness["verdict"], tuple((name, item["verdict"], "; ".join(item["reasons"])) for name, item in classes), "")
+    if scores == "before":
+        verdict = next((worst for worst in ("not fit", "cannot tell") if any(item["before"] == worst for _, item in classes)), "fit for use")
+        told = tuple((name, item["before"], "-") for name, item in classes)
+        return Fit(verdict, told, "The reasons were kept for the repaired model alone.")
+    return Fit(None, (), "No verdict was given of this model, but of the one that the run kept.")
 
 
 def tell_judges(critic: Mapping[str, Any]) -> str:
