@@ -341,11 +341,13 @@ def _tell_of_questions(run: Run) -> None:
 def _refuse_silence(run: Run) -> None:
     """Raises LVLMError for an LVLM that gave no usable verdict at all, after everything it answered was saved."""
     from rightreasons.errors import LVLMError
+    from rightreasons.records import settle_verdicts
 
-    if run.verdicts and all(verdict.problem for verdict in run.verdicts):
-        problem = (run.verdicts[0].problem or "").rstrip(".")
+    settled = list(settle_verdicts(run.verdicts).values())
+    if settled and all(verdict.problem for verdict in settled):
+        problem = (settled[0].problem or "").rstrip(".")
         raise LVLMError(
-            f"{run.criticism.lvlm} gave no usable verdict on any of {len(run.verdicts)} segments; the first problem: {problem}. "
+            f"{run.criticism.lvlm} gave no usable verdict on any of {len(settled)} segments; the first problem: {problem}. "
             f"Its answers are in {run.folder.ledger}; try another model. {_tell_unread(run)}".rstrip(" .")
         )
     if unread := _tell_unread(run):
