@@ -121,8 +121,7 @@ def test_an_answer_that_could_not_be_read_is_asked_for_anew_where_somebody_wants
         still = invoke("ask-again", run, "--by", "Ann")
         assert still.exit_code == 0 and stub.requests > asked and "still no usable answer: malformed" in still.stderr
         stub.misbehave, asked = None, stub.requests
-        for options in ((), ("--retry-unknown",)):
-            assert silent(invoke("find", config, "--out", run, *options)).endswith(command)
+        assert silent(invoke("find", config, "--out", run, "--retry-unknown")).endswith(command)
         assert stub.requests == asked, "no answer that may have been paid for is asked for again by itself"
         assert json.loads(invoke("ask-again", run, "--estimate", "--json").stdout)["total"]["requests"] >= 2
         done = invoke("ask-again", run, "--by", "Ann")
@@ -144,5 +143,5 @@ def silent(result) -> str:
 
 
 def fused_answer(seen) -> str:
-    segments = {name: {"covers": "A tag.", "reason": "It does not matter.", "verdict": "spurious"} for name in seen.ids}
+    segments = {name: {"covers": "A tag.", "reason": "It does not matter.", "verdict": "spurious"} for name in ("S1", "S2", "S3")}
     return json.dumps({"image_observation": "A part.", "class_region": "The bar.", "segments": segments})
