@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rightreasons.common.cards import show_card
+from rightreasons.errors import WAITING
 
 Value = Literal["spurious", "relevant", "unsure"]
 Outcome = Literal["segmented", "no-positive-effect", "constant", "not-finite"]
@@ -346,8 +347,6 @@ def find_disputes(verdicts: Iterable[Verdict]) -> dict[tuple[int, int], list[Ver
 
 # The ``source`` of a person's verdict. A person who answers in a file is named as a backend is: "human:FILE".
 HUMAN = "human"
-# The ``problem`` of what a person has still to answer starts with these words.
-WAITING = "waiting for a person"
 
 
 VALUES: tuple[Value, ...] = ("relevant", "spurious", "unsure")

@@ -14,11 +14,10 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from rightreasons.errors import ConfigError
+from rightreasons.errors import WAITING, ConfigError
 from rightreasons.lvlm.protocol import Answer, Request, Usage
 from rightreasons.lvlm.wire.chat import chat_message
 from rightreasons.lvlm.wire.request_key import request_key
-from rightreasons.records import WAITING
 
 _NO_TOKENS = Usage(0, 0)
 
