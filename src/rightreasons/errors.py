@@ -158,3 +158,7 @@ class LVLMProtocolError(LVLMError):
     """The server does not speak the protocol."""
 
     outcome = "malformed"
+
+
+# The ``problem`` of what a person has still to answer starts with these words.
+WAITING = "waiting for a person"

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rightreasons.common.cards import show_card
+from rightreasons.errors import WAITING
 
 Value = Literal["spurious", "relevant", "unsure"]
 Outcome = Literal["segmented", "no-positive-effect", "constant", "not-finite"]
@@ -127,6 +128,11 @@ class Critique:
     by: str | None = None
     at: str | None = None
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it only keeps the place of words that a person has been asked for and has not written yet."""
+        return (self.problem or "").startswith(WAITING)
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -149,6 +155,16 @@ class Verdict:
     at: str | None = None
     withdraws: bool = False
     origin: str | None = None
+
+    @property
+    def is_vote(self) -> bool:
+        """Whether a model really said it. An answer that did not come or could not be read stands as "unsure" and is no vote; nor is a person's."""
+        return self.problem is None and self.source != HUMAN and not self.source.startswith(f"{HUMAN}:")
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it only keeps the place of a verdict that a person has been asked for and has not given yet."""
+        return (self.problem or "").startswith(WAITING)
 
     def _repr_html_(self) -> str:
         """The verdict as a notebook shows it."""
@@ -312,6 +328,12 @@ def settle_verdicts(verdicts: Iterable[Verdict]) -> dict[tuple[int, int], Verdic
     return {(verdict.index, verdict.segment): verdict for verdict in ordered}
 
 
+def find_votes(verdicts: Iterable[Verdict]) -> dict[tuple[int, int], Verdict]:
+    """What a model says of each segment, by image and segment: its last verdict, where that is a vote."""
+    last = {(verdict.index, verdict.segment): verdict for verdict in verdicts if verdict.source != HUMAN}
+    return {place: verdict for place, verdict in last.items() if verdict.is_vote}
+
+
 def find_disputes(verdicts: Iterable[Verdict]) -> dict[tuple[int, int], list[Verdict]]:
     """The segments on which people disagree, by image and segment: the last verdict of each person, in the order of time; the last one counts."""
     said: dict[tuple[int, int], dict[str | None, Verdict]] = {}
@@ -323,7 +345,7 @@ def find_disputes(verdicts: Iterable[Verdict]) -> dict[tuple[int, int], list[Ver
     return {place: list(people.values()) for place, people in said.items() if len({verdict.value for verdict in people.values()}) > 1}
 
 
-# The ``source`` of a person's verdict.
+# The ``source`` of a person's verdict. A person who answers in a file is named as a backend is: "human:FILE".
 HUMAN = "human"
 
 

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from rightreasons.critic.calibration import FEWEST, calibrate
-from rightreasons.records import Verdict
+from rightreasons.records import Verdict, find_votes
 
 
 def model(place: int, value: str, p: float | None) -> Verdict:
@@ -72,3 +72,21 @@ def test_a_long_curve_is_thinned_and_ends_at_its_end():
     said = by_place(model(place, "spurious", 0.75) for place in range(250))
     curve = calibrate(said, by_place(person(place, "spurious") for place in range(250))).curve
     assert len(curve) <= 127 and curve[0] == (0.0, 1.0) and curve[-1] == (1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("source", "problem", "votes"),
+    [
+        ("openai:m", None, 1),
+        ("openai:m", "malformed: not JSON", 0),
+        ("openai:m", "refused: no", 0),
+        ("human:q.jsonl", "waiting for a person: write the answer into q.jsonl", 0),
+        ("human:q.jsonl", None, 0),
+    ],
+)
+def test_only_what_a_model_really_said_is_a_vote(source, problem, votes):
+    """An unsure that it said is one; an unsure that stands for no answer is none, nor is what a person wrote in a file."""
+    said = Verdict(0, 0, "unsure", source, problem=problem, p=0.5)
+    assert len(find_votes([said, person(0, "spurious")])) == votes
+    assert calibrate(by_place([said]), by_place([person(0, "spurious")])).count == votes
+    assert find_votes([model(0, "spurious", 0.75), said]) == (by_place([said]) if votes else {}), "the last answer is what the model says now"

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import http.client
 import signal
 import subprocess
 import time
+from urllib.parse import urlsplit
 
 from tests.support.fault_server import FaultServer, look_for_plates
 from tests.support.helpers import command, environment, invoke, write_project, write_scripted
+from tests.support.review import make_run
 
-# The line, and the longest that anybody waits (seconds, on a busy machine): less than an answer takes.
+# The lines, and the longest that anybody waits (seconds, on a busy machine): less than an answer takes.
 STOPPING = "stopping: answers under way are kept; the same command goes on"
+STOPPED = "stopped: every verdict that the page told of is kept; the same command opens it again"
 LONGEST = 7.5
 
 
@@ -20,13 +24,13 @@ def begin(*arguments: object, log) -> subprocess.Popen:
         return subprocess.Popen(command(*arguments), env=environment(), stdout=subprocess.DEVNULL, stderr=errors)
 
 
-def interrupt(process: subprocess.Popen, log) -> None:
+def interrupt(process: subprocess.Popen, log, words: str = STOPPING) -> None:
     began = time.monotonic()
     process.send_signal(signal.SIGINT)
     code = process.wait(timeout=60)
     assert time.monotonic() - began < LONGEST and code == 130
     said = log.read_text()
-    assert said.count(STOPPING) == 1 and "Traceback" not in said and "Aborted" not in said
+    assert said.count(words) == 1 and "Traceback" not in said and "Aborted" not in said
 
 
 def test_find_while_answers_are_under_way(tmp_path):
@@ -51,3 +55,18 @@ def test_fix_within_its_training(tmp_path):
         assert process.poll() is None, log.read_text()
         time.sleep(0.05)
     interrupt(process, log)
+
+
+def test_review_with_a_browser_that_keeps_its_connection(tmp_path):
+    """A server has no answers under way: it says that it has stopped, and does not wait for the browser."""
+    run, log = make_run(tmp_path, size=2), tmp_path / "log"
+    with (
+        log.open("w") as errors,
+        subprocess.Popen(command("review", run), env=environment(), stdout=subprocess.PIPE, stderr=errors, text=True) as process,
+    ):
+        address = next(line.split()[1] for line in process.stdout or () if line.startswith("open "))
+        browser = http.client.HTTPConnection(urlsplit(address).netloc)
+        browser.request("GET", "/")
+        browser.getresponse().read()
+        interrupt(process, log, STOPPED)
+        browser.close()

@@ -1,6 +1,7 @@
 """Chosen images judged again: what it costs first, what it changes, and that people and the first verdicts are kept."""
 
 import json
+import sqlite3
 
 import pytest
 
@@ -8,7 +9,8 @@ from rightreasons.records import ClassDescription, Words, settle_verdicts
 from rightreasons.runs.deciding import decide
 from rightreasons.runs.folder import RunFolder
 from rightreasons.runs.words import add_words
-from tests.support.helpers import invoke, read_lines, the_error
+from tests.support.fault_server import FaultServer, completion
+from tests.support.helpers import invoke, read_lines, the_error, write_project
 from tests.support.review import copy_run, make_run
 
 
@@ -101,4 +103,45 @@ def test_what_cannot_be_judged_again(run):
     assert "--by NAME" in the_error(invoke("ask-again", run, image))
     config = (run / "config.toml").read_text()
     (run / "config.toml").write_text(config.replace('"two-call"', '"fused"'))
-    assert "has no judge of its own" in the_error(invoke("ask-again", run, image, "--estimate"))
+    assert "has no judge of its own" in the_error(invoke("ask-again", run, image, "--role", "judge", "--estimate"))
+
+
+@pytest.mark.parametrize("garbled", ["critic", "judge", "fused"])
+def test_an_answer_that_could_not_be_read_is_asked_for_anew_where_somebody_wants_it(tmp_path, garbled):
+    """And neither by find nor by its --retry-unknown, which name the command that does."""
+    fused = garbled == "fused"
+    mended = fused_answer if fused else None
+    changes = {"size = 12": "size = 2"} | ({"[align]": 'mode = "fused"\n[align]'} if fused else {})
+    garbage = lambda seen: (200, {}, completion("{{{")) if fused or seen.role == garbled else None  # noqa: E731
+    with FaultServer(misbehave=garbage, answer=mended) as stub:
+        config, run = write_project(tmp_path, stub.base_url, changes=changes), tmp_path / "run"
+        command = f"`rightreasons ask-again {run} --by NAME` does"
+        assert silent(invoke("find", config, "--out", run)).endswith(command)
+        asked = stub.requests
+        still = invoke("ask-again", run, "--by", "Ann")
+        assert still.exit_code == 0 and stub.requests > asked and "still no usable answer: malformed" in still.stderr
+        stub.misbehave, asked = None, stub.requests
+        assert silent(invoke("find", config, "--out", run, "--retry-unknown")).endswith(command)
+        assert stub.requests == asked, "no answer that may have been paid for is asked for again by itself"
+        assert json.loads(invoke("ask-again", run, "--estimate", "--json").stdout)["total"]["requests"] >= 2
+        done = invoke("ask-again", run, "--by", "Ann")
+        assert done.exit_code == 0 and "6 verdicts of the model changed on 2 images" in done.stdout and not done.stderr.count("still"), done.output
+        assert stub.requests == asked + (2 if garbled != "critic" else 4), "what could be read was not asked for again"
+        asked = stub.requests
+        assert "could not be read, which would be asked for again" in the_error(invoke("ask-again", run, "--by", "Ann"))
+        again = invoke("find", config, "--out", run, "--json")
+        assert again.exit_code == 0 and json.loads(again.stdout)["critic"]["voted"] == 6 and stub.requests == asked, again.output
+        with sqlite3.connect(run / "lvlm.sqlite") as ledger:
+            kept = ledger.execute("SELECT count(*), count(raw) FROM attempts WHERE outcome = 'malformed'").fetchone()
+        assert kept[0] == kept[1] > 0, "the old answers, and what they cost, stay in the ledger"
+
+
+def silent(result) -> str:
+    """What find says last where no segment has a verdict."""
+    assert result.exit_code == 1 and "error: openai:stub gave no usable verdict on any of 6 segments" in result.stderr, result.output
+    return result.stderr.strip()
+
+
+def fused_answer(seen) -> str:
+    segments = {name: {"covers": "A tag.", "reason": "It does not matter.", "verdict": "spurious"} for name in ("S1", "S2", "S3")}
+    return json.dumps({"image_observation": "A part.", "class_region": "The bar.", "segments": segments})

@@ -13,6 +13,10 @@ def person(value, by, minute, **more):
 MODEL = Verdict(7, 0, "relevant", "openai:m", p=0.25)
 
 
+UNASKED = Verdict(7, 0, "unsure", "human:q.jsonl", problem="waiting for a person: write the answer into q.jsonl", p=0.5)
+UNREAD = Verdict(7, 0, "unsure", "openai:m", problem="malformed: not JSON", p=0.5)
+
+
 @pytest.mark.parametrize(
     ("history", "expected"),
     [
@@ -27,6 +31,9 @@ MODEL = Verdict(7, 0, "relevant", "openai:m", p=0.25)
             [("Ann", "relevant by openai:m", "counts"), ("Bob", "spurious by Ann", "taken back")],
         ),
         ([person("spurious", None, 1)], [("a person", "nothing", "counts")]),
+        # Nobody's verdict: a person who was asked in a file, and a model whose answer could not be read.
+        ([UNASKED, person("spurious", "Ann", 1)], [("Ann", "nothing", "counts")]),
+        ([UNREAD, person("spurious", "Ann", 1)], [("Ann", "nothing", "counts")]),
         # Judged again by a model afterwards: the person's still counts.
         ([MODEL, person("spurious", "Ann", 1), Verdict(7, 0, "relevant", "openai:n", p=0.25)], [("Ann", "relevant by openai:m", "counts")]),
     ],
@@ -39,5 +46,6 @@ def test_reviewers_are_counted_without_what_they_took_back():
     other = Verdict(8, 1, "spurious", "openai:m", p=0.75)
     agreed = Verdict(8, 1, "spurious", "human", by="Ann", at="2026-01-01T11:00:00+00:00")
     history = [MODEL, other, person("spurious", "Ann", 1), agreed, person("relevant", "Bob", 2), person("relevant", "Bob", 3, withdraws=True)]
+    assert [one.overruled for one in list_reviewers(trace_verdicts([UNASKED, person("spurious", "Ann", 1)]))] == [0]
     (ann,) = list_reviewers(trace_verdicts(history))
     assert (ann.name, ann.segments, ann.overruled, ann.last) == ("Ann", 2, 1, "2026-01-01T11:00:00+00:00")

@@ -85,6 +85,9 @@ def test_calls_and_money_come_from_the_ledger(folder):
     assert (stages["controls"].calls, stages["controls"].cost_usd) == (1, 0.01)
     judge = stages["judge"]
     assert (judge.calls, judge.failed, judge.tokens, judge.cost_usd) == (2, 1, 22, pytest.approx(0.05)), "a failure that was not paid for costs 0"
+    row = begin(connection, Attempt("asked", "judge", "human:q.jsonl", "{}", 0.0))
+    keep_failure(connection, row, LVLMBusy("waiting for a person"))
+    assert {cost.stage: cost.failed for cost in read_profile(folder)}["judge"] == 1, "a person who has not answered is no failure"
     connection.execute("UPDATE attempts SET cost_usd = NULL, reserved_usd = NULL WHERE role = 'judge'")
     connection.close()
     assert {cost.stage: cost.cost_usd for cost in read_profile(folder)}["judge"] is None, "nobody knows a price"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from rightreasons.cli import again, check, export, init, lvlm, name, profile, review, study, suspects, take, verdict
-from rightreasons.cli.shared import AllowRemote, ConfigFile, Device, Out, default_folder, is_helper, note_left_out, print_table, register
+from rightreasons.cli.shared import STOPPED, AllowRemote, ConfigFile, Device, Out, default_folder, is_helper, note_left_out, print_table, register
 from rightreasons.common.parallel import is_main
 
 if TYPE_CHECKING:
@@ -188,8 +188,8 @@ def score(run_folder: Target, out: Out = None, as_json: AsJson = False, change: 
 
 register(app, "rightreasons init images --out config.toml")(init.init)
 register(app, "rightreasons verdict runs/parts 132 S1 spurious --by NAME")(verdict.verdict)
-register(app, "rightreasons review runs/parts")(review.review)
-register(app, "rightreasons study runs/parts --size 60")(study.study)
+register(app, "rightreasons review runs/parts", stopping=STOPPED)(review.review)
+register(app, "rightreasons study runs/parts --size 60", stopping=STOPPED)(study.study)
 register(app, "rightreasons check runs/parts --model new.pt --max-flip-rate 0.1", failed=check.CANNOT_CHECK)(check.check)
 register(app, "rightreasons name runs/parts")(name.name)
 register(app, "rightreasons suspects runs/parts --as csv --as coco")(suspects.suspects)
@@ -317,33 +317,56 @@ def _who_judged(critic: dict[str, Any]) -> str:
 
 def _tell_of_questions(run: Run) -> None:
     """If a person is the critic and has not answered yet, prints what to do next and exits with code 3."""
-    from rightreasons.lvlm.backends.human import WAITING, Human
+    from rightreasons.lvlm.backends.human import Human
     from rightreasons.records import settle_verdicts
 
-    if not any((verdict.problem or "").startswith(WAITING) for verdict in settle_verdicts(run.verdicts).values()):
+    if not any(verdict.is_open for verdict in settle_verdicts(run.verdicts).values()):
         return
+    typer.echo(
+        f"these segments wait for a person: `rightreasons review {run.folder.path}` shows them in a browser, to be decided one by one;", err=True
+    )
+    typer.echo(f"`rightreasons verdict {run.folder.path} --list` prints them as a table to fill in", err=True)
     critic = run.config.critic
     for spec in dict.fromkeys((critic.lvlm, critic.judge or critic.lvlm)):
         kind, _, file = spec.partition(":")
         if kind == "human":
             count, path = Human(file, run.project.root).count_waiting()
             asked = "1 question" if count == 1 else f"{count} questions"
-            typer.echo(f"{asked} without an answer in {path}: write the answers there and run the same command again", err=True)
-    typer.echo(f"or decide segment by segment: `rightreasons review {run.folder.path}` shows what waits in a browser, and", err=True)
-    typer.echo(f"`rightreasons verdict {run.folder.path} --list` prints it as a table to fill in", err=True)
+            typer.echo(
+                f"or answer as a model would: {asked} without an answer in {path}, whose form docs/critic.md shows; then the same command goes on",
+                err=True,
+            )
     raise typer.Exit(NOT_ANSWERED)
 
 
 def _refuse_silence(run: Run) -> None:
     """Raises LVLMError for an LVLM that gave no usable verdict at all, after everything it answered was saved."""
     from rightreasons.errors import LVLMError
+    from rightreasons.records import settle_verdicts
 
-    if run.verdicts and all(verdict.problem for verdict in run.verdicts):
-        problem = (run.verdicts[0].problem or "").rstrip(".")
+    settled = list(settle_verdicts(run.verdicts).values())
+    if settled and all(verdict.problem for verdict in settled):
+        problem = (settled[0].problem or "").rstrip(".")
         raise LVLMError(
-            f"{run.criticism.lvlm} gave no usable verdict on any of {len(run.verdicts)} segments; the first problem: {problem}. "
-            f"Its answers are in {run.folder.ledger}; try another model"
+            f"{run.criticism.lvlm} gave no usable verdict on any of {len(settled)} segments; the first problem: {problem}. "
+            f"Its answers are in {run.folder.ledger}; try another model. {_tell_unread(run)}".rstrip(" .")
         )
+    if unread := _tell_unread(run):
+        typer.echo(unread, err=True)
+
+
+def _tell_unread(run: Run) -> str:
+    """Which command asks again where an answer could not be read, since no other does; "" if every answer could be read."""
+    from rightreasons.critic.votes import find_unread
+
+    unread = len(find_unread(run.verdicts))
+    if unread == 0:
+        return ""
+    images = "1 image has an answer" if unread == 1 else f"{unread} images have answers"
+    return (
+        f"{images} that could not be read, and no command asks for them again by itself, since they may have been paid for: "
+        f"`rightreasons ask-again {run.folder.path} --by NAME` does"
+    )
 
 
 if __name__ == "__main__":

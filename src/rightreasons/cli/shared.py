@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rightreasons.project.project import Project
 
 STOPPING = "stopping: answers under way are kept; the same command goes on"
+STOPPED = "stopped: every verdict that the page told of is kept; the same command opens it again"
 # The most seconds from Ctrl-C to the end of the command.
 LONGEST_STOP = 1.0
 # The most left-out files that are named in notes.
@@ -45,15 +46,16 @@ def default_folder(config: Path) -> Path:
 
 
 def register(
-    app: typer.Typer, example: str, name: str | None = None, *, failed: int = 1, shared: bool = False
+    app: typer.Typer, example: str, name: str | None = None, *, failed: int = 1, shared: bool = False, stopping: str = STOPPING
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Makes a function a command of ``app`` whose help ends with an example. An error of this package is one message and exit code ``failed``.
+    """Makes a function a command of ``app`` whose help ends with an example. An error of this package is one message and exit code ``failed``,
+    and Ctrl-C one line, ``stopping``.
 
     A command that is ``shared`` calls ``is_helper`` and may run under torchrun; the others may not.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        return app.command(name, epilog=f"Example: {example}")(_clear_errors(command, failed, shared=shared))
+        return app.command(name, epilog=f"Example: {example}")(_clear_errors(command, failed, shared=shared, stopping=stopping))
 
     return decorate
 
@@ -88,35 +90,37 @@ def _use_device(name: str | None) -> str | None:
     return name
 
 
-def _stops_at_once(command: Callable[..., None]) -> Callable[..., None]:
-    """Makes Ctrl-C end the command at once, with one line and exit code 130: files are written atomically, and couriers finish their requests."""
+def _stops_at_once(words: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Makes Ctrl-C end a command at once, with one line and exit code 130: files are written atomically, and couriers finish their requests."""
 
-    @wraps(command)
-    def wrapped(*args: object, **kwargs: object) -> None:
-        if threading.current_thread() is not threading.main_thread():
-            return command(*args, **kwargs)
-        before = signal.signal(signal.SIGINT, _interrupt)
-        try:
-            command(*args, **kwargs)
-        except KeyboardInterrupt:
-            _leave()
-        finally:
-            signal.signal(signal.SIGINT, before)
+    def interrupt(number: int, frame: object) -> None:
+        """Lets the command clean up for ``LONGEST_STOP`` seconds, since threads that read images or wait for answers would hold it for longer."""
+        timer = threading.Timer(LONGEST_STOP, _leave, [words])
+        timer.daemon = True
+        timer.start()
+        raise KeyboardInterrupt
 
-    return wrapped
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @wraps(command)
+        def wrapped(*args: object, **kwargs: object) -> None:
+            if threading.current_thread() is not threading.main_thread():
+                return command(*args, **kwargs)
+            before = signal.signal(signal.SIGINT, interrupt)
+            try:
+                command(*args, **kwargs)
+            except KeyboardInterrupt:
+                _leave(words)
+            finally:
+                signal.signal(signal.SIGINT, before)
+
+        return wrapped
+
+    return decorate
 
 
-def _interrupt(number: int, frame: object) -> None:
-    """Lets the command clean up for ``LONGEST_STOP`` seconds, since threads that read images or wait for answers would hold it for longer."""
-    timer = threading.Timer(LONGEST_STOP, _leave)
-    timer.daemon = True
-    timer.start()
-    raise KeyboardInterrupt
-
-
-def _leave() -> None:
+def _leave(words: str) -> None:
     show_cursor = b"\x1b[?25h" if sys.stderr.isatty() else b""
-    os.write(2, show_cursor + STOPPING.encode() + b"\n")
+    os.write(2, show_cursor + words.encode() + b"\n")
     os._exit(130)
 
 
@@ -129,9 +133,9 @@ def is_helper(project: Project) -> bool:
     return serve({"model": project.model, **project.task.splits}, project.manifest)
 
 
-def _clear_errors(command: Callable[..., None], failed: int, *, shared: bool) -> Callable[..., None]:
+def _clear_errors(command: Callable[..., None], failed: int, *, shared: bool, stopping: str) -> Callable[..., None]:
     @wraps(command)
-    @_stops_at_once
+    @_stops_at_once(stopping)
     def wrapped(*args: object, **kwargs: object) -> None:
         # An error of the command is told before the processes part, and one of joining them by the outer context.
         with _errors_told(failed), _joined(command.__name__, shared=shared), _errors_told(failed):

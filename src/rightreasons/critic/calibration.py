@@ -67,11 +67,11 @@ class Calibration:
 
 
 def calibrate(said: Mapping[tuple[int, int], Verdict], settled: Mapping[tuple[int, int], Verdict]) -> Calibration:
-    """Compares a model's verdicts with those of people, by image and segment. Segments that people left unsure tell nothing."""
+    """Compares a model's votes with the verdicts of people, by image and segment. Segments that people left unsure tell nothing, nor does no vote."""
     pairs = [
         (said[place], verdict.value)
         for place, verdict in settled.items()
-        if verdict.source == HUMAN and verdict.value != "unsure" and place in said and said[place].p is not None
+        if verdict.source == HUMAN and verdict.value != "unsure" and place in said and said[place].is_vote and said[place].p is not None
     ]
     counts: dict[float, list[int]] = {}
     for model, value in pairs:

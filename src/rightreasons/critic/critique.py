@@ -26,9 +26,9 @@ def critique_image(ask: Ask, case: Case, *, vote: int = 0, permutation: int = 0)
     request = critic_request(case, vote=vote, permutation=permutation)
     answer = ask(request)
     ids = segment_ids(len(case.shares))
-    if answer.problem is None and not _names_one_of(answer.text, ids):
+    if answer.problem is None and not names_one_of(answer.text, ids):
         answer = ask(ask_again(request, answer.text, "it has no paragraph that starts with a segment's ID. Write those paragraphs now"))
-        if answer.problem is None and not _names_one_of(answer.text, ids):
+        if answer.problem is None and not names_one_of(answer.text, ids):
             return Critique(case.subject.index, clean_text(answer.text), describe_unusable(answer.text, "no paragraph names a segment"), vote)
     return Critique(case.subject.index, clean_text(answer.text), answer.problem and clean_text(answer.problem), vote)
 
@@ -97,5 +97,6 @@ def _describe(description: ClassDescription) -> str:
     return " ".join(lines)
 
 
-def _names_one_of(text: str, ids: Sequence[str]) -> bool:
+def names_one_of(text: str, ids: Sequence[str]) -> bool:
+    """Whether a paragraph starts with one of these IDs, so that the text is a critique."""
     return not set(ids).isdisjoint(read_paragraphs(text))

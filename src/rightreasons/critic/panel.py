@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 
 from rightreasons.config import Config
 from rightreasons.critic.case import Case
-from rightreasons.critic.critique import critique_image
-from rightreasons.critic.fused import judge_image
-from rightreasons.critic.judge import Example, judge_critique, judge_version
+from rightreasons.critic.critique import critique_image, names_one_of, segment_ids
+from rightreasons.critic.fused import judge_image, parse_fused
+from rightreasons.critic.judge import Example, judge_critique, judge_version, parse_verdicts
+from rightreasons.critic.parse import MalformedAnswer
 from rightreasons.critic.pictures import STYLE, render_pictures
 from rightreasons.critic.prompts import prompt_version
 from rightreasons.critic.votes import count_votes, draw_permutation, permute_segments, renumber, restore_vote
@@ -57,6 +58,21 @@ def consult_case(case: Case, panel: Panel, ask: AskLVLM) -> tuple[list[Critique]
 
     votes = [_vote(case, panel, ask_as_set, vote) for vote in range(1 if case.is_control else panel.votes)]
     return [critique for critique, _ in votes], count_votes([verdicts for _, verdicts in votes])
+
+
+def is_usable(request: Request, text: str, segments: int) -> bool:
+    """Whether critic or judge could go on with this text as the answer to ``request``, which is about so many segments."""
+    ids = segment_ids(segments)
+    try:
+        if request.role == "judge":
+            parse_verdicts(text, ids)
+        elif request.role == "fused":
+            parse_fused(text, ids)
+        else:
+            return names_one_of(text, ids)
+    except MalformedAnswer:
+        return False
+    return True
 
 
 def _vote(case: Case, panel: Panel, ask: AskLVLM, vote: int) -> tuple[Critique, list[Verdict]]:

@@ -13,6 +13,9 @@ from torch import Tensor
 from rightreasons.common.seeds import seeded
 from rightreasons.records import HUMAN, Critique, Segmentation, Selection, Value, Verdict, settle_verdicts
 
+# Why a segment waits of which nothing is known but that a person is to judge it.
+NOT_JUDGED = "not judged yet"
+
 
 @dataclass(frozen=True)
 class Waiting:
@@ -88,6 +91,15 @@ def _count(ballots: Sequence[Verdict]) -> Verdict:
     return replace(valid[0], value=value, p=p, doubt=doubt)
 
 
+def find_unread(verdicts: Iterable[Verdict]) -> dict[int, str]:
+    """The images of which a segment has nothing but a model's answer that could not be read, and what was wrong with it."""
+    return {
+        verdict.index: verdict.problem
+        for verdict in settle_verdicts(verdicts).values()
+        if verdict.problem is not None and verdict.problem.startswith("malformed")
+    }
+
+
 def queue_verdicts(verdicts: Iterable[Verdict], selection: Selection, segmentation: Segmentation) -> list[Waiting]:
     """The segments that wait for a person, most important first: without a verdict, unsure, with differing votes, or against the critique."""
     row_of: Mapping[int, int] = {index: row for row, index in enumerate(selection.indices.tolist())}
@@ -99,7 +111,7 @@ def queue_verdicts(verdicts: Iterable[Verdict], selection: Selection, segmentati
 
 def find_waiting(verdict: Verdict, share: float) -> Waiting | None:
     """Why the segment of a settled verdict waits for a person, or None if it does not. ``share`` is its share of the positive effect."""
-    reason = verdict.problem or verdict.doubt
+    reason = NOT_JUDGED if verdict.is_open else verdict.problem or verdict.doubt
     if reason is None or verdict.source == HUMAN:
         return None
     p = 0.5 if verdict.p is None else verdict.p

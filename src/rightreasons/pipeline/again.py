@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -11,13 +11,14 @@ from rightreasons.common.progress import Reporter, Silent
 from rightreasons.common.seeds import seeded
 from rightreasons.critic.case import Case, Cases
 from rightreasons.critic.judge import Example, judge_critique, parse_examples, read_examples
-from rightreasons.critic.panel import AskLVLM, Panel, consult_case
-from rightreasons.critic.votes import count_votes
+from rightreasons.critic.panel import AskLVLM, Panel, consult_case, is_usable
+from rightreasons.critic.votes import count_votes, find_unread
 from rightreasons.errors import ConfigError
 from rightreasons.explain.evidence import gather_evidence
 from rightreasons.lvlm import LVLM
 from rightreasons.lvlm.ledger.ledger import Ledger
 from rightreasons.lvlm.ledger.throttle import count_workers
+from rightreasons.lvlm.protocol import Answer, Request
 from rightreasons.pipeline.find import ready_backends
 from rightreasons.project.project import Project, example_file, open_lvlms
 from rightreasons.records import ClassDescription, Critique, Verdict, settle_verdicts
@@ -26,23 +27,36 @@ from rightreasons.runs.folder import RunFolder
 from rightreasons.runs.profile import Recorded
 from rightreasons.runs.words import load_words
 
-# "critic" asks about the pictures anew, and then the judge; "judge" has the critiques that are there judged anew, which sends no picture.
-Again = Literal["critic", "judge"]
+# "critic" asks about the pictures anew, and then the judge; "judge" has the critiques that are there judged anew, which sends no picture; "either" is
+# the judge, and the critic where there is no critique to judge.
+Again = Literal["critic", "judge", "either"]
+# Asks a model as ``Ledger.ask`` does, which asks anew where the stored answer's text is not usable.
+AskAnew = Callable[[LVLM, Request, Callable[[str], bool] | None], Answer]
 
 
 @dataclass(frozen=True)
 class Appeal:
-    """Images that are to be judged again, by row, and all that is needed to ask."""
+    """Images that are to be judged again, by row, and all that is needed to ask. The answers on ``unread`` images could not be read."""
 
     cases: Cases
     rows: tuple[int, ...]
     role: Again
     panel: Panel
     critiques: Mapping[int, Sequence[Critique]]
+    unread: frozenset[int]
 
-    def consult(self, case: Case, ask: AskLVLM) -> tuple[list[Critique], list[Verdict]]:
+    def consult(self, case: Case, ask: AskAnew) -> tuple[list[Critique], list[Verdict]]:
         """The new critiques of one image (none where the judge alone is asked) and one verdict per segment."""
-        if self.role == "critic":
+        image, segments = case.subject.index, len(case.shares)
+
+        def ask_readable(lvlm: LVLM, request: Request) -> Answer:
+            return ask(lvlm, request, (lambda text: is_usable(request, text, segments)) if image in self.unread else None)
+
+        return self._consult(case, ask_readable)
+
+    def _consult(self, case: Case, ask: AskLVLM) -> tuple[list[Critique], list[Verdict]]:
+        silent = self.panel.mode == "fused" or any(critique.problem for critique in self.critiques[case.subject.index])
+        if self.role == "critic" or (self.role == "either" and silent):
             return consult_case(case, self.panel, ask)
         panel, cap = self.panel, self.panel.max_tokens
         votes = [
@@ -58,8 +72,23 @@ class Appeal:
         return [], count_votes(votes)
 
 
+@dataclass(frozen=True)
+class Judged:
+    """What judging images again came to: the ``changes`` of the model's verdicts, before and after; ``images`` in all; how many requests were sent;
+    and by image why there is still no usable answer.
+    """
+
+    changes: list[tuple[Verdict, Verdict]]
+    images: int
+    sent: int
+    problems: dict[int, str]
+
+
 def open_appeal(project: Project, folder: RunFolder, images: Sequence[int], role: Again, backends: tuple[LVLM, LVLM]) -> Appeal:
-    """The appeal of some inspected images, by their numbers. Raises ConfigError for an image without segments, or a judge that is none."""
+    """The appeal of some inspected images, by their numbers; of those whose answers could not be read if there are none.
+
+    Raises ConfigError for an image without segments, for a judge that is none, or if there is nothing to ask again.
+    """
     if role == "judge" and project.config.critic.mode == "fused":
         raise ConfigError('[critic] mode = "fused" has no judge of its own: ask the critic again')
     examples, descriptions = current_words(project, folder)
@@ -70,11 +99,15 @@ def open_appeal(project: Project, folder: RunFolder, images: Sequence[int], role
     critiques: dict[int, list[Critique]] = {}
     for critique in folder.load_critiques() or []:
         critiques.setdefault(critique.index, []).append(critique)
+    unread = find_unread(folder.load_verdicts() or [])
+    if not images and not unread:
+        raise ConfigError(f"{folder.path} has no answer that could not be read, which would be asked for again: name images by their numbers")
+    images = images or sorted(unread)
     for image in images:
         if image not in row_of or image not in critiques:
             raise ConfigError(f"image {image} is not one of the {len(row_of)} inspected images with segments: give numbers as in the report")
     rows = tuple(row_of[image] for image in dict.fromkeys(images))
-    return Appeal(Cases(evidence, descriptions, folder), rows, role, Panel.of(project.config, *backends, examples), critiques)
+    return Appeal(Cases(evidence, descriptions, folder), rows, role, Panel.of(project.config, *backends, examples), critiques, frozenset(unread))
 
 
 def current_words(project: Project, folder: RunFolder) -> tuple[tuple[Example, ...], tuple[ClassDescription, ...]]:
@@ -99,10 +132,10 @@ def judge_again(
     reporter: Reporter,
     allow_remote: tuple[str, ...] = (),
     max_usd: float | None = None,
-) -> list[tuple[Verdict, Verdict]]:
+) -> Judged:
     """Asks about the images again and appends what is said, with who had it asked and when; a person's verdict still comes first.
 
-    Returns the changes, as the model's verdict before and after. Nothing is asked twice: a question whose answer is in the ledger costs nothing.
+    A question whose answer is in the ledger costs nothing and is not asked twice, unless that answer could not be read: then it is asked anew.
     """
     name, reporter = read_name(by), Recorded(reporter, folder)
     backends = open_lvlms(project, allow_remote)
@@ -126,4 +159,5 @@ def judge_again(
         if critiques:
             folder.add_critiques(critiques)
         folder.add_verdicts(verdicts)
-    return [(old, new) for new in verdicts if (old := before[new.index, new.segment]).value != new.value]
+    changes = [(old, new) for new in verdicts if (old := before[new.index, new.segment]).value != new.value]
+    return Judged(changes, len(appeal.rows), ledger.sent, {new.index: new.problem for new in verdicts if new.problem is not None})

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rightreasons.critic.critique import describe_positions
 from rightreasons.critic.parse import read_paragraphs
+from rightreasons.critic.votes import NOT_JUDGED
 from rightreasons.explain.evidence import smooth_width
 from rightreasons.explain.segment import smooth_heatmaps
 from rightreasons.networks.predictions import Predictions
@@ -139,7 +140,7 @@ class Cards:
                     verdict.by,
                     verdict.at,
                     tell_dispute(self.disputes.get((index, segment), [])),
-                    verdict.problem or verdict.doubt,
+                    NOT_JUDGED if verdict.is_open else verdict.problem or verdict.doubt,
                     verdict.p,
                     paragraphs.get(f"S{segment + 1}", ""),
                 )

@@ -47,6 +47,8 @@ def tell_critic(critic: Mapping[str, Any]) -> str:
     machine = f"{critic['backend']}, {shorten(critic['model'])}"
     if critic["simulated"]:
         machine = f"a simulated critic made of ground-truth masks ({critic['model']})"
+    if critic["backend"] == "human":
+        machine = f"a person, asked in {shorten(critic['model'])}"
     if critic["overruled"] == 0:
         return machine
     if critic["overruled"] == critic["segments"]:

@@ -61,6 +61,6 @@ def list_reviewers(traced: Sequence[Traced]) -> list[Reviewer]:
 
 
 def _tell(verdict: Verdict | None) -> str:
-    if verdict is None:
+    if verdict is None or verdict.problem is not None:  # nobody's verdict: there was no answer, or none that could be read
         return "nothing"
     return f"{verdict.value} by {verdict.by or 'a person'}" if verdict.source == HUMAN else f"{verdict.value} by {shorten(verdict.source)}"

@@ -47,7 +47,7 @@ def add_routes(app: FastAPI, site: Site) -> None:
         last = mine[-1]
         decide(state.folder, [(last.index, last.segment, last.value)], by=by, withdraw=True)
         item = state.snapshot().by_place[last.index, last.segment]
-        now_counts = f"{item.verdict.value}, by {tell_verdict(item.verdict)}"
+        now_counts = "nobody's verdict" if item.verdict.is_open else f"{item.verdict.value}, by {tell_verdict(item.verdict)}"
         session_of(request).said = f"Taken back: image {last.index}, S{last.segment + 1}, {last.value}. Now counts: {now_counts}."
         return go_to(image_address(filters, item))
 
@@ -93,6 +93,10 @@ def _decide(site: Site, request: Request, index: int, form: dict[str, str]) -> R
     earlier = before.by_place[index, segment].verdict
     if earlier.source == HUMAN and earlier.by != by and earlier.value != value:
         told += f" {tell_verdict(earlier)} had said {earlier.value}; both are kept, and yours, the later, counts."
+    after = state.snapshot()
+    if after.all_decided and not before.all_decided:
+        session.said = f"{told} That was the last one."
+        return go_to("/")  # where it says what comes next
     following = find_next(list_items(before, filters), (index, segment))
     session.said = told if following is not None else f"{told} That was the last one of this list."
     return go_to(f"/{filters.query()}" if following is None else image_address(filters, following))

@@ -166,6 +166,7 @@ def _image_values(site: Site, request: Request, index: int) -> dict[str, Any]:
         "drawing": state.drawings().get(index),
         "filters": filters,
         "snapshot": snapshot,
+        "asks_model": state.asks_model,
         "next": None if after is None else image_address(filters, after),
         "previous": None if before is None else image_address(filters, before),
     }

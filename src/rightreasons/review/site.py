@@ -81,7 +81,9 @@ def image_address(filters: Filters, item: Item) -> str:
 
 
 def tell_verdict(verdict: Verdict) -> str:
-    """Who gave a verdict, in words."""
+    """Who gave a verdict, in words; nobody while a person is still asked for it."""
+    if verdict.is_open:
+        return "nobody"
     if verdict.source == HUMAN:
         return verdict.by or "a person"
     return verdict.source if verdict.by is None else f"{verdict.source}, asked again by {verdict.by}"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rightreasons.critic.calibration import Calibration, calibrate
 from rightreasons.critic.votes import Waiting, find_waiting
-from rightreasons.records import HUMAN, Verdict, find_disputes, settle_verdicts
+from rightreasons.records import HUMAN, Verdict, find_disputes, find_votes, settle_verdicts
 from rightreasons.runs.verdict_lines import drop_withdrawn, parse_lines
 
 # An image's number and a segment's, counted from 0.
@@ -19,7 +19,7 @@ Place = tuple[int, int]
 
 @dataclass(frozen=True)
 class Item:
-    """One segment as the queue lists it. ``said`` is the model's verdict, ``verdict`` the one that counts; ``people`` have decided on it."""
+    """One segment as the queue lists it. ``said`` is a model's vote if there is one, ``verdict`` what counts; ``people`` have decided on it."""
 
     index: int
     segment: int
@@ -105,6 +105,11 @@ class Snapshot:
         """How many segments a person has decided on."""
         return sum(item.verdict.source == HUMAN for item in self.by_place.values())
 
+    @property
+    def all_decided(self) -> bool:
+        """Whether a person has decided on every segment."""
+        return 0 < len(self.by_place) == self.decided
+
 
 class VerdictLog:
     """verdicts.jsonl, read on where it was read before; anew where a command has written it anew. One thread at a time."""
@@ -149,7 +154,6 @@ class VerdictLog:
         return Snapshot((*before.history, *news), lines, by_place, disputes)
 
     def _item(self, place: Place, settled: Verdict, standing: list[Verdict]) -> Item:
-        said = [verdict for verdict in standing if verdict.source != HUMAN]
         people = dict.fromkeys(verdict.by or "unnamed" for verdict in standing if verdict.source == HUMAN)
         label, share = self._describe(place)
-        return Item(*place, label, share, settled, said[-1] if said else None, find_waiting(settled, share), tuple(people))
+        return Item(*place, label, share, settled, find_votes(standing).get(place), find_waiting(settled, share), tuple(people))

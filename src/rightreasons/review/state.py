@@ -16,7 +16,8 @@ from torch import Tensor
 from rightreasons.config import Config
 from rightreasons.data import open_data
 from rightreasons.errors import ConfigError
-from rightreasons.records import ClassDescription, Critique, Drawing, Segmentation, Selection, Words
+from rightreasons.lvlm.backends import kind_of
+from rightreasons.records import HUMAN, ClassDescription, Critique, Drawing, Segmentation, Selection, Words
 from rightreasons.review.snapshot import Place, Snapshot, VerdictLog
 from rightreasons.runs.drawings import load_drawings
 from rightreasons.runs.folder import RunFolder
@@ -52,6 +53,12 @@ class ReviewState:
     def path(self) -> Path:
         """The run folder."""
         return self.folder.path
+
+    @property
+    def asks_model(self) -> bool:
+        """Whether judging an image again asks anything but a person, who may as well decide on the page."""
+        critic = self.config.critic
+        return any(kind_of(spec) != HUMAN for spec in (critic.lvlm, critic.judge or critic.lvlm))
 
     @cached_property
     def classes(self) -> tuple[str, ...]:

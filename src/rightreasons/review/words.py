@@ -53,6 +53,7 @@ def add_routes(app: FastAPI, site: Site) -> None:
             by_class=by_class,
             remote=remote_hosts(state),
             critic=state.config.critic,
+            asks_model=state.asks_model,
             changed=list_changed(snapshot),
             images=request.query_params.get("images", ""),
         )

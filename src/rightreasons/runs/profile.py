@@ -107,12 +107,12 @@ _PEAKS = ("peak_bytes", "gpu_bytes")
 
 
 def _read_ledger(path: Path) -> dict[str, dict[str, Any]]:
-    """What was asked in each stage, from the ledger, which is only read."""
+    """What was asked in each stage, from the ledger, which is only read. A person who has not answered yet is no call that failed."""
     if not path.exists():
         return {}
     query = """SELECT role, sum(state = 'answered'), sum(state != 'answered'), sum(coalesce(input_tokens, 0) + coalesce(output_tokens, 0)),
         sum(coalesce(cost_usd, reserved_usd)), sum(coalesce(cost_usd, reserved_usd) IS NULL), sum(coalesce(ended - started, 0))
-        FROM attempts GROUP BY role"""
+        FROM attempts WHERE NOT (model LIKE 'human:%' AND state != 'answered') GROUP BY role"""
     stages: dict[str, dict[str, Any]] = {}
     with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=60)) as connection:
         rows = connection.execute(query).fetchall()

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from rightreasons.critic.calibration import FEWEST, calibrate
-from rightreasons.records import HUMAN, Scores, settle_verdicts
+from rightreasons.records import Scores, find_votes, settle_verdicts
 from rightreasons.run import Run
 from rightreasons.scoring.fitness import Fitness, Judged, describe_bounds, explain_doubts, interval_of, judge_class, judge_whole
 from rightreasons.scoring.metrics import Interval
@@ -66,8 +66,7 @@ def find_intervals(scores: Scores) -> dict[str, Interval]:
 
 def tell_calibration(run: Run) -> dict[str, Any]:
     """``calibration`` of metrics.json: what people said where the critic's votes had said something, and how that pays."""
-    said = {(verdict.index, verdict.segment): verdict for verdict in run.verdicts if verdict.source != HUMAN}
-    found = calibrate(said, settle_verdicts(run.verdicts))
+    found = calibrate(find_votes(run.verdicts), settle_verdicts(run.verdicts))
     return {
         "count": found.count,
         "fewest": FEWEST,

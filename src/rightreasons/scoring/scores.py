@@ -27,7 +27,18 @@ from rightreasons.explain.segment import smooth_heatmaps
 from rightreasons.networks.answers import Answers
 from rightreasons.networks.classifier import Classifier, as_classifier, hash_weights
 from rightreasons.networks.predictions import Predictions, predict_dataset
-from rightreasons.records import HUMAN, ClassScore, GroundTruth, GroupScore, Scores, TunedEpoch, find_disputes, settle_verdicts, truly_spurious
+from rightreasons.records import (
+    HUMAN,
+    ClassScore,
+    GroundTruth,
+    GroupScore,
+    Scores,
+    TunedEpoch,
+    find_disputes,
+    find_votes,
+    settle_verdicts,
+    truly_spurious,
+)
 from rightreasons.repair.swap import Pasted
 from rightreasons.run import Alignment, Run
 from rightreasons.runs.folder import RunFolder
@@ -151,6 +162,7 @@ def critic_scores(run: Run) -> dict[str, Any]:
         "spurious": sum(verdict.value == "spurious" for verdict in settled),
         "segments": len(settled),
         "overruled": sum(verdict.source == HUMAN for verdict in settled),
+        "voted": len(find_votes(run.verdicts)),
         "disputed": len(find_disputes(run.verdicts)),
         "waiting": len(run.queue),
         "mode": run.config.critic.mode,

@@ -14,13 +14,11 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from rightreasons.errors import ConfigError
+from rightreasons.errors import WAITING, ConfigError
 from rightreasons.lvlm.protocol import Answer, Request, Usage
 from rightreasons.lvlm.wire.chat import chat_message
 from rightreasons.lvlm.wire.request_key import request_key
 
-# The problem of a verdict that a person still has to give starts with these words.
-WAITING = "waiting for a person"
 _NO_TOKENS = Usage(0, 0)
 
 

@@ -10,7 +10,7 @@ import os
 import random
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -95,6 +95,7 @@ class Ledger:
         self._fruitless: Counter[str] = Counter()
         self._answering: set[str] = {model for (model,) in self._query("SELECT DISTINCT model FROM attempts WHERE state = 'answered'")}
         self._keys: set[str] = set()
+        self._sent_keys: set[str] = set()
         self._budget.committed_usd = self.cost_usd() or 0.0
         self._stopped_by: LVLMError | None = None
         self._stopping = threading.Event()
@@ -183,17 +184,22 @@ class Ledger:
             self._settle(lvlm, row, raw)
             return answer
 
-    def ask(self, lvlm: LVLM, request: Request) -> Answer:
+    def ask(self, lvlm: LVLM, request: Request, usable: Callable[[str], bool] | None = None) -> Answer:
         """The answer to ``request``, which is sent only if there is none yet.
 
-        An answer that was refused, cut off, or is unknown has its problem. Raises LVLMError if the run must stop; it can be resumed.
+        An answer that was refused, cut off, or is unknown has its problem. Only where somebody wants it is another asked for, and paid for, in place
+        of an earlier command's whose text is not ``usable``. Raises LVLMError if the run must stop; it can be resumed.
         """
         key = self.key(lvlm, request)
         with self._flight(key):
             stored = self._recall(lvlm, key)
+            if usable and stored and stored.problem is None and key not in self._sent_keys and not usable(stored.text):
+                self._query("UPDATE attempts SET state = 'failed', outcome = 'malformed' WHERE key = ? AND state = 'answered'", key)
+                stored = None
             if stored is not None:
                 self.cached += stored.problem is None
                 return self._note_model(lvlm, stored)
+            self._sent_keys.add(key)
             try:
                 return self._note_model(lvlm, self._send(lvlm, request, key))
             except LVLMError as error:

@@ -64,11 +64,14 @@ class Desk:
     answered: list[Question] = field(default_factory=list)
     unsettled: list[Question] = field(default_factory=list)
 
-    def ask(self, lvlm: LVLM, request: Request) -> Answer:
-        """The stored answer, or the placeholder."""
+    def ask(self, lvlm: LVLM, request: Request, usable: Callable[[str], bool] | None = None) -> Answer:
+        """The stored answer, or the placeholder, also where the stored answer is not ``usable``."""
         question = Question(lvlm, request)
         if self.ledger is not None and not self.ledger.missing(lvlm, [request]):
             answer = self.ledger.ask(lvlm, request)
+            if usable and answer.problem is None and not usable(answer.text):
+                self.open.append(question)
+                return self.stand_in(request)
             (self.answered if answer.problem is None else self.unsettled).append(question)
             return answer
         self.open.append(question)
