@@ -192,6 +192,14 @@ def test_a_truncated_answer_gets_twice_the_cap_once(world, tmp_path, cut):
     assert ledger.ask(lvlm, QUESTION).cached and stub.requests == 2, "the longer answer is the answer to the question"
 
 
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_server_that_says_when_to_come_again_is_not_asked_before(world, status):
+    stub, lvlm, ledger = world(first(1, status, headers={"retry-after": "0.5"}))
+    started = time.monotonic()
+    assert ledger.ask(lvlm, QUESTION).text == "fine" and stub.requests == 2
+    assert time.monotonic() - started >= 0.5
+
+
 @pytest.mark.parametrize(("misbehave", "outcome"), [(on_the_wire("drop", 9), "ambiguous"), (says("S1: it", finish_reason="length"), "truncated")])
 def test_what_was_paid_for_before_a_crash_still_counts(world, tmp_path, misbehave, outcome):
     """The crash came after the first of two attempts: one more is made, and none after it."""
