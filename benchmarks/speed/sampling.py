@@ -22,8 +22,9 @@ from benchmarks.speed.turns import command_line, in_turns, line, show
 
 from rightreasons.common.seeds import seeded
 from rightreasons.data.loading import Batch, read_batches
-from rightreasons.explain.sample import score_batch, select_images
+from rightreasons.explain.sample import select_images
 from rightreasons.networks.classifier import output_entropy
+from rightreasons.networks.predictions import predict_batch
 
 CLASSES, SIDE = 10, 8
 
@@ -53,7 +54,7 @@ def measure(count: int, size: int) -> tuple[dict[str, object], float]:
     model = nn.Sequential(nn.Flatten(), head).eval()
 
     def ours() -> Tensor:
-        scored = (score_batch(model, batch) for batch in read_batches(images))
+        scored = (predict_batch(model, batch) for batch in read_batches(images))
         return select_images(scored, strategy="low-entropy", size=size, quota=None, classes=CLASSES, generator=seeded(0, "sample")).indices
 
     def rival() -> Tensor:

@@ -11,8 +11,9 @@ from torch import nn
 from rightreasons.common.seeds import seeded
 from rightreasons.data.loading import Batch, read_batches
 from rightreasons.errors import ModelError
-from rightreasons.explain.sample import score_batch, select_images
+from rightreasons.explain.sample import select_images
 from rightreasons.networks.classifier import output_entropy
+from rightreasons.networks.predictions import predict_batch
 
 
 class LogitData(torch.utils.data.Dataset):
@@ -41,7 +42,7 @@ class LogitData(torch.utils.data.Dataset):
 
 
 def select(data, *, strategy="low-entropy", size=10, quota=None, classes=3, batch_size=16, seed=0, model=None):
-    batches = map(partial(score_batch, model or nn.Flatten()), read_batches(data, batch_size=batch_size))
+    batches = map(partial(predict_batch, model or nn.Flatten()), read_batches(data, batch_size=batch_size))
     return select_images(batches, strategy=strategy, size=size, quota=quota, classes=classes, generator=seeded(seed, "select"))
 
 

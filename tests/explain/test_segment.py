@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch.distributions import MultivariateNormal
 
-from rightreasons.explain.em import expect, gather_points, maximise, pack, unpack
-from rightreasons.explain.mixture import Mixture, fit_mixture, responsibilities
+from rightreasons.explain import mixture
+from rightreasons.explain.em import expand_points, expect, gather_points, maximise, pack, unpack
+from rightreasons.explain.mixture import Mixture, coefficients
 from rightreasons.explain.segment import COLOUR_WEIGHT, scale_colours, segment_heatmaps, smooth_heatmaps
 
 SMALLEST = 1e-4
@@ -32,6 +33,16 @@ def blobs(centres, height: int = 32, width: int = 32, sigma: float = 2.5, noise:
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     heatmap = sum(torch.exp(-((y - a) ** 2 + (x - b) ** 2) / (2 * sigma**2)) for a, b in centres)
     return heatmap + noise * torch.randn(height, width, generator=torch.Generator().manual_seed(0))
+
+
+def fit_mixture(weights, points, means, **settings):
+    """From one start."""
+    return mixture.fit_mixture(weights, points, means[:, None], **settings)
+
+
+def responsibilities(fitted, points):
+    """r_ij: how far pixel i belongs to component j; sums to one over the components."""
+    return (expand_points(points) @ coefficients(fitted).mT).softmax(2)
 
 
 def assert_same(one: Mixture, other: Mixture, tolerance: float = 1e-8):

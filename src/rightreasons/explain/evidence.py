@@ -22,11 +22,12 @@ from rightreasons.data.loading import StoredImages, check_labels, count_images, 
 from rightreasons.data.names import list_names
 from rightreasons.explain.attribute import attribute_images, part_size
 from rightreasons.explain.given import GivenHeatmaps, GivenRegions, open_heatmaps, open_regions
-from rightreasons.explain.sample import Scored, score_batch, select_images
+from rightreasons.explain.sample import select_images
 from rightreasons.explain.segment import segment_heatmaps, segment_regions, smooth_heatmaps
 from rightreasons.explain.segmenters import Segmenter, open_segmenter
 from rightreasons.networks.answers import TRIED_IMAGES, Answers, check_chance, count_answers, describe_answers, judge_answers
 from rightreasons.networks.classifier import as_classifier, check_finite, model_device
+from rightreasons.networks.predictions import Predictions, predict_batch
 from rightreasons.networks.team import map_batches, map_shared, processes
 from rightreasons.records import Attribution, Segmentation, Selection
 from rightreasons.runs.folder import RunFolder
@@ -37,6 +38,8 @@ WORST_COMPLETENESS_ERROR = 1e-2
 AUTO_SMOOTH = 0.035
 # If the heatmaps will take longer than this, a note says so before the work starts.
 LONG_SECONDS = 300.0
+# The stage that is named where the choice of images fails.
+CHOICE = "training images, at the choice of images"
 
 
 @dataclass(frozen=True)
@@ -206,7 +209,7 @@ def _select(
     answers = Answers.none(classes)
     with reporter.stage("sample") as advance:
         selection = select_images(
-            _checked(map_batches(partial(score_batch, model), train), count, classes, advance),
+            _checked(map_batches(partial(predict_batch, model, stage=CHOICE), train), count, classes, advance),
             strategy=wanted.strategy,
             size=size,
             quota=quota,
@@ -304,7 +307,7 @@ def _report_outcomes(segmentation: Segmentation, attribution: Attribution, repor
         reporter.note(f"the heatmaps' completeness error is {worst:.1%} in the median: they explain the model only in part")
 
 
-def _checked(batches: Iterable[Scored], count: int, classes: int, advance: Advance) -> Iterator[Scored]:
+def _checked(batches: Iterable[Predictions], count: int, classes: int, advance: Advance) -> Iterator[Predictions]:
     """The batches, with progress reported. Raises DataError for a label that no class has."""
     done = 0
     advance(0, count)

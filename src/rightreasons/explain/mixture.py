@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rightreasons.explain.em import climb, expand_points, gather_points, log_density, pack, unpack
+from rightreasons.explain.em import climb, gather_points, log_density, pack, unpack
 
 # Of several starts, the best after so many steps goes on alone.
 TRIAL = 42
@@ -30,7 +30,7 @@ class Mixture:
 def fit_mixture(
     weights: Float[Tensor, "image pixel"],
     points: Float[Tensor, "*each pixel coordinate"],
-    means: Float[Tensor, "image component coordinate"],
+    means: Float[Tensor, "image start component coordinate"],
     *,
     smallest_variance: float | Float[Tensor, " coordinate"],
     iterations: int = 100,
@@ -38,22 +38,9 @@ def fit_mixture(
 ) -> Mixture:
     """EM from given means, for all images at once, until no component's share or mean moves by more than ``tolerance`` in a step.
 
-    ``weights`` sum to one per image. Component covariances start isotropic: the data's mean variance, divided by their number.
-    ``smallest_variance`` is added to each covariance's diagonal.
+    Of several starts the one with the best objective after ``TRIAL`` steps goes on alone. ``weights`` sum to one per image. Component covariances
+    start isotropic: the data's mean variance, divided by their number. ``smallest_variance`` is added to each covariance's diagonal.
     """
-    return fit_best_mixture(weights, points, means[:, None], smallest_variance=smallest_variance, iterations=iterations, tolerance=tolerance)
-
-
-def fit_best_mixture(
-    weights: Float[Tensor, "image pixel"],
-    points: Float[Tensor, "*each pixel coordinate"],
-    means: Float[Tensor, "image start component coordinate"],
-    *,
-    smallest_variance: float | Float[Tensor, " coordinate"],
-    iterations: int = 100,
-    tolerance: float = 1e-5,
-) -> Mixture:
-    """``fit_mixture`` from several starts, of which the one with the best objective after ``TRIAL`` steps goes on alone."""
     count, size = means.shape[2:]
     floor = torch.as_tensor(smallest_variance).expand(size).tolist()
     spread = ((_mean(weights, points.square()) - _mean(weights, points).square()).mean(1) / count).double()
@@ -70,11 +57,6 @@ def fit_best_mixture(
     shares, centres, covariance = unpack(parameters[:, :, 0])
     found = shares, centres.movedim(0, -1), covariance.movedim((0, 1), (-2, -1)), objective[:, 0]
     return Mixture(*(part.to(points.dtype) for part in found))
-
-
-def responsibilities(mixture: Mixture, points: Float[Tensor, "*each pixel coordinate"]) -> Float[Tensor, "image pixel component"]:
-    """r_ij: how far pixel i belongs to component j; sums to one over the components."""
-    return (expand_points(points) @ coefficients(mixture).mT).softmax(2)
 
 
 def coefficients(mixture: Mixture) -> Float[Tensor, "image component feature"]:

@@ -6,42 +6,18 @@ Shortcuts are easier to learn than core features, so a model is most certain on 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
-from rightreasons.data.loading import Batch
 from rightreasons.networks.answers import Answers
-from rightreasons.networks.classifier import check_finite, model_device, output_entropy
+from rightreasons.networks.predictions import Predictions
 from rightreasons.records import Selection
 
 
-@dataclass(frozen=True)
-class Scored:
-    """A batch of images with the model's answers and the entropy of its outputs."""
-
-    indices: Int[Tensor, " image"]
-    labels: Int[Tensor, " image"]
-    answers: Int[Tensor, " image"]
-    entropy: Float[Tensor, " image"]
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-
-def score_batch(model: nn.Module, batch: Batch) -> Scored:
-    """What is kept of a batch. Raises ModelError for logits that are not finite."""
-    model.eval()
-    with torch.no_grad():
-        logits = model(batch.images.to(model_device(model))).cpu()
-    check_finite(logits, batch.images, batch.indices, "logits (training images, at the choice of images)")
-    return Scored(batch.indices, batch.labels, logits.argmax(1), output_entropy(logits))
-
-
 def select_images(
-    batches: Iterable[Scored],
+    batches: Iterable[Predictions],
     *,
     strategy: str,
     size: int,
@@ -59,7 +35,7 @@ def select_images(
     kept = {label: _Candidates.empty() for label in (range(classes) if quota is not None else [-1])}
     for batch in batches:
         if answers is not None:
-            answers.add(batch.labels, batch.answers)
+            answers.add(batch.labels, batch.predicted)
         fresh = _Candidates(rank(batch.entropy, generator), batch.indices, batch.labels, batch.entropy)
         for label in kept:
             chosen = fresh if label == -1 else fresh.where(batch.labels == label)

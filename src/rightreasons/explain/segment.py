@@ -18,7 +18,7 @@ from rightreasons.common.memory import WORKING_BYTES, how_many
 from rightreasons.common.progress import Advance
 from rightreasons.data.loading import StoredImages
 from rightreasons.explain.em import BLOCK, expand_points
-from rightreasons.explain.mixture import Mixture, coefficients, fit_best_mixture
+from rightreasons.explain.mixture import Mixture, coefficients, fit_mixture
 from rightreasons.records import Outcome, Segmentation
 
 # Added to each covariance's diagonal, in pixels squared: a segment is never narrower than about half a pixel.
@@ -232,7 +232,7 @@ def _fit_best(
     repeated = weights.repeat_interleave(restarts, 0)
     each = points if points.ndim == 2 else points.repeat_interleave(restarts, 0)
     means = _seed_means(repeated, each, components, generator).unflatten(0, (-1, restarts))
-    return fit_best_mixture(weights, points, means, smallest_variance=smallest, tolerance=STILL)
+    return fit_mixture(weights, points, means, smallest_variance=smallest, tolerance=STILL)
 
 
 def _seed_means(

@@ -26,6 +26,9 @@ class Predictions:
     entropy: Float[Tensor, " image"]
     probability: Float[Tensor, " image"]
 
+    def __len__(self) -> int:
+        return len(self.labels)
+
     @property
     def correct(self) -> Bool[Tensor, " image"]:
         """Which images are classified right."""
@@ -34,19 +37,20 @@ class Predictions:
 
 def predict_labels(model: nn.Module, batches: Iterable[Batch]) -> Predictions:
     """The predictions, in one pass over batches. Raises ModelError for logits that are not finite, DataError for a label that no logit stands for."""
-    return _join(_predict_batch(model, batch) for batch in batches)
+    return _join(predict_batch(model, batch) for batch in batches)
 
 
 def predict_dataset(model: nn.Module, dataset: Dataset) -> Predictions:
     """The predictions on all images of a dataset, as ``predict_labels`` has them; the helpers of a team take their share."""
-    return _join(map_batches(partial(_predict_batch, model), dataset))
+    return _join(map_batches(partial(predict_batch, model), dataset))
 
 
-def _predict_batch(model: nn.Module, batch: Batch) -> Predictions:
+def predict_batch(model: nn.Module, batch: Batch, *, stage: str = "at scoring") -> Predictions:
+    """The predictions on one batch; ``stage`` is named in errors, which are those of ``predict_labels``."""
     model.eval()
     with torch.no_grad():
         logits = model(batch.images.to(model_device(model))).cpu()
-    check_finite(logits, batch.images, batch.indices, "logits (at scoring)")
+    check_finite(logits, batch.images, batch.indices, f"logits ({stage})")
     check_labels(batch.labels, batch.indices, logits.shape[1])
     return Predictions(batch.indices, batch.labels, logits.argmax(1), output_entropy(logits), logits.float().softmax(1).amax(1))
 
