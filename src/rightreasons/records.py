@@ -141,7 +141,8 @@ class Verdict:
     ``p`` is the probability, by the votes, that the segment is spurious (None for a person's verdict, which has no votes). ``problem`` says why
     there is no vote at all, ``doubt`` why a person should check the verdict. For a person's verdict, ``by`` says who gave it and ``at`` when
     (ISO 8601); for a model's, who had it judged again, and when. If it ``withdraws``, it takes back that person's last verdict on the segment.
-    ``origin`` names the program and the file from which it was imported.
+    ``origin`` names the program and the file from which it was imported. ``contradicted`` is what the critic said where its verdicts on like segments
+    say otherwise, so that the verdict counts as unsure; None anywhere else.
     """
 
     index: int
@@ -155,6 +156,7 @@ class Verdict:
     at: str | None = None
     withdraws: bool = False
     origin: str | None = None
+    contradicted: Value | None = None
 
     @property
     def is_vote(self) -> bool:
@@ -215,6 +217,8 @@ class Criticism:
     """Who judged a run, by which versions of the prompts and at what cost, and the hash of the ``weights`` that were explained.
 
     ``answered_by`` lists, for each model that was asked, the models that the servers say gave the answers; it is empty if no server said so.
+    ``agreement`` has the critic's ``sensitivity`` and ``specificity`` by the pattern of its own verdicts, and how many of them are ``contradicted``;
+    None where they could not be compared.
     """
 
     lvlm: str
@@ -225,6 +229,7 @@ class Criticism:
     cost_usd: float | None = None
     weights: str | None = None
     answered_by: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    agreement: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,18 @@ from rightreasons.errors import ConfigError
 from rightreasons.networks.answers import Answers, check_chance
 from rightreasons.networks.classifier import copy_model, hash_weights, load_checkpoint
 from rightreasons.project.project import Project, fresh_model, project_of_run
-from rightreasons.records import Attribution, ClassDescription, Control, Criticism, Critique, Drawing, Segmentation, Selection, Verdict
+from rightreasons.records import (
+    Attribution,
+    ClassDescription,
+    Control,
+    Criticism,
+    Critique,
+    Drawing,
+    Segmentation,
+    Selection,
+    Verdict,
+    settle_verdicts,
+)
 from rightreasons.repair.masks import apply_drawings, build_masks
 from rightreasons.repair.swap import Pasted, join_pasted, paste_into
 from rightreasons.runs.drawings import load_drawings
@@ -88,6 +99,15 @@ class Run:
         """What was judged relevant, (image, height, width), without what a person painted as spurious."""
         relevant = build_masks(self.segmentation, self.selection, self.verdicts, kind="effect", value="relevant")
         return apply_drawings(relevant, self.selection, self.drawings, value="relevant")
+
+    @property
+    def clear(self) -> Tensor:
+        """The images, (image), of which all was judged relevant, and on which a person painted nothing as spurious."""
+        row_of = {index: row for row, index in enumerate(self.selection.indices.tolist())}
+        clear = torch.ones(len(self.selection), dtype=torch.bool)
+        clear[[row_of[index] for (index, _), verdict in settle_verdicts(self.verdicts).items() if verdict.value != "relevant"]] = False
+        clear[[row_of[drawing.index] for drawing in self.drawings if drawing.painted.any()]] = False
+        return clear
 
     @property
     def queue(self) -> list[Waiting]:

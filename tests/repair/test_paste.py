@@ -63,5 +63,6 @@ def test_features_are_those_under_the_mask_less_those_of_the_image(build_seeded)
     with torch.no_grad():
         maps = network[1](network[0](images))
     expected = maps[:, :, 2:6, 3:9].mean((2, 3)) - maps.mean((2, 3))
-    assert torch.allclose(pool(images, masks), expected, atol=1e-6)
+    both = torch.stack([masks, masks.roll(9, 2)], 1)
+    assert torch.allclose(pool(images, both)[:, 0], expected, atol=1e-6) and not torch.allclose(pool(images, both)[:, 1], expected, atol=1e-6)
     assert open_features(build_seeded(lambda: nn.Sequential(nn.Flatten(), nn.Linear(48, 2))), torch.rand(2, 3, 4, 4)) is None

@@ -40,16 +40,28 @@ def scene(in_memory, generator):
     return in_memory(images.clamp(0, 1), torch.arange(COUNT) % 2), masks
 
 
-def spread(network, scene, spurious=None, relevant=None):
+def spread(network, scene, spurious=None, relevant=None, clear=None):
     dataset, masks = scene
-    nothing = torch.zeros_like(masks[:INSPECTED])
+    spurious = masks[:INSPECTED] if spurious is None else spurious
     return spread_verdicts(
         network,
         dataset,
         read_all(dataset, range(INSPECTED)),
-        masks[:INSPECTED] if spurious is None else spurious,
-        nothing if relevant is None else relevant,
+        spurious,
+        torch.zeros_like(spurious) if relevant is None else relevant,
+        ~spurious.flatten(1).any(1) if clear is None else clear,
     )
+
+
+def test_an_image_of_which_not_all_is_judged_is_no_example_of_nothing_spurious(network, scene):
+    """Half of the shortcuts are neither judged spurious nor relevant: counted as clear, their images would raise the probe's threshold."""
+    _, masks = scene
+    judged = masks[:INSPECTED].clone()
+    some = judged.flatten(1).any(1)
+    judged[some.nonzero()[::2, 0]] = False
+    wrongly, rightly = (spread(network, scene, judged, clear=clear) for clear in (~judged.flatten(1).any(1), ~some))
+    assert rightly.recall > 0.8 and rightly.precision > 0.9
+    assert wrongly.precision < 0.6, "marks in images that were taken for clear"
 
 
 def test_the_same_thing_is_found_where_nobody_looked(network, scene):
@@ -103,7 +115,7 @@ def test_the_precision_is_the_share_of_marked_images_that_have_something():
     maps[:8, 0, 2:4, 2:4] = 1.0
     spurious[:8, 2:4, 2:4] = True
     maps[[9, 11], 0, 5:7, 5:7] = 1.0  # the second and the fourth without anything judged are of the second fold
-    found = _cross_validate(maps, _label_cells(spurious, torch.zeros_like(spurious), torch.Size((8, 8))))
+    found = _cross_validate(maps, _label_cells(spurious, torch.zeros_like(spurious), ~spurious.flatten(1).any(1), torch.Size((8, 8))))
     assert found is not None and found.precision == pytest.approx(4 / 6)
 
 
@@ -141,7 +153,7 @@ def test_judged_relevant_goes_before_what_the_probe_says(network, scene):
     judged = masks[:INSPECTED].clone()
     judged[0] = False
     inspected = read_all(dataset, range(INSPECTED))
-    found = spread_verdicts(network, dataset, inspected, judged, torch.zeros_like(relevant))
+    found = spread_verdicts(network, dataset, inspected, judged, torch.zeros_like(relevant), ~judged.flatten(1).any(1))
     alignment = AlignmentSet(inspected, judged, relevant, found)
     assert found.masks(torch.tensor([0]), (SIDE, SIDE)).any(), "the probe takes it for spurious"
     spurious, protected = alignment.look_up(torch.tensor([0, 2]))

@@ -2,6 +2,7 @@
 
     select_images -> attribute_images -> segment_heatmaps      what the model leans on (``gather_evidence``, which asks nobody)
     -> render_pictures -> critique_image -> judge_critique     what a vision-language model makes of it (``consult_case``, once for every image)
+    -> weigh_verdicts                                          which verdicts those on like segments contradict (``contradict_verdicts``)
     -> build_masks -> align_model                              the repair (``fix``)
 
 Each stage's result is saved in the run folder as soon as it is complete and read from there the next time, so that the same command on the same
@@ -38,6 +39,7 @@ from rightreasons.lvlm.wire.server import read_host
 from rightreasons.networks.answers import describe_input
 from rightreasons.networks.classifier import hash_weights, load_checkpoint, save_checkpoint
 from rightreasons.networks.training import Recipe, train_plainly
+from rightreasons.pipeline.agreement import contradict_verdicts
 from rightreasons.pipeline.tracking import check_trackers
 from rightreasons.project.project import Project, example_file, fresh_model, go_on, open_lvlms, price_file
 from rightreasons.records import Control, Criticism, Critique, Verdict
@@ -80,6 +82,8 @@ def find(
         most = project.config.critic.max_usd if max_usd is None else max_usd
         with Ledger(folder.ledger, retry_unknown=retry_unknown, price=prices or None, max_usd=most) as ledger:
             controls, critiques, verdicts, criticism = _judge(cases, panel, ledger, hash_weights(model), reporter)
+        if project.config.critic.agreement:
+            verdicts, criticism = contradict_verdicts(model, evidence, verdicts, criticism, reporter)
         folder.save_controls(controls)
         folder.save_critiques(critiques)
         folder.save_criticism(criticism)

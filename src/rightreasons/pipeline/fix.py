@@ -191,18 +191,25 @@ def _tell_collapse(collapse: Collapse, classes: Sequence[str]) -> str:
 
 def judged_alignment(run: Run, reporter: Reporter) -> AlignmentSet:
     """The inspected images with what was judged spurious and relevant in them, and the verdicts spread to other training images if possible."""
-    return build_alignment(run, run.masks, run.protected, reporter)
+    return build_alignment(run, run.masks, run.protected, run.clear, reporter)
 
 
 def build_alignment(
-    run: Run, masks: Bool[Tensor, "image height width"], protected: Bool[Tensor, "image height width"], reporter: Reporter
+    run: Run,
+    masks: Bool[Tensor, "image height width"],
+    protected: Bool[Tensor, "image height width"],
+    clear: Bool[Tensor, " image"],
+    reporter: Reporter,
 ) -> AlignmentSet:
-    """The alignment set of the run's inspected images; for a term that swaps, the masks are spread to the other training images."""
+    """The alignment set of the run's inspected images; for a term that swaps, the masks are spread to the other training images.
+
+    ``clear`` are the images that are known to have nothing spurious.
+    """
     inspected, config = read_all(run.train, run.selection.indices), run.config.align
     spread = None
     if config.spread and "swap" in config.term:
         with reporter.stage("spread") as advance:
-            spread = spread_verdicts(run.model, run.train, inspected, masks, protected, progress=advance)
+            spread = spread_verdicts(run.model, run.train, inspected, masks, protected, clear, progress=advance)
         if spread is None:
             reporter.note(
                 "the repair rests on the inspected images alone, since the model's feature maps do not show the shortcut in others. That is usual "

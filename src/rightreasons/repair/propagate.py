@@ -39,7 +39,7 @@ LARGEST_BATCH = 64
 # The share of cells that the probe may mark wrongly in images with nothing spurious; its threshold is set to meet it.
 FALSE_SHARE = 0.01
 # Cross-validated, the probe must mark at least this share of the spurious cells of images that it was not trained on.
-LEAST_RECALL = 0.4
+LEAST_RECALL = 0.15
 # At least this many inspected images with something spurious, and as many without, are needed to learn and to cross-validate.
 FEWEST_IMAGES = 4
 # Marks that are smaller than this share of the usual area are chance: a stray cell would count as the whole shortcut.
@@ -99,18 +99,19 @@ def spread_verdicts(
     inspected: Batch,
     spurious: Bool[Tensor, "inspected height width"],
     relevant: Bool[Tensor, "inspected height width"],
+    clear: Bool[Tensor, " inspected"],
     *,
     progress: Advance | None = None,
 ) -> Spread | None:
     """Scores for every image of ``dataset``, in one forward pass; None if the model has no features of places, or they do not show the shortcut.
 
-    One number per cell and image is kept.
+    ``clear`` are the images of which all was judged and nothing is spurious. One number per cell and image is kept.
     """
     size = how_many(inspected.images[0].nbytes, BATCH_BYTES, LARGEST_BATCH)
     best = None
     for places in _candidates(find_places(model, inspected.images.shape[1:])):
         features = torch.cat([_read_features(model, places, images) for images in inspected.images.split(size)])
-        cells = _label_cells(spurious, relevant, features.shape[-2:])
+        cells = _label_cells(spurious, relevant, clear, features.shape[-2:])
         quality = _cross_validate(features, cells)
         if quality is not None and quality.recall >= (LEAST_RECALL if best is None else best.quality.recall):
             best = _Found(places, features, cells, quality)
@@ -137,8 +138,8 @@ def _score_batch(score: _Score, batch: Batch) -> tuple[Int[Tensor, " image"], Fl
 
 def open_features(
     model: nn.Module, images: Float[Tensor, "image channel height width"]
-) -> Callable[[Float[Tensor, "image channel height width"], Bool[Tensor, "image height width"]], Float[Tensor, "image feature"]] | None:
-    """A function of images and masks that gives the model's own features of the marked pixels, less those of the whole image.
+) -> Callable[[Float[Tensor, "image channel height width"], Bool[Tensor, "image mask height width"]], Float[Tensor, "image mask feature"]] | None:
+    """A function of images and several masks of each that gives the model's own features of the marked pixels, less those of the whole image.
 
     They are means over the cells of the deepest places that the probe may read. None if the model has no such places for ``images``, of which two
     are enough.
@@ -147,11 +148,13 @@ def open_features(
     if not candidates:
         return None
 
-    def pool(images: Float[Tensor, "image channel height width"], masks: Bool[Tensor, "image height width"]) -> Float[Tensor, "image feature"]:
+    def pool(
+        images: Float[Tensor, "image channel height width"], masks: Bool[Tensor, "image mask height width"]
+    ) -> Float[Tensor, "image mask feature"]:
         maps = _read_features(model, candidates[-1], images)
-        weights = F.adaptive_avg_pool2d(masks[:, None].float(), (maps.shape[2], maps.shape[3])).flatten(2)
+        weights = F.adaptive_avg_pool2d(masks.float(), (maps.shape[2], maps.shape[3])).flatten(2)
         flat = maps.flatten(2)
-        return (flat * weights).sum(2) / weights.sum(2).clamp_min(1e-12) - flat.mean(2)
+        return weights @ flat.mT / weights.sum(2, keepdim=True).clamp_min(1e-12) - flat.mean(2)[:, None]
 
     return pool
 
@@ -200,13 +203,19 @@ class _Cells:
     spurious: Bool[Tensor, "image row column"]
     relevant: Bool[Tensor, "image row column"]
     with_some: Bool[Tensor, " image"]
+    clear: Bool[Tensor, " image"]
 
     def __getitem__(self, images: Bool[Tensor, " image"]) -> _Cells:
-        return _Cells(self.spurious[images], self.relevant[images], self.with_some[images])
+        return _Cells(self.spurious[images], self.relevant[images], self.with_some[images], self.clear[images])
 
 
-def _label_cells(spurious: Bool[Tensor, "image height width"], relevant: Bool[Tensor, "image height width"], grid: torch.Size) -> _Cells:
-    """A cell is spurious if most of it is. It is relevant if most of it is and none of it is spurious, or if nothing in its image is spurious.
+def _label_cells(
+    spurious: Bool[Tensor, "image height width"],
+    relevant: Bool[Tensor, "image height width"],
+    clear: Bool[Tensor, " image"],
+    grid: torch.Size,
+) -> _Cells:
+    """A cell is spurious if most of it is. It is relevant if most of it is and none of it is spurious, or if its image is clear.
 
     Where something spurious is smaller than a cell, or lies across several, no cell is mostly spurious: then it is those with at least half as
     much of it as the one with most.
@@ -215,7 +224,7 @@ def _label_cells(spurious: Bool[Tensor, "image height width"], relevant: Bool[Te
     some = spurious.flatten(1).any(1)
     most = covered.amax((1, 2), keepdim=True)
     enough = torch.where(most > 0.5, covered > 0.5, covered >= most / 2) & some[:, None, None]
-    return _Cells(enough, (covered == 0) & ((kept > 0.5) | ~some[:, None, None]), some)
+    return _Cells(enough, (covered == 0) & ((kept > 0.5) | clear[:, None, None]), some, clear)
 
 
 def _fit(maps: Float[Tensor, "image feature row column"], cells: _Cells) -> _Probe:
@@ -237,7 +246,7 @@ def _fit(maps: Float[Tensor, "image feature row column"], cells: _Cells) -> _Pro
     with torch.enable_grad():
         optimizer.step(loss)
     probe = _Probe(mean, deviation, weight.detach(), 0.0)
-    free = probe(maps[~cells.with_some]).flatten().sort().values
+    free = probe(maps[cells.clear]).flatten().sort().values
     # The threshold is never below the middle between the two kinds.
     threshold = max(free[min(len(free) - 1, round((1 - FALSE_SHARE) * len(free)))].item(), -offset.item())
     return replace(probe, offset=-threshold)
@@ -258,10 +267,10 @@ class _Quality:
 
 def _cross_validate(maps: Float[Tensor, "image feature row column"], cells: _Cells) -> _Quality | None:
     """In images on which the probe was not trained: the share of spurious cells found less the share of relevant cells marked; and the precision."""
-    if min(int(cells.with_some.sum()), int((~cells.with_some).sum())) < FEWEST_IMAGES or not cells.spurious.any():
+    if min(int(cells.with_some.sum()), int(cells.clear.sum())) < FEWEST_IMAGES or not cells.spurious.any():
         return None
     fold = torch.empty(len(maps), dtype=torch.int64)
-    for kind in (cells.with_some, ~cells.with_some):
+    for kind in (cells.with_some, cells.clear, ~(cells.with_some | cells.clear)):
         fold[kind] = torch.arange(int(kind.sum())) % FOLDS
     found, wrong, listed = [], [], torch.zeros(len(maps), dtype=torch.bool)
     for held_out in range(FOLDS):
@@ -275,6 +284,7 @@ def _cross_validate(maps: Float[Tensor, "image feature row column"], cells: _Cel
         # As in ``_Score``, fewer marks than a part of the usual area are none.
         fewest = (LEAST_AREA * _usual_area(probe(maps[~test]), cells[~test])).clamp_min(1)
         listed[test] = marked.sum((1, 2)) >= fewest
+    listed &= cells.with_some | cells.clear
     precision = float(cells.with_some[listed].float().mean()) if listed.any() else None
     return _Quality(float(torch.stack(found).mean() - torch.stack(wrong).mean()), precision)
 

@@ -41,7 +41,7 @@ from rightreasons.runs.verdict_lines import append_verdicts, read_history, read_
 
 # Settings that may change in a run folder: NEVER_USED at any time, since no stage up to the verdicts uses them or they change no answer, and
 # USED_BY_CRITIC before there are verdicts. The paths of data and checkpoint may change, because the images and weights themselves are compared.
-NEVER_USED = ("align.", "critic.timeout", "critic.max_usd", "critic.prices", "data.path", "model.checkpoint", "run.log")
+NEVER_USED = ("align.", "critic.agreement", "critic.timeout", "critic.max_usd", "critic.prices", "data.path", "model.checkpoint", "run.log")
 USED_BY_CRITIC = ("critic.", "classes.")
 
 _OUTCOMES: tuple[Outcome, ...] = ("segmented", "no-positive-effect", "constant", "not-finite")

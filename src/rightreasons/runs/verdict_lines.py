@@ -73,12 +73,13 @@ def append_verdicts(path: Path, verdicts: Sequence[Verdict]) -> None:
 
 
 def write_line(verdict: Verdict) -> dict[str, Any]:
-    """A verdict as its line has it; only a line that withdraws says so, and only one that was imported says from where."""
+    """A verdict as its line has it. Whether it withdraws, where it was imported from and what is contradicted stand only where that is so."""
     line = asdict(verdict)
     if not verdict.withdraws:
         del line["withdraws"]
-    if verdict.origin is None:
-        del line["origin"]
+    for name in ("origin", "contradicted"):
+        if line[name] is None:
+            del line[name]
     return line
 
 

@@ -137,13 +137,13 @@ def _read_pair(ends: list[float] | None) -> metrics.Interval | None:
 def critic_scores(run: Run) -> dict[str, Any]:
     """Who judged, at what cost, and how often the verdicts were right, if there are ground-truth masks."""
     agreement, truth = None, run.project.task.truth.get("train")
-    # A verdict that a person overruled still counts as the critic's.
+    # A verdict that a person overruled, or that others contradict, still counts as the critic's.
     critics = list(settle_verdicts(verdict for verdict in run.verdicts if verdict.source != HUMAN).values())
     if truth is not None:
         spurious = _truly_spurious(run, truth)
         row_of = {index: row for row, index in enumerate(run.selection.indices.tolist())}
         truths = [bool(spurious[row_of[verdict.index]][verdict.segment]) for verdict in critics]
-        agreement = metrics.verdict_agreement([verdict.value for verdict in critics], truths)
+        agreement = metrics.verdict_agreement([verdict.contradicted or verdict.value for verdict in critics], truths)
     backend, _, model = run.criticism.lvlm.partition(":")
     rates = ("accuracy", "spurious_recall", "core_recall")
     told = {f"{part}{what}": getattr(agreement, f"{part}{what}", None) for what in ("", "_interval") for part in rates}
@@ -167,6 +167,7 @@ def critic_scores(run: Run) -> dict[str, Any]:
         "waiting": len(run.queue),
         "mode": run.config.critic.mode,
         "votes": run.config.critic.votes,
+        "agreement": None if run.criticism.agreement is None else dict(run.criticism.agreement),
         "prompts": dict(run.criticism.prompts),
         "controls": [asdict(control) for control in run.controls],
     }

@@ -149,7 +149,7 @@ def _look_at(run: Run, items: Sequence[Item], masks: Bool[Tensor, "image height 
             places.append(describe_positions(torch.where(mark, 0, -1))[0])
             colours.append(image[:, mark].mean(1)[:3] if len(image) >= 3 else image[:1, mark].mean(1))
         if pool is not None:
-            features.append(pool(part, marks))
+            features.append(pool(part, marks[:, None])[:, 0])
     return _Looks(torch.stack(centres), places, torch.stack(colours), torch.cat(features) if features else None)
 
 

@@ -157,7 +157,7 @@ def find_suspects(run: Run, reporter: Reporter) -> SuspectList:
         raise ConfigError(f"nothing is judged spurious in {run.folder.path}, so that there is nothing to look for in other images")
     with reporter.stage("spread") as advance:
         inspected = read_all(run.train, run.selection.indices)
-        spread = spread_verdicts(run.model, run.train, inspected, run.masks, run.protected, progress=advance)
+        spread = spread_verdicts(run.model, run.train, inspected, run.masks, run.protected, run.clear, progress=advance)
     if spread is None:
         reporter.note(
             "the model's feature maps do not show the shortcut in images that were not inspected: the list has a place for the inspected images alone"

@@ -115,7 +115,7 @@ def prepare_yardstick(run: Run, reporter: Reporter) -> Yardstick:
 def _mark_hosts(run: Run, hosts: Batch, masks: Bool[Tensor, "image height width"]) -> Marked | None:
     """The held-out images in which the probe sees the shortcut, at most ``EXPLAINED`` of each class; None if it cannot tell."""
     held_out: Dataset = TensorDataset(hosts.images, hosts.labels)
-    spread = spread_verdicts(run.model, held_out, read_all(run.train, run.selection.indices), masks, run.protected)
+    spread = spread_verdicts(run.model, held_out, read_all(run.train, run.selection.indices), masks, run.protected, run.clear)
     if spread is None:
         return None
     height, width = hosts.images.shape[2:]

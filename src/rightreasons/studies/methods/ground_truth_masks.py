@@ -18,7 +18,7 @@ def train(bench: Bench, labels: TrueMasks) -> nn.Module:
     empty = torch.zeros(run.attribution.heatmaps.shape[1:], dtype=torch.bool)
     masks = torch.stack([empty if mask is None else mask for mask in found])
     model = copy_model(run.model)
-    align(model, run, build_alignment(run, masks, torch.zeros_like(masks), bench.reporter), reporter=bench.reporter)
+    align(model, run, build_alignment(run, masks, torch.zeros_like(masks), ~masks.flatten(1).any(1), bench.reporter), reporter=bench.reporter)
     return model
 
 
