@@ -192,6 +192,7 @@ class CriticConfig(_Table):
     max_tokens: Annotated[int, Field(ge=64)] | None = Field(default=None, description="cap on any answer; default: 2048, and 512 for the judge")
     mode: Literal["two-call", "fused"] = Field(default="two-call", description="critic, then judge; or both in one structured answer")
     votes: Annotated[int, Field(ge=1, le=9)] = Field(default=1, description="how often the critic is asked about an image, with permuted IDs; odd")
+    close_up: bool = Field(default=False, description="ask once more, with a close-up, about each segment of which the answer is unsure")
     max_usd: Annotated[float, Field(ge=0)] | None = Field(default=None, description="stop before the next request could pass this many US dollars")
     prices: str | None = Field(default=None, description="a file like lvlm/ledger/prices.toml, whose prices override the packaged ones")
     examples: str | None = Field(default=None, description="a file of critique -> verdict pairs for the judge; default: the packaged one")

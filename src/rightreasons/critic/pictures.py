@@ -1,4 +1,4 @@
-"""The pictures that a critic is shown: the clean image, the image with outlined segments, and the segments alone.
+"""The pictures that a critic is shown: the clean image, the image with outlined segments, the segments alone; and close-ups of one segment.
 
 They are PNGs with 512 to 1024 pixels along the longer side, enlarged without smoothing. The image may have more pixels than its segments, which are
 scaled to cover it: a critic sees the file's own pixels, with small print and fine lesions, and not the few that the network sees. Outlines are two
@@ -16,7 +16,7 @@ import zlib
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -42,6 +42,26 @@ STYLE = f"side={SIDE}-{LONGEST} {_MARKS} own pixels v2"
 # The style of older runs, which show the network's own pixels. Such a run keeps its style, since its answers are stored by what was shown.
 FIRST_STYLE = f"side={SIDE} {_MARKS} v1"
 
+# A close-up is cut from the file's own pixels, up to FINEST along the longer side of the whole image, and is a square where the image allows one. Its
+# side is the longer side of the segment's box, widened by WIDEN of that on each side, and at least NEAREST of the image's shorter side.
+FINEST = 2048
+WIDEN = 0.5
+NEAREST = 0.25
+CLOSE_STYLE = f"side={SIDE}-{LONGEST} finest={FINEST} widen={WIDEN} nearest={NEAREST} outline={OUTLINE} edge={EDGE} colour={COLOURS[0]} v1"
+
+
+@dataclass(frozen=True)
+class CloseUp:
+    """The part of an image around one segment, as it is and with the segment's outline, as PNG bytes.
+
+    ``width`` and ``height`` are its share of the image's.
+    """
+
+    clean: bytes
+    outlined: bytes
+    width: float
+    height: float
+
 
 @dataclass(frozen=True)
 class _Label:
@@ -58,6 +78,19 @@ def render_pictures(image: Float[Tensor, "channel image_height image_width"], se
     tags = _place_labels(segments, (clean.height / segments.shape[0], clean.width / segments.shape[1]))
     flat = _paint(np.where(labels >= 0, labels % len(COLOURS), _EMPTY_INDEX))
     return Pictures(_png(clean), _png(_annotate(_draw_outlines(clean, labels), tags)), _png(_annotate(flat, tags)), style)
+
+
+def render_close_up(pixels: UInt8[np.ndarray, "image_height image_width 3"], segments: Int[Tensor, "height width"], segment: int) -> CloseUp:
+    """The close-up of one segment. ``segments`` cover the image and have some pixel of it; the outlines of the others are not drawn."""
+    inside = segments.numpy() == segment
+    rows, columns = (_span(inside.any(1 - axis), length) for axis, length in enumerate(pixels.shape[:2]))
+    side = max(rows[1] - rows[0], columns[1] - columns[0]) * (1 + 2 * WIDEN)
+    side = math.ceil(max(side, NEAREST * min(pixels.shape[:2])))
+    rows, columns = (_widen(ends, side, length) for ends, length in zip((rows, columns), pixels.shape[:2], strict=True))
+    clean = _fit(pixels[slice(*rows), slice(*columns)])
+    near = _lay_over(np.where(inside, 0, -1), pixels.shape[:2], rows, columns)
+    outlined = _draw_outlines(clean, _lay_over(near, (clean.height, clean.width)))
+    return CloseUp(_png(clean), _png(outlined), (columns[1] - columns[0]) / pixels.shape[1], (rows[1] - rows[0]) / pixels.shape[0])
 
 
 def to_bytes(image: Float[Tensor, "channel height width"]) -> np.ndarray:
@@ -85,10 +118,26 @@ def _fit(pixels: np.ndarray) -> Image.Image:
     return Image.fromarray(pixels).resize((width, height), resample)
 
 
-def _lay_over(labels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """A label map scaled to a picture of another size: each pixel takes the label at its centre."""
-    rows, columns = ((np.arange(new) * 2 + 1) * old // (2 * new) for old, new in zip(labels.shape, shape, strict=True))
+def _lay_over(labels: np.ndarray, shape: tuple[int, ...], *ends: tuple[int, int]) -> np.ndarray:
+    """A label map scaled to a picture of another size, or to its part between the ``ends`` of rows and columns: each pixel takes the label at its
+    centre.
+    """
+    parts = ends or tuple((0, new) for new in shape)
+    rows, columns = ((np.arange(*part) * 2 + 1) * old // (2 * new) for old, new, part in zip(labels.shape, shape, parts, strict=True))
     return labels[rows[:, None], columns]
+
+
+def _span(marked: np.ndarray, length: int) -> tuple[int, int]:
+    """Where the marked part of a side begins and ends, on a side of another length."""
+    where = marked.nonzero()[0]
+    return int(where[0]) * length // len(marked), math.ceil((int(where[-1]) + 1) * length / len(marked))
+
+
+def _widen(ends: tuple[int, int], side: int, length: int) -> tuple[int, int]:
+    """A stretch of ``side`` around the middle between ``ends``, or all of a shorter side, moved so that it lies within ``length``."""
+    side = min(side, length)
+    start = min(max(0, (ends[0] + ends[1] - side) // 2), length - side)
+    return start, start + side
 
 
 def _paint(indices: np.ndarray) -> Image.Image:

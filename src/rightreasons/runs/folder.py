@@ -39,9 +39,10 @@ from rightreasons.records import (
 from rightreasons.runs.appended import append_lines, now, people_held
 from rightreasons.runs.verdict_lines import append_verdicts, read_history, read_verdicts, write_line
 
-# Settings that may change in a run folder: NEVER_USED at any time, since no stage up to the verdicts uses them or they change no answer, and
+# Settings that may change in a run folder: NEVER_USED at any time, since no stage up to the first verdicts uses them or they change no answer, and
 # USED_BY_CRITIC before there are verdicts. The paths of data and checkpoint may change, because the images and weights themselves are compared.
-NEVER_USED = ("align.", "critic.timeout", "critic.max_usd", "critic.prices", "data.path", "model.checkpoint", "run.log")
+# Close-ups come after the first verdicts, whose answers are in the ledger: with or without them, the same command goes on from there.
+NEVER_USED = ("align.", "critic.close_up", "critic.timeout", "critic.max_usd", "critic.prices", "data.path", "model.checkpoint", "run.log")
 USED_BY_CRITIC = ("critic.", "classes.")
 
 _OUTCOMES: tuple[Outcome, ...] = ("segmented", "no-positive-effect", "constant", "not-finite")
@@ -389,5 +390,5 @@ class RunFolder:
 
 
 def _write_critique(critique: Critique) -> dict[str, Any]:
-    """A critique as its line has it; only one that was asked for again says by whom and when."""
-    return {key: value for key, value in asdict(critique).items() if value is not None or key not in ("by", "at")}
+    """A critique as its line has it; only one that was asked for again says by whom and when, and only one on a close-up of which segment."""
+    return {key: value for key, value in asdict(critique).items() if value is not None or key not in ("by", "at", "segment")}
