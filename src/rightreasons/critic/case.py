@@ -84,7 +84,7 @@ class Cases:
 
     def close_up(self, row: int, segment: int) -> CloseUp:
         """The close-up of one segment."""
-        return render_close_up(self.fine_pixels(row), self.shown(row), segment)
+        return render_close_up(self.fine_pixels(row), self.evidence.shown_effect(row), around=self.shown(row) == segment)
 
     def keep_close_ups(self, row: int, segments: Iterable[int]) -> None:
         """Saves the close-ups of some segments that the critic was asked about beside the other pictures of their image."""

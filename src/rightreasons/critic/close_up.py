@@ -88,7 +88,7 @@ def close_up_request(case: Case, segment: int) -> Request:
     alone = torch.where(case.subject.segments == segment, 0, -1)
     return Request(
         "close-up",
-        (prompt, "The part as it is:", near.clean, "With the outline:", near.outlined),
+        (prompt, "The part as it is:", near.clean, "With the outlines:", near.outlined),
         schema=close_up_schema(),
         prompt=prompt_version("close-up", CLOSE_STYLE),
         subject=replace(case.subject, segments=alone, order=(segment,)),
@@ -137,4 +137,4 @@ def keep_first(first: Verdict, problem: str) -> Verdict:
 def _draw(case: Case, segment: int) -> CloseUp:
     if case.look_closer is not None:
         return case.look_closer(segment)
-    return render_close_up(to_bytes(case.image), case.shown, segment)
+    return render_close_up(to_bytes(case.image), case.subject.positive_effect, around=case.shown == segment)

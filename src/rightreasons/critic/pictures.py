@@ -16,7 +16,7 @@ import zlib
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -43,18 +43,20 @@ STYLE = f"side={SIDE}-{LONGEST} {_MARKS} own pixels v2"
 FIRST_STYLE = f"side={SIDE} {_MARKS} v1"
 
 # A close-up is cut from the file's own pixels, up to FINEST along the longer side of the whole image, and is a square where the image allows one. Its
-# side is the longer side of the segment's box, widened by WIDEN of that on each side, and at least NEAREST of the image's shorter side.
+# side is the longer side of the box that has the segment's effect without TAIL of it at each end, widened by WIDEN of that on each side, and at least
+# NEAREST of the image's shorter side.
 FINEST = 2048
-WIDEN = 0.5
+TAIL = 0.05
+WIDEN = 0.25
 NEAREST = 0.25
-CLOSE_STYLE = f"side={SIDE}-{LONGEST} finest={FINEST} widen={WIDEN} nearest={NEAREST} outline={OUTLINE} edge={EDGE} colour={COLOURS[0]} v1"
+CLOSE_STYLE = f"side={SIDE}-{LONGEST} finest={FINEST} tail={TAIL} widen={WIDEN} nearest={NEAREST} {_MARKS} v1"
 
 
 @dataclass(frozen=True)
 class CloseUp:
-    """The part of an image around one segment, as it is and with the segment's outline, as PNG bytes.
+    """The part of an image around one segment, as it is and with the outlines of the segment and of its core, as PNG bytes.
 
-    ``width`` and ``height`` are its share of the image's.
+    The core is the smallest part that holds half of the segment's effect. ``width`` and ``height`` are the close-up's share of the image's.
     """
 
     clean: bytes
@@ -80,17 +82,20 @@ def render_pictures(image: Float[Tensor, "channel image_height image_width"], se
     return Pictures(_png(clean), _png(_annotate(_draw_outlines(clean, labels), tags)), _png(_annotate(flat, tags)), style)
 
 
-def render_close_up(pixels: UInt8[np.ndarray, "image_height image_width 3"], segments: Int[Tensor, "height width"], segment: int) -> CloseUp:
-    """The close-up of one segment. ``segments`` cover the image and have some pixel of it; the outlines of the others are not drawn."""
-    inside = segments.numpy() == segment
-    rows, columns = (_span(inside.any(1 - axis), length) for axis, length in enumerate(pixels.shape[:2]))
+def render_close_up(
+    pixels: UInt8[np.ndarray, "image_height image_width 3"], effect: Float[Tensor, "height width"], *, around: Bool[Tensor, "height width"]
+) -> CloseUp:
+    """The close-up of the segment at the pixels ``around``, which cover the image, with their positive ``effect``. No other segment is outlined."""
+    weights = np.where(around.numpy(), effect.clamp_min(1e-12).numpy(), 0).astype(np.float64)
+    size = pixels.shape[:2]
+    rows, columns = (_middle(weights.sum(1 - axis), length) for axis, length in enumerate(size))
     side = max(rows[1] - rows[0], columns[1] - columns[0]) * (1 + 2 * WIDEN)
-    side = math.ceil(max(side, NEAREST * min(pixels.shape[:2])))
-    rows, columns = (_widen(ends, side, length) for ends, length in zip((rows, columns), pixels.shape[:2], strict=True))
+    side = math.ceil(max(side, NEAREST * min(size)))
+    rows, columns = _widen(rows, side, size[0]), _widen(columns, side, size[1])
     clean = _fit(pixels[slice(*rows), slice(*columns)])
-    near = _lay_over(np.where(inside, 0, -1), pixels.shape[:2], rows, columns)
-    outlined = _draw_outlines(clean, _lay_over(near, (clean.height, clean.width)))
-    return CloseUp(_png(clean), _png(outlined), (columns[1] - columns[0]) / pixels.shape[1], (rows[1] - rows[0]) / pixels.shape[0])
+    labels = np.where(around.numpy(), np.where(_find_core(weights), 1, 0), -1)
+    outlined = _draw_outlines(clean, _lay_over(_lay_over(labels, size, rows, columns), (clean.height, clean.width)))
+    return CloseUp(_png(clean), _png(outlined), (columns[1] - columns[0]) / size[1], (rows[1] - rows[0]) / size[0])
 
 
 def to_bytes(image: Float[Tensor, "channel height width"]) -> np.ndarray:
@@ -127,10 +132,17 @@ def _lay_over(labels: np.ndarray, shape: tuple[int, ...], *ends: tuple[int, int]
     return labels[rows[:, None], columns]
 
 
-def _span(marked: np.ndarray, length: int) -> tuple[int, int]:
-    """Where the marked part of a side begins and ends, on a side of another length."""
-    where = marked.nonzero()[0]
-    return int(where[0]) * length // len(marked), math.ceil((int(where[-1]) + 1) * length / len(marked))
+def _middle(weights: Float[np.ndarray, " old"], length: int) -> tuple[int, int]:
+    """The stretch that has the weight but for TAIL of it at each end, on a side of another length."""
+    reached = weights.cumsum() / weights.sum()
+    start, end = int((reached <= TAIL).sum()), int((reached < 1 - TAIL).sum()) + 1
+    return start * length // len(weights), math.ceil(end * length / len(weights))
+
+
+def _find_core(weights: Float[np.ndarray, "height width"]) -> Bool[np.ndarray, "height width"]:
+    """The fewest pixels that hold half of the weight; equal ones go together."""
+    falling = np.sort(weights, axis=None)[::-1]
+    return weights >= falling[int((falling.cumsum() < falling.sum() / 2).sum())]
 
 
 def _widen(ends: tuple[int, int], side: int, length: int) -> tuple[int, int]:
