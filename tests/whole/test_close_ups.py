@@ -80,7 +80,7 @@ def test_pages_and_profile_tell_of_it(one_go):
     shown = browser.get(f"/image/{browser.images[0]}")
     assert "<strong>Of a close-up:</strong> A tag on metal." in shown and "openai:stub, of a close-up" in shown and "I cannot tell." in shown
     stages = {line["stage"]: line for line in json.loads(invoke("profile", root / "run", "--json").stdout)["stages"]}
-    assert stages["close-up"]["calls"] == 3 and stages["judge"]["calls"] == 6
+    assert stages["close-up"]["calls"] == 3 and stages["judge"]["calls"] == 7, "three images, and a control's judge"
 
 
 def test_the_same_find_asks_nothing_and_says_the_same(one_go):
@@ -145,7 +145,7 @@ def test_kill_between_the_first_and_the_second_question(one_go, tmp_path):
 
 
 def test_fault_a_close_up_that_cannot_be_read_waits_for_a_person_until_somebody_wants_it(tmp_path):
-    garbage = lambda seen: (200, {}, completion("{{{")) if seen.role == "close-up" else None  # noqa: E731
+    garbage = lambda seen: (200, {}, completion(f"{{{{{{ {seen.number}")) if seen.role == "close-up" else None  # noqa: E731
     with FaultServer(answer=answer, misbehave=garbage) as stub:
         config, folder = write_project(tmp_path, stub.base_url, changes=ON), tmp_path / "run"
         assert invoke("find", config, "--out", folder).exit_code == 0
