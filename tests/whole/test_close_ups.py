@@ -153,9 +153,11 @@ def test_fault_a_close_up_that_cannot_be_read_waits_for_a_person_until_somebody_
     assert "The critic gave no usable answer on the close-up of S1: malformed" in page and "3 without a usable answer" in page
     assert invoke("find", config, "--out", folder).exit_code == 0 and count_close_ups(folder) == 6, "no answer is paid for again by itself"
     script.write_text(json.dumps(first | {"close-up": [json.dumps(NEAR)]}))
-    done = invoke("ask-again", folder, "--by", "Ann", "--role", "critic")
+    done = invoke("ask-again", folder, "--by", "Ann")
     assert done.exit_code == 0 and "3 verdicts of the model changed on 3 images" in done.stdout, done.output
-    assert count_close_ups(folder) == 9
+    assert count_close_ups(folder) == 9, "neither critic nor judge was asked again, nor is what could be read"
+    critiques = RunFolder(folder).load_critiques() or []
+    assert [(critique.segment, critique.by) for critique in critiques] == [(None, None), (0, "Ann")] * 3, "the critique of the whole image stays"
     assert [verdict.close_up for (_, segment), verdict in settled(folder).items() if segment == 0] == ["spurious"] * 3
 
 

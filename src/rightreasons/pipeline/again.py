@@ -28,7 +28,7 @@ from rightreasons.runs.profile import Recorded
 from rightreasons.runs.words import load_words
 
 # "critic" asks about the pictures anew, and then the judge; "judge" has the critiques that are there judged anew, which sends no picture; "either" is
-# the judge, and the critic where there is no critique to judge.
+# the judge, and the critic where there is no critique to judge, or where an answer on a close-up could not be read.
 Again = Literal["critic", "judge", "either"]
 # Asks a model as ``Ledger.ask`` does, which asks anew where the stored answer's text is not usable.
 AskAnew = Callable[[LVLM, Request, Callable[[str], bool] | None], Answer]
@@ -50,7 +50,7 @@ class Appeal:
     near: Mapping[tuple[int, int], Verdict]
 
     def consult(self, case: Case, ask: AskAnew) -> tuple[list[Critique], list[Verdict]]:
-        """The new critiques of one image (none where the judge alone is asked) and one verdict per segment."""
+        """The new critiques of one image or of its close-ups (none where the judge alone is asked) and one verdict per segment."""
         image, segments = case.subject.index, len(case.shares)
 
         def ask_readable(lvlm: LVLM, request: Request) -> Answer:
@@ -75,7 +75,10 @@ class Appeal:
             )
             for critique in self.critiques[case.subject.index]
         ]
-        return [], [self._recall_near(verdict) for verdict in count_votes(votes)]
+        verdicts = count_votes(votes)
+        if self.role == "either" and case.subject.index in self.unread:
+            return consult_closer(case, panel, ask, verdicts)
+        return [], [self._recall_near(verdict) for verdict in verdicts]
 
     def _recall_near(self, verdict: Verdict) -> Verdict:
         """What a close-up settled stays where the judge is still unsure: the judge alone is asked, and no picture is sent."""

@@ -269,13 +269,24 @@ class RunFolder:
         append_lines(self.path / "critiques.jsonl", [_write_critique(critique) for critique in critiques])
 
     def load_critiques(self) -> list[Critique] | None:
-        """The critiques in critiques.jsonl that count: of an image that was judged again, those of the last time."""
+        """The critiques in critiques.jsonl that count: of an image that was judged again, those of the last time, and of each of its close-ups the
+        last one since then.
+        """
         lines = self._read_lines("critiques.jsonl")
         if lines is None:
             return None
-        critiques = [Critique(**line) for line in lines]
-        last = {critique.index: critique.at for critique in critiques}
-        return [critique for critique in critiques if critique.at == last[critique.index]]
+        whole: dict[int, list[Critique]] = {}
+        near: dict[int, dict[int, Critique]] = {}
+        for critique in (Critique(**line) for line in lines):
+            if critique.segment is not None:
+                near.setdefault(critique.index, {})[critique.segment] = critique
+                continue
+            before = whole.pop(critique.index, [])
+            votes = before if before and before[-1].at == critique.at else []
+            if not votes:
+                near.pop(critique.index, None)
+            whole[critique.index] = [*votes, critique]  # what was judged again stands last
+        return [critique for index, votes in whole.items() for critique in (*votes, *near.get(index, {}).values())]
 
     def save_controls(self, controls: list[Control]) -> None:
         """controls.jsonl, one line for each control."""
