@@ -142,7 +142,7 @@ def find_truth(source: Path) -> list[str]:
             continue
         for node in nodes(path.read_text(encoding="utf-8")):
             named = isinstance(node, ast.Name | ast.alias) and (node.id if isinstance(node, ast.Name) else node.name) == "GroundTruth"
-            if named or (isinstance(node, ast.Attribute) and node.attr in ("truth", "truly_spurious", "GroundTruth")):
+            if named or (isinstance(node, ast.Attribute) and node.attr in ("truth", "truly_spurious", "measure_effect", "GroundTruth")):
                 seen.append(name)
     return sorted(set(seen))
 

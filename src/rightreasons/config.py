@@ -193,6 +193,7 @@ class CriticConfig(_Table):
     mode: Literal["two-call", "fused"] = Field(default="two-call", description="critic, then judge; or both in one structured answer")
     votes: Annotated[int, Field(ge=1, le=9)] = Field(default=1, description="how often the critic is asked about an image, with permuted IDs; odd")
     agreement: bool = Field(default=True, description="count a verdict as unsure that the verdicts on like segments of other images contradict")
+    close_up: bool = Field(default=False, description="ask once more, with a close-up, about each segment of which the answer is unsure")
     max_usd: Annotated[float, Field(ge=0)] | None = Field(default=None, description="stop before the next request could pass this many US dollars")
     prices: str | None = Field(default=None, description="a file like lvlm/ledger/prices.toml, whose prices override the packaged ones")
     examples: str | None = Field(default=None, description="a file of critique -> verdict pairs for the judge; default: the packaged one")

@@ -118,7 +118,8 @@ class Pictures:
 class Critique:
     """The critic's reasoning on one image. ``text`` is empty if the critic gave no usable answer, and ``problem`` says why.
 
-    If somebody had the image judged again after ``find``, ``by`` says who and ``at`` when (ISO 8601).
+    If somebody had the image judged again after ``find``, ``by`` says who and ``at`` when (ISO 8601). Words on a close-up are about one ``segment``,
+    counted from 0; None for words on the whole image.
     """
 
     index: int
@@ -127,6 +128,7 @@ class Critique:
     vote: int = 0
     by: str | None = None
     at: str | None = None
+    segment: int | None = None
 
     @property
     def is_open(self) -> bool:
@@ -142,7 +144,8 @@ class Verdict:
     there is no vote at all, ``doubt`` why a person should check the verdict. For a person's verdict, ``by`` says who gave it and ``at`` when
     (ISO 8601); for a model's, who had it judged again, and when. If it ``withdraws``, it takes back that person's last verdict on the segment.
     ``origin`` names the program and the file from which it was imported. ``contradicted`` is what the critic said where its verdicts on like segments
-    say otherwise, so that the verdict counts as unsure; None anywhere else.
+    say otherwise, so that the verdict counts as unsure; None anywhere else. ``close_up`` is None unless the first answer was unsure and the segment
+    was asked about once more with a close-up: then it is what was said of that, a verdict, or why there is none.
     """
 
     index: int
@@ -157,6 +160,7 @@ class Verdict:
     withdraws: bool = False
     origin: str | None = None
     contradicted: Value | None = None
+    close_up: str | None = None
 
     @property
     def is_vote(self) -> bool:
@@ -173,7 +177,7 @@ class Verdict:
         who = f"{self.by or 'a person'}" if self.source == HUMAN else self.source
         rows = [("by", who if self.at is None else f"{who}, {self.at}")]
         rows += [("p(spurious)", f"{self.p:.2f}")] if self.p is not None else []
-        rows += [(name, words) for name, words in (("problem", self.problem), ("doubt", self.doubt)) if words]
+        rows += [(name, words) for name, words in (("problem", self.problem), ("doubt", self.doubt), ("of a close-up", self.close_up)) if words]
         return show_card(f"image {self.index}, S{self.segment + 1}: {'took back ' if self.withdraws else ''}{self.value}", rows)
 
 
@@ -319,12 +323,20 @@ def truly_spurious(
     segments: Int[Tensor, "height width"], positive_effect: Float[Tensor, "height width"], mask: Bool[Tensor, "height width"] | None
 ) -> Bool[Tensor, " segment"]:
     """The truth of a verdict: more than half of a segment's positive effect lies in the ground-truth mask."""
+    inside, effect = measure_effect(segments, positive_effect, mask)
+    return inside > effect / 2
+
+
+def measure_effect(
+    segments: Int[Tensor, "height width"], positive_effect: Float[Tensor, "height width"], mask: Bool[Tensor, "height width"] | None
+) -> tuple[Float[Tensor, " segment"], Float[Tensor, " segment"]]:
+    """The positive effect of each segment that lies in the ground-truth mask (0 without a mask), and all of it."""
     count = int(segments.max()) + 1
     if mask is None or count == 0:
-        return torch.zeros(count, dtype=torch.bool)
+        return torch.zeros(count), torch.ones(count)
     effect = torch.stack([(positive_effect * (segments == segment)).sum() for segment in range(count)])
     inside = torch.stack([(positive_effect * (segments == segment) * mask).sum() for segment in range(count)])
-    return inside > effect / 2
+    return inside, effect
 
 
 def settle_verdicts(verdicts: Iterable[Verdict]) -> dict[tuple[int, int], Verdict]:

@@ -79,8 +79,28 @@ def test_large_files_are_bounded(tmp_path):
 
 def test_small_print_is_warned_of(tmp_path):
     reporter = Silent()
-    warn_of_lettering(inspected(files(tmp_path / "data", [printed()]), tmp_path / "run"), reporter)
+    warn_of_lettering(inspected(files(tmp_path / "data", [printed()]), tmp_path / "run"), reporter, close_ups=False)
     assert any("seem to have text burned into them" in note for note in reporter.notes)
+
+
+def test_a_close_up_has_pixels_that_the_whole_image_has_not(tmp_path):
+    """The whole of a large file is shown at half its size; from near nothing is lost, and print is looked for that only becomes legible there."""
+    whole = (np.arange(1000)[:, None, None] * 7 + np.arange(1600)[:, None] * 13 + np.arange(3) * 50).astype(np.uint8)
+    found = inspected(files(tmp_path / "data", [Image.fromarray(whole)]), tmp_path / "run")
+    assert clean(found.pictures(0)).shape == (640, LONGEST, 3)
+    near = found.close_up(0, 0)
+    # The segment lies in rows 250 to 750 and columns 200 to 800: a square of 600, and a quarter of that on each side.
+    assert (np.asarray(Image.open(io.BytesIO(near.clean))) == whole[50:950, 50:950]).all(), "pixel for pixel"
+    assert (near.width, near.height) == (900 / 1600, 900 / 1000)
+    tiny = Image.new("RGB", (2000, 1200), (90, 90, 90))
+    ImageDraw.Draw(tiny).text((40, 40), "MUSTERMANN, ERIKA 12.08.1964", fill="white", font=ImageFont.load_default(11))
+    small = inspected(files(tmp_path / "small", [tiny]), tmp_path / "small-run")
+    notes = {}
+    for close_ups in (False, True):
+        reporter = Silent()
+        warn_of_lettering(small, reporter, close_ups=close_ups)
+        notes[close_ups] = len(reporter.notes)
+    assert notes == {False: 0, True: 1}
 
 
 def test_a_run_begun_with_the_networks_pixels_goes_on_so(tmp_path):

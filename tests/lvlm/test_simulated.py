@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+
 import pytest
 import torch
 
 from rightreasons.common.seeds import seeded
+from rightreasons.critic.close_up import close_up_request
 from rightreasons.critic.critique import critique_image
 from rightreasons.critic.judge import judge_critique, read_examples
+from rightreasons.critic.panel import Panel, consult_case, consult_closer
+from rightreasons.critic.pictures import CloseUp
 from rightreasons.errors import ConfigError, LVLMUnavailable
 from rightreasons.lvlm import open_lvlm
 from rightreasons.lvlm.ledger.ledger import Ledger
@@ -23,6 +29,7 @@ TRUTH = GroundTruth(["all"] * IMAGES, lambda index: MASK)
 SPURIOUS = [True, True, False, False]
 WORDS = [ClassDescription("a", "The lower half.")]
 PICTURES = Pictures(b"1", b"2", b"3")
+NEAR = CloseUp(b"4", b"5", 0.5, 0.5)
 
 
 def verdicts(lvlm, index: int, edit=lambda text: text) -> list[str]:
@@ -117,9 +124,50 @@ def test_the_ledger_files_seeds_and_rates_apart(tmp_path):
     ledger.close()
 
 
+def test_it_can_be_unsure_of_what_is_mixed_and_decides_from_near():
+    """Shares of 0, 0.4, 0.6 and 1: with unsure=0.2 the middle two are unsure, and the close-up gives what it would have said at once."""
+    columns = torch.arange(10)[None, :].expand(4, 10)
+    mask = columns < torch.tensor([0, 4, 6, 10])[:, None]
+    subject = Subject(0, torch.arange(4)[:, None].expand(4, 10).contiguous(), torch.ones(4, 10))
+    case = make_case(PICTURES, subject, label=0, descriptions=WORDS, shares=[0.25] * 4)
+    case = replace(case, image=torch.zeros(3, 4, 10))
+    said = {}
+    for options in ("", "unsure=0.2", "unsure=0.2,unsure_close=0.15"):
+        lvlm = open_lvlm(f"simulated:{options}", truth=GroundTruth(["x"], lambda index: mask))
+        for mode in ("two-call", "fused"):
+            panel = Panel(lvlm, lvlm, read_examples(None, seeded(0)), mode, close_up=True)
+
+            def ask(model, request):
+                return model.parse(get_reply(model, request))
+
+            _, first = consult_case(case, panel, ask)
+            critiques, settled = consult_closer(case, panel, ask, first)
+            said[options, mode] = [verdict.value for verdict in first], [verdict.value for verdict in settled]
+            assert len(critiques) == [verdict.value for verdict in first].count("unsure")
+    right = ["relevant", "relevant", "spurious", "spurious"]
+    middle = ["relevant", "unsure", "unsure", "spurious"]
+    for mode in ("two-call", "fused"):
+        assert said["", mode] == (right, right) and said["unsure=0.2", mode] == (middle, right)
+        assert said["unsure=0.2,unsure_close=0.15", mode] == (middle, middle)
+    assert open_lvlm("simulated:unsure=0.2", truth=TRUTH).name == "simulated:sensitivity=1,specificity=1,unsure=0.2"
+
+
+def test_from_near_it_errs_as_often_and_not_on_the_same_segments():
+    lvlm = open_lvlm("simulated:sensitivity=0.8,specificity=0.8", truth=TRUTH)
+    case = make_case(PICTURES, Subject(0, PIECES, torch.ones(4, 4)), label=0, descriptions=WORDS, shares=[0.25] * 4)
+    first, near = [], []
+    for index in range(150):
+        case = replace(case, image=torch.zeros(3, 4, 4), subject=replace(case.subject, index=index), look_closer=lambda segment: NEAR)
+        first += [value == "spurious" for value in verdicts(lvlm, index)]
+        near += [json.loads(lvlm.answer(close_up_request(case, segment)))["verdict"] == "spurious" for segment in range(SEGMENTS)]
+    right = torch.tensor([[said == truth for said, truth in zip(part, SPURIOUS * 150, strict=True)] for part in (first, near)]).double()
+    assert right.mean(1).tolist() == pytest.approx([0.8, 0.8], abs=4 * (0.16 / 600) ** 0.5)
+    assert abs(torch.corrcoef(right)[0, 1]) < 0.2
+
+
 def test_it_needs_ground_truth_and_rates_that_make_sense():
     with pytest.raises(LVLMUnavailable, match="ground-truth"):
         open_lvlm("simulated:")
-    for options in ("1.5", "-0.1", "high", "sensitivity=0.9,speed=2", "sensitivity=", "=", "nan"):
+    for options in ("1.5", "-0.1", "high", "sensitivity=0.9,speed=2", "sensitivity=", "=", "nan", "unsure=0.6", "unsure_close=-1"):
         with pytest.raises(ConfigError, match="expected simulated"):
             open_lvlm(f"simulated:{options}", truth=TRUTH)

@@ -67,6 +67,8 @@ class Seen:
 
     @property
     def role(self) -> str:
+        if "The inner outlines" in self.text:
+            return "close-up"
         return "judge" if "Now the critique to judge:" in self.text else "critic"
 
     @property

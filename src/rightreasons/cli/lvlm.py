@@ -148,6 +148,11 @@ def show_dry_run(project: Project, folder: RunFolder, reporter: Reporter, *, as_
         typer.echo(f"{picture['file']}: {picture['size'][0]} x {picture['size'][1]} pixels, {picture['bytes']:,} bytes")
     where = shown["goes_to"] or "nowhere: the model runs in this process"
     typer.echo(f"would go to: {where} ({shown['model']}, as the {shown['role']})\nnot in it: {shown['stripped']}")
+    if (near := shown["close_up"]) is not None:
+        typer.echo(
+            f"after the first answers, one close-up may follow for each segment that is unsure, at most {near['segments']:,}; the first would be "
+            f"{near['file']}, at most {near['input_tokens_at_most']:,} tokens in and {near['output_tokens_at_most']:,} out"
+        )
     typer.echo(f"at most {shown['input_tokens_at_most']:,} tokens in and {shown['output_tokens_at_most']:,} out. Nothing was sent.")
 
 

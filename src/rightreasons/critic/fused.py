@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from rightreasons.common.text import clean_text
 from rightreasons.critic.case import Case
@@ -16,6 +16,7 @@ from rightreasons.critic.prompts import fill_prompt, prompt_version
 from rightreasons.lvlm.protocol import Request
 from rightreasons.records import VALUES, Critique, Value, Verdict
 
+Read = TypeVar("Read")
 # The most characters of each text in an answer.
 LONGEST = 600
 
@@ -33,24 +34,31 @@ class FusedAnswer:
 def judge_image(ask: Ask, case: Case, *, source: str, vote: int = 0, permutation: int = 0) -> tuple[Critique, list[Verdict]]:
     """The critic's words on one image and its verdicts. After an unusable answer it is asked once more, by text alone; then all are unsure."""
     ids = segment_ids(len(case.shares))
-    request = fused_request(case, vote=vote, permutation=permutation)
+    read, said, problem = ask_structured(ask, fused_request(case, vote=vote, permutation=permutation), lambda text: parse_fused(text, ids))
+    if read is None:
+        critique = Critique(case.subject.index, clean_text(said), clean_text(problem), vote)
+        return critique, all_unsure(case.subject.index, len(ids), source, problem)
+    critique = Critique(case.subject.index, write_critique(read), vote=vote)
+    doubts = [find_contradiction(read.words[name], read.values[name]) for name in ids]
+    return critique, [Verdict(case.subject.index, i, read.values[name], source, doubt=doubts[i]) for i, name in enumerate(ids)]
+
+
+def ask_structured(ask: Ask, request: Request, parse: Callable[[str], Read]) -> tuple[Read | None, str, str]:
+    """What ``parse`` reads in the answer; after an unusable one the question is asked once more, by text alone.
+
+    If there is nothing to read, None, with the answer's text and what is wrong with it. ``parse`` raises MalformedAnswer.
+    """
     asked, said, problem = request, "", ""
     for _ in range(2):
         answer = ask(asked)
         if answer.problem is not None:
-            said, problem = answer.text, answer.problem
-            break
+            return None, answer.text, answer.problem
         try:
-            read = parse_fused(answer.text, ids)
+            return parse(answer.text), answer.text, ""
         except MalformedAnswer as error:
             said, problem = answer.text, describe_unusable(answer.text, str(error))
             asked = ask_again(request, answer.text, f"{error}. Answer with the JSON object alone")
-        else:
-            critique = Critique(case.subject.index, write_critique(read), vote=vote)
-            doubts = [find_contradiction(read.words[name], read.values[name]) for name in ids]
-            return critique, [Verdict(case.subject.index, i, read.values[name], source, doubt=doubts[i]) for i, name in enumerate(ids)]
-    critique = Critique(case.subject.index, clean_text(said), clean_text(problem), vote)
-    return critique, all_unsure(case.subject.index, len(ids), source, problem)
+    return None, said, problem
 
 
 def fused_request(case: Case, *, vote: int = 0, permutation: int = 0) -> Request:
@@ -81,8 +89,8 @@ def fused_schema(ids: Sequence[str]) -> dict[str, Any]:
     that has one, and a segment may cover quoted letters. The prompt says how long a text may be, and ``parse_fused`` cuts longer ones.
     """
     text = {"type": "string"}
-    segment = _object({"covers": text, "reason": text, "verdict": {"type": "string", "enum": list(VALUES)}})
-    return _object({"image_observation": text, "class_region": text, "segments": _object(dict.fromkeys(ids, segment))})
+    segment = describe_object({"covers": text, "reason": text, "verdict": {"type": "string", "enum": list(VALUES)}})
+    return describe_object({"image_observation": text, "class_region": text, "segments": describe_object(dict.fromkeys(ids, segment))})
 
 
 def parse_fused(text: str, ids: Sequence[str]) -> FusedAnswer:
@@ -99,8 +107,8 @@ def parse_fused(text: str, ids: Sequence[str]) -> FusedAnswer:
         raise MalformedAnswer('"segments" is not an object with an object for each segment')
     check_ids(segments, ids)
     values = read_values({name: segments[name].get("verdict") for name in ids})
-    words = {name: " ".join(filter(None, (_words(segments[name].get(key)) for key in ("covers", "reason")))) for name in ids}
-    return FusedAnswer(_words(said.get("image_observation")), _words(said.get("class_region")), words, values)
+    words = {name: " ".join(filter(None, (read_line(segments[name].get(key)) for key in ("covers", "reason")))) for name in ids}
+    return FusedAnswer(read_line(said.get("image_observation")), read_line(said.get("class_region")), words, values)
 
 
 def write_critique(answer: FusedAnswer) -> str:
@@ -109,10 +117,11 @@ def write_critique(answer: FusedAnswer) -> str:
     return "\n".join(filter(None, [answer.observation, answer.region, *paragraphs]))
 
 
-def _object(properties: Mapping[str, Any]) -> dict[str, Any]:
+def describe_object(properties: Mapping[str, Any]) -> dict[str, Any]:
+    """The JSON schema of an object with exactly these properties."""
     return {"type": "object", "properties": dict(properties), "required": list(properties), "additionalProperties": False}
 
 
-def _words(said: object) -> str:
+def read_line(said: object) -> str:
     """One line of text, since a line break inside it could be read as another segment's paragraph."""
     return " ".join(clean_text(said).split())[:LONGEST] if isinstance(said, str) else ""

@@ -1,4 +1,4 @@
-"""Asks critic and judge about one case, in either mode and once for each vote, through the function ``ask``."""
+"""Asks critic and judge about one case, in either mode and once for each vote, and then about close-ups, through the function ``ask``."""
 
 from __future__ import annotations
 
@@ -7,22 +7,24 @@ from dataclasses import dataclass, replace
 
 from rightreasons.config import Config
 from rightreasons.critic.case import Case
+from rightreasons.critic.close_up import judge_close_up, parse_close_up
 from rightreasons.critic.critique import critique_image, names_one_of, segment_ids
 from rightreasons.critic.fused import judge_image, parse_fused
 from rightreasons.critic.judge import Example, judge_critique, judge_version, parse_verdicts
 from rightreasons.critic.parse import MalformedAnswer
-from rightreasons.critic.pictures import STYLE, render_pictures
+from rightreasons.critic.pictures import CLOSE_STYLE, STYLE, render_pictures
 from rightreasons.critic.prompts import prompt_version
 from rightreasons.critic.votes import count_votes, draw_permutation, permute_segments, renumber, restore_vote
+from rightreasons.lvlm.backends import kind_of
 from rightreasons.lvlm.protocol import LVLM, Answer, Request
-from rightreasons.records import Critique, Verdict
+from rightreasons.records import HUMAN, Critique, Verdict
 
 AskLVLM = Callable[[LVLM, Request], Answer]
 
 
 @dataclass(frozen=True)
 class Panel:
-    """Critic and judge, the mode, and the number of votes."""
+    """Critic and judge, the mode, the number of votes, and whether there is a second question with close-ups, which no person is asked."""
 
     critic: LVLM
     judge: LVLM
@@ -31,18 +33,22 @@ class Panel:
     votes: int = 1
     seed: int = 0
     max_tokens: int | None = None
+    close_up: bool = False
 
     @classmethod
     def of(cls, config: Config, critic: LVLM, judge: LVLM, examples: Sequence[Example]) -> Panel:
         """The panel that a configuration describes."""
-        return cls(critic, judge, examples, config.critic.mode, config.critic.votes, config.run.seed, config.critic.max_tokens)
+        said = config.critic
+        close_up = said.close_up and kind_of(critic.name) != HUMAN
+        return cls(critic, judge, examples, said.mode, said.votes, config.run.seed, said.max_tokens, close_up)
 
     @property
     def prompts(self) -> dict[str, str]:
         """The version of each prompt that is used: its text, few-shot pairs and render settings."""
+        close_up = {"close-up": prompt_version("close-up", CLOSE_STYLE)} if self.close_up else {}
         if self.mode == "fused":
-            return {"fused": prompt_version("fused", STYLE)}
-        return {"critic": prompt_version("critic", STYLE), "judge": judge_version(self.examples)}
+            return {"fused": prompt_version("fused", STYLE)} | close_up
+        return {"critic": prompt_version("critic", STYLE), "judge": judge_version(self.examples)} | close_up
 
 
 def consult_case(case: Case, panel: Panel, ask: AskLVLM) -> tuple[list[Critique], list[Verdict]]:
@@ -54,10 +60,29 @@ def consult_case(case: Case, panel: Panel, ask: AskLVLM) -> tuple[list[Critique]
     def ask_as_set(lvlm: LVLM, request: Request) -> Answer:
         if case.is_control and request.role != "judge":
             request = replace(request, role="control")
-        return ask(lvlm, request if panel.max_tokens is None else replace(request, max_tokens=panel.max_tokens))
+        return ask(lvlm, _cap(request, panel))
 
     votes = [_vote(case, panel, ask_as_set, vote) for vote in range(1 if case.is_control else panel.votes)]
     return [critique for critique, _ in votes], count_votes([verdicts for _, verdicts in votes])
+
+
+def find_unsure(panel: Panel, verdicts: Sequence[Verdict]) -> list[Verdict]:
+    """The first verdicts on one image after which a close-up is asked about: those that a model gave and that are unsure."""
+    return [verdict for verdict in verdicts if panel.close_up and verdict.value == "unsure" and verdict.is_vote]
+
+
+def consult_closer(case: Case, panel: Panel, ask: AskLVLM, verdicts: Sequence[Verdict]) -> tuple[list[Critique], list[Verdict]]:
+    """The critic's words on the close-up of each segment of which ``verdicts`` are unsure, and the verdicts that count now.
+
+    Of a control none is asked about: there unsure is no fault.
+    """
+    critiques, settled = [], {verdict.segment: verdict for verdict in verdicts}
+    for first in [] if case.is_control else find_unsure(panel, verdicts):
+        critique, settled[first.segment] = judge_close_up(
+            lambda request: ask(panel.critic, _cap(request, panel)), case, first, source=panel.critic.name
+        )
+        critiques.append(critique)
+    return critiques, list(settled.values())
 
 
 def is_usable(request: Request, text: str, segments: int) -> bool:
@@ -68,11 +93,17 @@ def is_usable(request: Request, text: str, segments: int) -> bool:
             parse_verdicts(text, ids)
         elif request.role == "fused":
             parse_fused(text, ids)
+        elif request.role == "close-up":
+            parse_close_up(text, ids[request.subject.order[0]] if request.subject else "")
         else:
             return names_one_of(text, ids)
     except MalformedAnswer:
         return False
     return True
+
+
+def _cap(request: Request, panel: Panel) -> Request:
+    return request if panel.max_tokens is None else replace(request, max_tokens=panel.max_tokens)
 
 
 def _vote(case: Case, panel: Panel, ask: AskLVLM, vote: int) -> tuple[Critique, list[Verdict]]:

@@ -1,4 +1,4 @@
-"""The pictures that a critic is shown: the clean image, the image with outlined segments, and the segments alone.
+"""The pictures that a critic is shown: the clean image, the image with outlined segments, the segments alone; and close-ups of one segment.
 
 They are PNGs with 512 to 1024 pixels along the longer side, enlarged without smoothing. The image may have more pixels than its segments, which are
 scaled to cover it: a critic sees the file's own pixels, with small print and fine lesions, and not the few that the network sees. Outlines are two
@@ -16,7 +16,7 @@ import zlib
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -42,6 +42,28 @@ STYLE = f"side={SIDE}-{LONGEST} {_MARKS} own pixels v2"
 # The style of older runs, which show the network's own pixels. Such a run keeps its style, since its answers are stored by what was shown.
 FIRST_STYLE = f"side={SIDE} {_MARKS} v1"
 
+# A close-up is cut from the file's own pixels, up to FINEST along the longer side of the whole image, and is a square where the image allows one. Its
+# side is the longer side of the box that has the segment's effect without TAIL of it at each end, widened by WIDEN of that on each side, and at least
+# NEAREST of the image's shorter side.
+FINEST = 2048
+TAIL = 0.05
+WIDEN = 0.25
+NEAREST = 0.25
+CLOSE_STYLE = f"side={SIDE}-{LONGEST} finest={FINEST} tail={TAIL} widen={WIDEN} nearest={NEAREST} {_MARKS} v1"
+
+
+@dataclass(frozen=True)
+class CloseUp:
+    """The part of an image around one segment, as it is and with the outlines of the segment and of its core, as PNG bytes.
+
+    The core is the smallest part that holds half of the segment's effect. ``width`` and ``height`` are the close-up's share of the image's.
+    """
+
+    clean: bytes
+    outlined: bytes
+    width: float
+    height: float
+
 
 @dataclass(frozen=True)
 class _Label:
@@ -58,6 +80,22 @@ def render_pictures(image: Float[Tensor, "channel image_height image_width"], se
     tags = _place_labels(segments, (clean.height / segments.shape[0], clean.width / segments.shape[1]))
     flat = _paint(np.where(labels >= 0, labels % len(COLOURS), _EMPTY_INDEX))
     return Pictures(_png(clean), _png(_annotate(_draw_outlines(clean, labels), tags)), _png(_annotate(flat, tags)), style)
+
+
+def render_close_up(
+    pixels: UInt8[np.ndarray, "image_height image_width 3"], effect: Float[Tensor, "height width"], *, around: Bool[Tensor, "height width"]
+) -> CloseUp:
+    """The close-up of the segment at the pixels ``around``, which cover the image, with their positive ``effect``. No other segment is outlined."""
+    weights = np.where(around.numpy(), effect.clamp_min(1e-12).numpy(), 0).astype(np.float64)
+    size = pixels.shape[:2]
+    rows, columns = (_middle(weights.sum(1 - axis), length) for axis, length in enumerate(size))
+    side = max(rows[1] - rows[0], columns[1] - columns[0]) * (1 + 2 * WIDEN)
+    side = math.ceil(max(side, NEAREST * min(size)))
+    rows, columns = _widen(rows, side, size[0]), _widen(columns, side, size[1])
+    clean = _fit(pixels[slice(*rows), slice(*columns)])
+    labels = np.where(around.numpy(), np.where(_find_core(weights), 1, 0), -1)
+    outlined = _draw_outlines(clean, _lay_over(_lay_over(labels, size, rows, columns), (clean.height, clean.width)))
+    return CloseUp(_png(clean), _png(outlined), (columns[1] - columns[0]) / size[1], (rows[1] - rows[0]) / size[0])
 
 
 def to_bytes(image: Float[Tensor, "channel height width"]) -> np.ndarray:
@@ -85,10 +123,33 @@ def _fit(pixels: np.ndarray) -> Image.Image:
     return Image.fromarray(pixels).resize((width, height), resample)
 
 
-def _lay_over(labels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """A label map scaled to a picture of another size: each pixel takes the label at its centre."""
-    rows, columns = ((np.arange(new) * 2 + 1) * old // (2 * new) for old, new in zip(labels.shape, shape, strict=True))
+def _lay_over(labels: np.ndarray, shape: tuple[int, ...], *ends: tuple[int, int]) -> np.ndarray:
+    """A label map scaled to a picture of another size, or to its part between the ``ends`` of rows and columns: each pixel takes the label at its
+    centre.
+    """
+    parts = ends or tuple((0, new) for new in shape)
+    rows, columns = ((np.arange(*part) * 2 + 1) * old // (2 * new) for old, new, part in zip(labels.shape, shape, parts, strict=True))
     return labels[rows[:, None], columns]
+
+
+def _middle(weights: Float[np.ndarray, " old"], length: int) -> tuple[int, int]:
+    """The stretch that has the weight but for TAIL of it at each end, on a side of another length."""
+    reached = weights.cumsum() / weights.sum()
+    start, end = int((reached <= TAIL).sum()), int((reached < 1 - TAIL).sum()) + 1
+    return start * length // len(weights), math.ceil(end * length / len(weights))
+
+
+def _find_core(weights: Float[np.ndarray, "height width"]) -> Bool[np.ndarray, "height width"]:
+    """The fewest pixels that hold half of the weight; equal ones go together."""
+    falling = np.sort(weights, axis=None)[::-1]
+    return weights >= falling[int((falling.cumsum() < falling.sum() / 2).sum())]
+
+
+def _widen(ends: tuple[int, int], side: int, length: int) -> tuple[int, int]:
+    """A stretch of ``side`` around the middle between ``ends``, or all of a shorter side, moved so that it lies within ``length``."""
+    side = min(side, length)
+    start = min(max(0, (ends[0] + ends[1] - side) // 2), length - side)
+    return start, start + side
 
 
 def _paint(indices: np.ndarray) -> Image.Image:

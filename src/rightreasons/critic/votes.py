@@ -15,6 +15,7 @@ from rightreasons.records import HUMAN, Critique, Segmentation, Selection, Value
 
 # Why a segment waits of which nothing is known but that a person is to judge it.
 NOT_JUDGED = "not judged yet"
+UNSURE: Value = "unsure"
 
 
 @dataclass(frozen=True)
@@ -85,18 +86,18 @@ def _count(ballots: Sequence[Verdict]) -> Verdict:
     value: Value = "spurious" if p > 0.5 else "relevant" if p < 0.5 else "unsure"
     values = [ballot.value for ballot in valid]
     contradictions = [ballot.doubt for ballot in valid if ballot.doubt]
-    doubt = contradictions[0] if contradictions else "unsure" if value == "unsure" else None
+    doubt = contradictions[0] if contradictions else UNSURE if value == "unsure" else None
     if len(set(values)) > 1:
         doubt = "votes differ: " + ", ".join(f"{values.count(kind)} {kind}" for kind in ("spurious", "relevant", "unsure") if kind in values)
     return replace(valid[0], value=value, p=p, doubt=doubt)
 
 
 def find_unread(verdicts: Iterable[Verdict]) -> dict[int, str]:
-    """The images of which a segment has nothing but a model's answer that could not be read, and what was wrong with it."""
+    """The images with a segment of which a model's answer could not be read, also that on a close-up, and what was wrong with it."""
     return {
-        verdict.index: verdict.problem
+        verdict.index: problem
         for verdict in settle_verdicts(verdicts).values()
-        if verdict.problem is not None and verdict.problem.startswith("malformed")
+        if (problem := verdict.problem or verdict.close_up) is not None and problem.startswith("malformed")
     }
 
 

@@ -12,7 +12,7 @@ from rightreasons.lvlm.pictures import bound_picture
 if TYPE_CHECKING:
     from rightreasons.records import Subject
 
-Role = Literal["critic", "judge", "fused", "control", "name"]
+Role = Literal["critic", "judge", "fused", "control", "close-up", "name"]
 # What became of a request. Only "answered" is an answer; the others wait for a person.
 Outcome = Literal["answered", "refused", "truncated", "malformed", "unknown"]
 

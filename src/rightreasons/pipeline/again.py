@@ -11,7 +11,7 @@ from rightreasons.common.progress import Reporter, Silent
 from rightreasons.common.seeds import seeded
 from rightreasons.critic.case import Case, Cases
 from rightreasons.critic.judge import Example, judge_critique, parse_examples, read_examples
-from rightreasons.critic.panel import AskLVLM, Panel, consult_case, is_usable
+from rightreasons.critic.panel import AskLVLM, Panel, consult_case, consult_closer, is_usable
 from rightreasons.critic.votes import count_votes, find_unread
 from rightreasons.errors import ConfigError
 from rightreasons.explain.evidence import gather_evidence
@@ -21,14 +21,14 @@ from rightreasons.lvlm.ledger.throttle import count_workers
 from rightreasons.lvlm.protocol import Answer, Request
 from rightreasons.pipeline.find import ready_backends
 from rightreasons.project.project import Project, example_file, open_lvlms
-from rightreasons.records import ClassDescription, Critique, Verdict, settle_verdicts
+from rightreasons.records import ClassDescription, Critique, Verdict, find_votes, settle_verdicts
 from rightreasons.runs.appended import now, read_name
 from rightreasons.runs.folder import RunFolder
 from rightreasons.runs.profile import Recorded
 from rightreasons.runs.words import load_words
 
 # "critic" asks about the pictures anew, and then the judge; "judge" has the critiques that are there judged anew, which sends no picture; "either" is
-# the judge, and the critic where there is no critique to judge.
+# the judge, and the critic where there is no critique to judge, or where an answer on a close-up could not be read.
 Again = Literal["critic", "judge", "either"]
 # Asks a model as ``Ledger.ask`` does, which asks anew where the stored answer's text is not usable.
 AskAnew = Callable[[LVLM, Request, Callable[[str], bool] | None], Answer]
@@ -36,7 +36,10 @@ AskAnew = Callable[[LVLM, Request, Callable[[str], bool] | None], Answer]
 
 @dataclass(frozen=True)
 class Appeal:
-    """Images that are to be judged again, by row, and all that is needed to ask. The answers on ``unread`` images could not be read."""
+    """Images that are to be judged again, by row, and all that is needed to ask. The answers on ``unread`` images could not be read.
+
+    ``critiques`` are those of whole images, and ``near`` the verdicts so far that came of close-ups, by image and segment.
+    """
 
     cases: Cases
     rows: tuple[int, ...]
@@ -44,9 +47,10 @@ class Appeal:
     panel: Panel
     critiques: Mapping[int, Sequence[Critique]]
     unread: frozenset[int]
+    near: Mapping[tuple[int, int], Verdict]
 
     def consult(self, case: Case, ask: AskAnew) -> tuple[list[Critique], list[Verdict]]:
-        """The new critiques of one image (none where the judge alone is asked) and one verdict per segment."""
+        """The new critiques of one image or of its close-ups (none where the judge alone is asked) and one verdict per segment."""
         image, segments = case.subject.index, len(case.shares)
 
         def ask_readable(lvlm: LVLM, request: Request) -> Answer:
@@ -57,7 +61,9 @@ class Appeal:
     def _consult(self, case: Case, ask: AskLVLM) -> tuple[list[Critique], list[Verdict]]:
         silent = self.panel.mode == "fused" or any(critique.problem for critique in self.critiques[case.subject.index])
         if self.role == "critic" or (self.role == "either" and silent):
-            return consult_case(case, self.panel, ask)
+            critiques, verdicts = consult_case(case, self.panel, ask)
+            near, settled = consult_closer(case, self.panel, ask, verdicts)
+            return critiques + near, settled
         panel, cap = self.panel, self.panel.max_tokens
         votes = [
             judge_critique(
@@ -69,7 +75,15 @@ class Appeal:
             )
             for critique in self.critiques[case.subject.index]
         ]
-        return [], count_votes(votes)
+        verdicts = count_votes(votes)
+        if self.role == "either" and case.subject.index in self.unread:
+            return consult_closer(case, panel, ask, verdicts)
+        return [], [self._recall_near(verdict) for verdict in verdicts]
+
+    def _recall_near(self, verdict: Verdict) -> Verdict:
+        """What a close-up settled stays where the judge is still unsure: the judge alone is asked, and no picture is sent."""
+        near = self.near.get((verdict.index, verdict.segment))
+        return verdict if near is None or verdict.value != "unsure" or not verdict.is_vote else replace(near, by=None, at=None)
 
 
 @dataclass(frozen=True)
@@ -98,8 +112,10 @@ def open_appeal(project: Project, folder: RunFolder, images: Sequence[int], role
     row_of = {int(evidence.selection.indices[row]): row for row in evidence.examined}
     critiques: dict[int, list[Critique]] = {}
     for critique in folder.load_critiques() or []:
-        critiques.setdefault(critique.index, []).append(critique)
-    unread = find_unread(folder.load_verdicts() or [])
+        if critique.segment is None:
+            critiques.setdefault(critique.index, []).append(critique)
+    verdicts = folder.load_verdicts() or []
+    unread, near = find_unread(verdicts), {place: verdict for place, verdict in find_votes(verdicts).items() if verdict.close_up is not None}
     if not images and not unread:
         raise ConfigError(f"{folder.path} has no answer that could not be read, which would be asked for again: name images by their numbers")
     images = images or sorted(unread)
@@ -107,7 +123,8 @@ def open_appeal(project: Project, folder: RunFolder, images: Sequence[int], role
         if image not in row_of or image not in critiques:
             raise ConfigError(f"image {image} is not one of the {len(row_of)} inspected images with segments: give numbers as in the report")
     rows = tuple(row_of[image] for image in dict.fromkeys(images))
-    return Appeal(Cases(evidence, descriptions, folder), rows, role, Panel.of(project.config, *backends, examples), critiques, frozenset(unread))
+    panel = Panel.of(project.config, *backends, examples)
+    return Appeal(Cases(evidence, descriptions, folder), rows, role, panel, critiques, frozenset(unread), near)
 
 
 def current_words(project: Project, folder: RunFolder) -> tuple[tuple[Example, ...], tuple[ClassDescription, ...]]:
@@ -148,7 +165,9 @@ def judge_again(
             workers = count_workers(*backends)
 
             def consult(row: int) -> tuple[list[Critique], list[Verdict]]:
-                return appeal.consult(appeal.cases[row], ledger.ask)
+                critiques, verdicts = appeal.consult(appeal.cases[row], ledger.ask)
+                appeal.cases.keep_close_ups(row, [critique.segment for critique in critiques if critique.segment is not None])
+                return critiques, verdicts
 
             results = map_in_order(consult, appeal.rows, workers=workers, advance=advance, stop=ledger.stop)
             for note in ledger.notes:

@@ -2,6 +2,7 @@
 
     select_images -> attribute_images -> segment_heatmaps      what the model leans on (``gather_evidence``, which asks nobody)
     -> render_pictures -> critique_image -> judge_critique     what a vision-language model makes of it (``consult_case``, once for every image)
+    -> judge_close_up                                          and of what it is unsure of, seen from near, if that is set (``consult_closer``)
     -> weigh_verdicts                                          which verdicts those on like segments contradict (``contradict_verdicts``)
     -> build_masks -> align_model                              the repair (``fix``)
 
@@ -26,9 +27,10 @@ from rightreasons.critic.case import Case, Cases, warn_of_lettering
 from rightreasons.critic.controls import controls_for, read_controls
 from rightreasons.critic.descriptions import check_descriptions
 from rightreasons.critic.judge import read_examples
-from rightreasons.critic.panel import Panel, consult_case
+from rightreasons.critic.panel import Panel, consult_case, consult_closer, find_unsure
 from rightreasons.data.loading import check_labels, read_batches
 from rightreasons.data.manifest import describe_conflicts, describe_leaks, find_conflicts, find_leaks, list_hashes
+from rightreasons.errors import LVLMOverBudget
 from rightreasons.explain.evidence import gather_evidence
 from rightreasons.lvlm import LVLM
 from rightreasons.lvlm.ledger.ledger import Ledger
@@ -77,7 +79,7 @@ def find(
         )
         cases = Cases(evidence, project.descriptions, folder)
         if critic.address is not None:
-            warn_of_lettering(cases, reporter)
+            warn_of_lettering(cases, reporter, close_ups=panel.close_up)
         cases.draw(reporter)
         most = project.config.critic.max_usd if max_usd is None else max_usd
         with Ledger(folder.ledger, retry_unknown=retry_unknown, price=prices or None, max_usd=most) as ledger:
@@ -192,6 +194,7 @@ def _judge(
                 reporter.note(f"{panel.critic.name} fails the control {control.name!r}: it says {control.said}. Do not trust its verdicts unchecked")
         with reporter.stage("judge") as advance:
             results = map_in_order(lambda row: consult(cases[row]), cases.rows, workers=workers, advance=advance, stop=ledger.stop)
+        results = _look_closer(cases, panel, ledger, results, reporter)
         criticism = Criticism(
             panel.critic.name,
             panel.critic.simulated,
@@ -206,3 +209,31 @@ def _judge(
         for note in ledger.notes:
             reporter.note(note)
     return controls, [critique for part, _ in results for critique in part], [verdict for _, part in results for verdict in part], criticism
+
+
+def _look_closer(
+    cases: Cases, panel: Panel, ledger: Ledger, results: Sequence[tuple[list[Critique], list[Verdict]]], reporter: Reporter
+) -> list[tuple[list[Critique], list[Verdict]]]:
+    """The answers on all cases after close-ups of what is unsure. They come after every first verdict, so that a budget is spent on those first."""
+    answers = dict(zip(cases.rows, results, strict=True))
+    unsure = [row for row, (_, verdicts) in answers.items() if find_unsure(panel, verdicts)]
+    if not unsure:
+        return list(results)
+
+    def consult(row: int) -> tuple[list[Critique], list[Verdict]]:
+        critiques, verdicts = answers[row]
+        near, settled = consult_closer(cases[row], panel, ledger.ask, verdicts)
+        cases.keep_close_ups(row, [verdict.segment for verdict in settled if verdict.close_up is not None])
+        return critiques + near, settled
+
+    try:
+        with reporter.stage("close-up") as advance:
+            workers = count_workers(panel.critic, panel.critic)
+            news = map_in_order(consult, unsure, workers=workers, advance=advance, stop=ledger.stop)
+    except LVLMOverBudget:
+        reporter.note(
+            "every image has its first verdicts, and what is left of the budget is not enough for all close-ups of what is unsure: with a larger one "
+            "the same command goes on, and with [critic] close_up = false it ends with the first verdicts"
+        )
+        raise
+    return list((answers | dict(zip(unsure, news, strict=True))).values())

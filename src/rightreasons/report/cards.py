@@ -10,20 +10,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rightreasons.critic.close_up import SegmentWords
 from rightreasons.critic.critique import describe_positions
-from rightreasons.critic.parse import read_paragraphs
 from rightreasons.critic.votes import NOT_JUDGED
 from rightreasons.explain.evidence import smooth_width
 from rightreasons.explain.segment import smooth_heatmaps
 from rightreasons.networks.predictions import Predictions
-from rightreasons.records import HUMAN, Attribution, Critique, Drawing, Verdict, find_disputes, settle_verdicts
+from rightreasons.records import HUMAN, VALUES, Attribution, Critique, Drawing, Verdict, find_disputes, settle_verdicts
 from rightreasons.report.images import heatmap_url, picture_url, proportions
 from rightreasons.run import Run
 
 
 @dataclass(frozen=True)
 class SegmentRow:
-    """A segment in the table of a card."""
+    """A segment in the table of a card. ``seen_near`` says whether the verdict is on its close-up, and ``near`` what is said of that."""
 
     name: str
     position: str
@@ -36,6 +36,8 @@ class SegmentRow:
     problem: str | None
     p: float | None
     words: str
+    seen_near: bool
+    near: str
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ class Cards:
 
     def _rows(self, row: int, index: int) -> list[SegmentRow]:
         run = self.run
-        paragraphs = next((read_paragraphs(critique.text) for critique in self.critiques.get(index, ()) if critique.problem is None), {})
+        words = SegmentWords.read(self.critiques.get(index, ()))
         positions = describe_positions(torch.where(run.segmentation.effect[row], run.segmentation.segments[row], -1))
         rows = []
         for segment in range(run.segmentation.count(row)):
@@ -142,7 +144,9 @@ class Cards:
                     tell_dispute(self.disputes.get((index, segment), [])),
                     NOT_JUDGED if verdict.is_open else verdict.problem or verdict.doubt,
                     verdict.p,
-                    paragraphs.get(f"S{segment + 1}", ""),
+                    words.first.get(f"S{segment + 1}", ""),
+                    verdict.close_up in VALUES,
+                    words.near.get(f"S{segment + 1}", ""),
                 )
             )
         return rows

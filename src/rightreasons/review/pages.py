@@ -8,8 +8,8 @@ from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
 
+from rightreasons.critic.close_up import SegmentWords
 from rightreasons.critic.critique import describe_positions
-from rightreasons.critic.parse import read_paragraphs
 from rightreasons.review import pictures
 from rightreasons.review.queue import PAGE_SIZE, Filters, find_next, find_previous, list_items
 from rightreasons.review.site import Site, go_to, image_address, session_of
@@ -146,6 +146,7 @@ def _image_values(site: Site, request: Request, index: int) -> dict[str, Any]:
         wanted = next((item.segment for item in snapshot.items if item.index == index), -1)
     listed = list_items(snapshot, filters)
     critiques = state.critiques(index)
+    words = SegmentWords.read(critiques)
     histories = {item.segment: snapshot.lines[index, item.segment] for item in items}
     after, before = (find(listed, (index, wanted)) for find in (find_next, find_previous))
     return {
@@ -160,7 +161,8 @@ def _image_values(site: Site, request: Request, index: int) -> dict[str, Any]:
         "width": state.size[1],
         "height": state.size[0],
         "critiques": critiques,
-        "paragraphs": next((read_paragraphs(critique.text) for critique in critiques if critique.problem is None), {}),
+        "paragraphs": words.first,
+        "near": words.near,
         "histories": histories,
         "disputes": snapshot.disputes,
         "drawing": state.drawings().get(index),

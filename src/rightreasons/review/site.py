@@ -12,7 +12,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from rightreasons.common.text import clean_text
 from rightreasons.errors import ConfigError
 from rightreasons.lvlm.wire.privacy import redact
-from rightreasons.records import HUMAN, Verdict
+from rightreasons.records import HUMAN, VALUES, Verdict
 from rightreasons.review.jobs import Jobs
 from rightreasons.review.queue import Filters
 from rightreasons.review.security import Session
@@ -86,7 +86,8 @@ def tell_verdict(verdict: Verdict) -> str:
         return "nobody"
     if verdict.source == HUMAN:
         return verdict.by or "a person"
-    return verdict.source if verdict.by is None else f"{verdict.source}, asked again by {verdict.by}"
+    near = ", of a close-up" if verdict.close_up in VALUES else ""
+    return f"{verdict.source}{near}" if verdict.by is None else f"{verdict.source}{near}, asked again by {verdict.by}"
 
 
 @dataclass(frozen=True)

@@ -39,9 +39,20 @@ from rightreasons.records import (
 from rightreasons.runs.appended import append_lines, now, people_held
 from rightreasons.runs.verdict_lines import append_verdicts, read_history, read_verdicts, write_line
 
-# Settings that may change in a run folder: NEVER_USED at any time, since no stage up to the verdicts uses them or they change no answer, and
+# Settings that may change in a run folder: NEVER_USED at any time, since no stage up to the first verdicts uses them or they change no answer, and
 # USED_BY_CRITIC before there are verdicts. The paths of data and checkpoint may change, because the images and weights themselves are compared.
-NEVER_USED = ("align.", "critic.agreement", "critic.timeout", "critic.max_usd", "critic.prices", "data.path", "model.checkpoint", "run.log")
+# Close-ups and agreement come after the first verdicts, whose answers are in the ledger: with or without them, the same command goes on from there.
+NEVER_USED = (
+    "align.",
+    "critic.agreement",
+    "critic.close_up",
+    "critic.timeout",
+    "critic.max_usd",
+    "critic.prices",
+    "data.path",
+    "model.checkpoint",
+    "run.log",
+)
 USED_BY_CRITIC = ("critic.", "classes.")
 
 _OUTCOMES: tuple[Outcome, ...] = ("segmented", "no-positive-effect", "constant", "not-finite")
@@ -268,13 +279,24 @@ class RunFolder:
         append_lines(self.path / "critiques.jsonl", [_write_critique(critique) for critique in critiques])
 
     def load_critiques(self) -> list[Critique] | None:
-        """The critiques in critiques.jsonl that count: of an image that was judged again, those of the last time."""
+        """The critiques in critiques.jsonl that count: of an image that was judged again, those of the last time, and of each of its close-ups the
+        last one since then.
+        """
         lines = self._read_lines("critiques.jsonl")
         if lines is None:
             return None
-        critiques = [Critique(**line) for line in lines]
-        last = {critique.index: critique.at for critique in critiques}
-        return [critique for critique in critiques if critique.at == last[critique.index]]
+        whole: dict[int, list[Critique]] = {}
+        near: dict[int, dict[int, Critique]] = {}
+        for critique in (Critique(**line) for line in lines):
+            if critique.segment is not None:
+                near.setdefault(critique.index, {})[critique.segment] = critique
+                continue
+            before = whole.pop(critique.index, [])
+            votes = before if before and before[-1].at == critique.at else []
+            if not votes:
+                near.pop(critique.index, None)
+            whole[critique.index] = [*votes, critique]  # what was judged again stands last
+        return [critique for index, votes in whole.items() for critique in (*votes, *near.get(index, {}).values())]
 
     def save_controls(self, controls: list[Control]) -> None:
         """controls.jsonl, one line for each control."""
@@ -389,5 +411,5 @@ class RunFolder:
 
 
 def _write_critique(critique: Critique) -> dict[str, Any]:
-    """A critique as its line has it; only one that was asked for again says by whom and when."""
-    return {key: value for key, value in asdict(critique).items() if value is not None or key not in ("by", "at")}
+    """A critique as its line has it; only one that was asked for again says by whom and when, and only one on a close-up of which segment."""
+    return {key: value for key, value in asdict(critique).items() if value is not None or key not in ("by", "at", "segment")}

@@ -73,13 +73,13 @@ def append_verdicts(path: Path, verdicts: Sequence[Verdict]) -> None:
 
 
 def write_line(verdict: Verdict) -> dict[str, Any]:
-    """A verdict as its line has it. Whether it withdraws, where it was imported from and what is contradicted stand only where that is so."""
+    """A verdict as its line has it; a line says that it withdraws, where it came from, of a close-up, or what contradicts it, only if that is so."""
     line = asdict(verdict)
     if not verdict.withdraws:
         del line["withdraws"]
-    for name in ("origin", "contradicted"):
-        if line[name] is None:
-            del line[name]
+    for key in ("origin", "close_up", "contradicted"):
+        if line[key] is None:
+            del line[key]
     return line
 
 
@@ -140,7 +140,7 @@ def _check_words(said: Mapping[str, Any]) -> None:
     source = said["source"]
     if not isinstance(source, str) or not source.strip() or (source != HUMAN and source.strip().lower() == HUMAN):
         raise ValueError(f'source = {source!r}; expected "{HUMAN}" for a person, or the name of a model')
-    for key in ("problem", "doubt", "by", "at", "origin"):
+    for key in ("problem", "doubt", "by", "at", "origin", "close_up"):
         if not isinstance(said.get(key), str | None):
             raise ValueError(f"{key} = {said[key]!r}; expected text, or null")
     if not isinstance(said.get("withdraws", False), bool) or (said.get("withdraws") and source != HUMAN):

@@ -29,11 +29,13 @@ from rightreasons.networks.classifier import Classifier, as_classifier, hash_wei
 from rightreasons.networks.predictions import Predictions, predict_dataset
 from rightreasons.records import (
     HUMAN,
+    VALUES,
     ClassScore,
     GroundTruth,
     GroupScore,
     Scores,
     TunedEpoch,
+    Verdict,
     find_disputes,
     find_votes,
     settle_verdicts,
@@ -168,9 +170,22 @@ def critic_scores(run: Run) -> dict[str, Any]:
         "mode": run.config.critic.mode,
         "votes": run.config.critic.votes,
         "agreement": None if run.criticism.agreement is None else dict(run.criticism.agreement),
+        "close_ups": _count_close_ups(critics),
         "prompts": dict(run.criticism.prompts),
         "controls": [asdict(control) for control in run.controls],
     }
+
+
+def _count_close_ups(critics: Sequence[Verdict]) -> dict[str, int] | None:
+    """Of how many segments a close-up was asked about, and what became of that; None where of none.
+
+    An answer that contradicts its own words counts as unsure.
+    """
+    near = [verdict for verdict in critics if verdict.close_up is not None]
+    if not near:
+        return None
+    usable = [verdict.contradicted or verdict.value for verdict in near if verdict.close_up in VALUES]
+    return {"asked": len(near), **{value: usable.count(value) for value in VALUES}, "unusable": len(near) - len(usable)}
 
 
 def segment_scores(run: Run) -> dict[str, float | None]:

@@ -13,12 +13,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from rightreasons.common.memory import BATCH_BYTES, how_many
+from rightreasons.critic.close_up import SegmentWords
 from rightreasons.critic.critique import describe_positions
-from rightreasons.critic.parse import read_paragraphs
 from rightreasons.data.loading import StoredImages
 from rightreasons.explain.evidence import smooth_width
 from rightreasons.explain.segment import smooth_heatmaps
-from rightreasons.records import Value, settle_verdicts
+from rightreasons.records import Critique, Value, settle_verdicts
 from rightreasons.repair.propagate import open_features
 from rightreasons.repair.swap import Pasted
 from rightreasons.run import SWAP_HOSTS, Run
@@ -111,12 +111,12 @@ def hash_grouping(run: Run, groups: Sequence[Group]) -> str:
 
 def _list_items(run: Run, value: Value) -> list[Item]:
     row_of = {index: row for row, index in enumerate(run.selection.indices.tolist())}
-    said: dict[int, dict[str, str]] = {}
+    critiques: dict[int, list[Critique]] = {}
     for critique in run.critiques:
-        if critique.problem is None:
-            said.setdefault(critique.index, read_paragraphs(critique.text))
+        critiques.setdefault(critique.index, []).append(critique)
+    said = {index: SegmentWords.read(those) for index, those in critiques.items()}
     items = [
-        Item(row_of[index], segment, said.get(index, {}).get(f"S{segment + 1}", ""))
+        Item(row_of[index], segment, said[index].on(verdict) if index in said else "")
         for (index, segment), verdict in settle_verdicts(run.verdicts).items()
         if verdict.value == value
     ]

@@ -27,11 +27,12 @@ class Scripted:
     def from_file(cls, path: str, root: Path = Path()) -> Scripted:
         """Reads a JSON file ``{"critic": [...], "judge": [...]}`` or ``{"fused": [...]}``: answers for each role in order, the last one repeated.
 
-        A control gets the critic's last answer, and uses none up.
+        A list ``close-up`` may be there as well. A control gets the critic's last answer, and uses none up.
         """
         try:
             script = json.loads((root / path).read_text(encoding="utf-8"))
-            answers = {role: list(script[role]) for role in (("fused",) if "fused" in script else ("critic", "judge"))}
+            roles = (("fused",) if "fused" in script else ("critic", "judge")) + (("close-up",) if "close-up" in script else ())
+            answers = {role: list(script[role]) for role in roles}
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise ConfigError(
                 f"[critic] lvlm = 'scripted:{path}': {error}; expected a JSON file with the lists critic and judge, or fused"

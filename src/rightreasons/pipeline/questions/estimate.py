@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -15,7 +16,9 @@ from rightreasons.pipeline.questions.open_questions import NOT_ASKED, Desk, Plan
 
 # The likely length of an answer, in tokens, for roles without an answer so far. A critique has a paragraph for each step and segment, a judgement a
 # word for each segment, and names are a few words for each group.
-LIKELY_OUTPUT = {"critic": 700, "judge": 60, "fused": 600, "control": 300, "name": 100}
+LIKELY_OUTPUT = {"critic": 700, "judge": 60, "fused": 600, "control": 300, "close-up": 200, "name": 100}
+# The likely share of segments of which the first answer is unsure, so that a close-up is asked about. At most it is all of them.
+LIKELY_UNSURE = 0.2
 # A placeholder critique for the judge's request; the tokens of a real critique are added to the count.
 _CRITIQUE = Answer("\n".join(f"S{number}: It covers a part." for number in range(1, 21)))
 
@@ -26,20 +29,22 @@ class _Tally:
 
     lvlm: LVLM
     requests: int = 0
+    likely_requests: float = 0.0
     answered: int = 0
     most_in: int = 0
     most_out: int = 0
-    likely_in: int = 0
+    likely_in: float = 0.0
     seen_out: list[int] = field(default_factory=list)
 
-    def note(self, request: Request, critique_tokens: int, times: int) -> None:
-        """Counts a request that ``times`` images have."""
+    def note(self, request: Request, critique_tokens: int, times: int, likely: float = 1.0) -> None:
+        """Counts a request that ``times`` images have, each ``likely`` to come about."""
         body = self.lvlm.body(request)
         worst = worst_case_tokens(body, request.max_tokens)
         self.requests += times
+        self.likely_requests += times * likely
         self.most_in += times * ((worst.input_tokens or 0) + critique_tokens)
         self.most_out += times * request.max_tokens
-        self.likely_in += times * (likely_input_tokens(body) + (LIKELY_OUTPUT["critic"] if critique_tokens else 0))
+        self.likely_in += times * likely * (likely_input_tokens(body) + (LIKELY_OUTPUT["critic"] if critique_tokens else 0))
 
 
 def estimate_plan(plan: Plan, ledger: Ledger | None, *, prices: Path | None = None, seconds_per_answer: float = 10.0) -> dict[str, Any]:
@@ -51,12 +56,16 @@ def estimate_plan(plan: Plan, ledger: Ledger | None, *, prices: Path | None = No
     # If the stages before the critic have not run, one image stands for all; each control stands for itself.
     images = 1 if plan.finished else round(plan.images / max(1, len(plan.cases.rows)))
     for case in plan.all_cases():
-        desk = Desk(ledger, stand_in=lambda request: NOT_ASKED if request.schema is not None else _CRITIQUE)
+        desk = Desk(ledger, stand_in=answer_unsure)
         plan.consult(case, desk)
-        critique_tokens = max((question.request.max_tokens for question in desk.open if question.request.role != "judge"), default=0)
+        # Before the first answers nobody knows of which segments they are unsure.
+        likely = LIKELY_UNSURE if any(question.request.role != "close-up" for question in desk.open) else 1.0
+        critique_tokens = max((question.request.max_tokens for question in desk.open if question.request.role in ("critic", "control")), default=0)
         for question in desk.open:
-            tally = tallies.setdefault(question.request.role, _Tally(question.lvlm))
-            tally.note(question.request, critique_tokens if question.request.role == "judge" else 0, 1 if case.is_control else images)
+            role = question.request.role
+            tally = tallies.setdefault(role, _Tally(question.lvlm))
+            told = critique_tokens if role == "judge" else 0
+            tally.note(question.request, told, 1 if case.is_control else images, likely if role == "close-up" else 1.0)
         for question in desk.answered:
             tally = tallies.setdefault(question.request.role, _Tally(question.lvlm))
             tally.answered += 1
@@ -73,8 +82,20 @@ def estimate_plan(plan: Plan, ledger: Ledger | None, *, prices: Path | None = No
     workers = [(tally, 1 if tally.lvlm.simulated else tally.lvlm.concurrency[0]) for tally in tallies.values()]
     # Simulated and scripted critics answer at once.
     slow = [(tally, most) for tally, most in workers if not (tally.lvlm.simulated or tally.lvlm.name.startswith("scripted:"))]
-    total["seconds_likely"] = sum(tally.requests * seconds_per_answer / most for tally, most in slow)
-    return {"images": plan.images, "roles": roles, "total": dict(total), "counted": explain(plan, seconds_per_answer)}
+    total["seconds_likely"] = sum(tally.likely_requests * seconds_per_answer / most for tally, most in slow)
+    return {"images": plan.images, "roles": roles, "total": dict(total), "counted": explain(plan, seconds_per_answer, close_ups="close-up" in roles)}
+
+
+def answer_unsure(request: Request) -> Answer:
+    """A placeholder answer of which all segments are unsure, so that each has a close-up wherever those are asked for."""
+    if request.schema is None:
+        return _CRITIQUE
+    properties: Any = request.schema["properties"]
+    if request.role == "judge":
+        return Answer(json.dumps(dict.fromkeys(properties, "unsure")))
+    if request.role == "fused":
+        return Answer(json.dumps({"segments": dict.fromkeys(properties["segments"]["properties"], {"verdict": "unsure"})}))
+    return NOT_ASKED
 
 
 def estimate_request(lvlm: LVLM, request: Request, ledger: Ledger, *, prices: Path | None = None) -> dict[str, Any]:
@@ -87,17 +108,23 @@ def estimate_request(lvlm: LVLM, request: Request, ledger: Ledger, *, prices: Pa
     return _summary(request.role, tally, prices)
 
 
-def explain(plan: Plan, seconds_per_answer: float) -> str:
+def explain(plan: Plan, seconds_per_answer: float, *, close_ups: bool) -> str:
     """A sentence for people on how the figures were obtained."""
     source = (
         f"the requests of the {plan.images} inspected images, exactly as they would be sent"
         if plan.finished
         else f"at most {plan.images} images with as many segments as [segment] components allows, since no image has been inspected yet"
     )
+    further = (
+        f"Close-ups: those of segments that were judged unsure; of images without a verdict, at most every segment and likely {LIKELY_UNSURE:.0%}. "
+        if close_ups
+        else ""
+    )
     return (
         f"Counted from {source}. At most: every byte of text a token, pictures by the most expensive published rule for the model, each answer as "
         f"long as it may be. Likely: four bytes a token, and answers as long as those that came already, or else {LIKELY_OUTPUT['critic']} tokens "
-        f"for a critique. Attempts after a failure are not counted; --max-usd bounds the money in any case. Time: {seconds_per_answer:g} s per "
+        f"for a critique. {further}"
+        f"Attempts after a failure are not counted; --max-usd bounds the money in any case. Time: {seconds_per_answer:g} s per "
         f"answer, with as many requests at the same time as at the start."
     )
 
@@ -106,7 +133,7 @@ def _summary(role: str, tally: _Tally, prices: Path | None) -> dict[str, Any]:
     price = _price(tally.lvlm, prices)
     mean = math.ceil(sum(tally.seen_out) / len(tally.seen_out)) if any(tally.seen_out) else LIKELY_OUTPUT[role]
     most = Usage(tally.most_in, tally.most_out)
-    likely = Usage(tally.likely_in, min(mean * tally.requests, tally.most_out))
+    likely = Usage(math.ceil(tally.likely_in), min(math.ceil(mean * tally.likely_requests), tally.most_out))
     return {
         "model": tally.lvlm.name,
         "requests": tally.requests,

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.utils.data import TensorDataset
@@ -24,8 +25,8 @@ from rightreasons.config import describe_difference
 from rightreasons.critic.case import Case, Cases, warn_of_lettering
 from rightreasons.critic.controls import controls_for
 from rightreasons.critic.judge import Example, read_examples
-from rightreasons.critic.panel import Panel, consult_case
-from rightreasons.critic.pictures import fit_size
+from rightreasons.critic.panel import Panel, consult_case, consult_closer
+from rightreasons.critic.pictures import FINEST, fit_size
 from rightreasons.data.loading import StoredImages, count_images, read_batches
 from rightreasons.errors import ConfigError
 from rightreasons.explain.evidence import Evidence, gather_evidence
@@ -95,9 +96,16 @@ class Plan:
         yield from (self.cases[row] for row in self.cases.rows)
         yield from controls_for(self.critic)
 
+    @property
+    def panel(self) -> Panel:
+        """Critic and judge as they are asked."""
+        return Panel.of(self.project.config, self.critic, self.judge, self.examples)
+
     def consult(self, case: Case, desk: Desk) -> None:
         """Asks ``desk`` every question about one case that the answers so far lead to."""
-        consult_case(case, Panel.of(self.project.config, self.critic, self.judge, self.examples), desk.ask)
+        panel = self.panel
+        _, verdicts = consult_case(case, panel, desk.ask)
+        consult_closer(case, panel, desk.ask, verdicts)
 
     def open_questions(self, ledger: Ledger | None) -> Iterator[Question]:
         """Every question that can be sent now, image by image."""
@@ -130,7 +138,7 @@ def inspect_project(project: Project, folder: RunFolder, reporter: Reporter) -> 
         )
         plan = plan_project(project, Cases(evidence, project.descriptions, folder), backends=backends)
         if plan.critic.address is not None:
-            warn_of_lettering(plan.cases, reporter)
+            warn_of_lettering(plan.cases, reporter, close_ups=plan.panel.close_up)
         yield from _closing(plan)
 
 
@@ -163,7 +171,7 @@ def plan_or_bound(project: Project, folder: RunFolder) -> Iterator[Plan]:
 
     The bound assumes the largest number of inspected images, each with the largest number of segments.
     """
-    if _is_inspected(folder) and describe_difference(folder.config(), project.config) is None:
+    if _is_inspected(folder) and describe_difference(folder.config(), project.config, changeable=("critic.close_up",)) is None:
         with folder.locked():
             yield from _closing(plan_project(project, _read_cases(project, folder)))
         return
@@ -206,7 +214,15 @@ def _stand_in(project: Project, folder: RunFolder) -> Cases:
     selection = Selection(project.config.sample.strategy, images.indices, labels, zero)
     attribution = Attribution(torch.ones(1, height, width), labels, zero)
     segmentation = Segmentation(segments, segments >= 0, torch.ones(1, count), ("segmented",))
-    return Cases(Evidence(images, selection, attribution, segmentation, 0.0), project.descriptions, folder)
+    return _WorstCases(Evidence(images, selection, attribution, segmentation, 0.0), project.descriptions, folder)
+
+
+class _WorstCases(Cases):
+    """Cases of which a close-up has the most pixels that one can have."""
+
+    def fine_pixels(self, row: int) -> np.ndarray:
+        """An empty image of the largest size from which close-ups are cut."""
+        return np.zeros((FINEST, FINEST, 3), dtype=np.uint8)
 
 
 def _largest_picture(project: Project, size: tuple[int, int]) -> tuple[int, int]:

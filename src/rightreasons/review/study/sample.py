@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch
 
 from rightreasons.common.seeds import seeded
-from rightreasons.critic.parse import read_paragraphs
+from rightreasons.critic.close_up import SegmentWords
 from rightreasons.errors import ConfigError
 from rightreasons.records import Value
 from rightreasons.review.snapshot import Item
@@ -86,6 +86,5 @@ def _draw(items: list[Item], count: int, seed: int, kind: str) -> list[Item]:
 
 
 def _words_on(state: ReviewState, item: Item) -> str:
-    """The first usable critique's words on a segment."""
-    texts = [critique.text for critique in state.critiques(item.index) if critique.problem is None]
-    return read_paragraphs(texts[0]).get(item.name, "") if texts else ""
+    """The critic's words on a segment from which the model's verdict follows."""
+    return SegmentWords.read(state.critiques(item.index)).on(item.said or item.verdict)
