@@ -208,9 +208,7 @@ class _Rescaled(TorchFunctionMode):
         elif given.get("use_input_stats", True):
             grouped, axes = source, tuple(range(2, source.ndim))
         else:  # affine: a batch norm by running statistics
-            return F.batch_norm(
-                source, given["running_mean"], given["running_var"], given.get("weight"), given.get("bias"), eps=given.get("eps", 1e-5)
-            )
+            return self.affine.normalize({**given, "training": False})
         with torch.no_grad():
             visit = self.tape.visit(name, *centre_and_scale(grouped, axes, given.get("eps", 1e-5)))
         out = RescaleNorm.apply(grouped, visit, axes).reshape(source.shape)
