@@ -1,8 +1,8 @@
 """Which classifiers DeepLIFT SHAP explains, and how exactly: torchvision's, two of every timm module, and Hugging Face's image classifiers.
 
-Each has random weights and BatchNorm statistics of random images, and runs in float64 at the smallest size that it takes. Two images are explained
-against one baseline. ``error`` is the completeness error against the difference of the logits, ``missing`` the same against the sum of |effect|:
-where image and baseline hardly differ, only the second says anything.
+Each has random weights, also where it would start with zeros, and BatchNorm statistics of random images, and runs in float64 at the smallest size
+that it takes. Two images are explained against one baseline. ``error`` is the completeness error against the difference of the logits, ``missing``
+the same against the sum of |effect|: where image and baseline hardly differ, only the second says anything.
 
     python benchmarks/coverage.py [--only torchvision|timm|huggingface] [--largest MILLIONS] [--names NAME ...] [--out FILE.json]
     python benchmarks/coverage.py --table  # what the file has, as Markdown: the tables of docs/networks.md
@@ -47,6 +47,10 @@ NOT_OF_PICTURES = {
 }
 
 
+# Weights that all start with one number no larger than this are drawn anew.
+SMALL_START = 0.1
+
+
 class Network(NamedTuple):
     """A name, and a function that builds it for pictures of a side."""
 
@@ -74,7 +78,8 @@ class AnswerToPatches(Answer):
     """The same of SigLIP 2, whose image processor cuts a picture into patches, row by row, with the channels last in each."""
 
     def read(self, images: Tensor) -> dict[str, Tensor]:
-        side = self.network.config.vision_config.patch_size
+        config: Any = self.network.config
+        side = config.vision_config.patch_size
         patches = images.unfold(2, side, side).unfold(3, side, side)  # (image, channel, row, column, height, width)
         rows, columns = patches.shape[2:4]
         values = patches.permute(0, 2, 3, 4, 5, 1).reshape(len(images), rows * columns, -1)
@@ -135,10 +140,9 @@ def huggingface_networks() -> Iterator[Network]:
 
     for config, kinds in MAPPING.items():
         # Of a family with several kinds of classifier, such as DeiT with its teacher, AutoModel cannot choose one for a new configuration.
-        for kind in kinds if isinstance(kinds, tuple) else (kinds,):
-            name = (
-                config.model_type if not isinstance(kinds, tuple) else f"{config.model_type}:{kind.__name__.partition('ForImageClassification')[2]}"
-            )
+        several: tuple[Any, ...] = kinds if isinstance(kinds, tuple) else (kinds,)
+        for kind in several:
+            name = f"{config.model_type}:{kind.__name__.partition('ForImageClassification')[2]}"
             yield Network(name.rstrip(":"), partial(_build_huggingface, config, kind))
 
 
@@ -173,6 +177,7 @@ def try_network(network: Network, largest: int = LARGEST) -> dict[str, Any]:
             if millions > largest:
                 return {"outcome": "left out", "reason": f"it has {millions:.0f} million parameters"}
             model = model.double()
+            drawn = _fill_zeros(model)
             _calibrate(model, torch.rand(8, 3, side, side, dtype=torch.float64) * 2 - 1)
             with torch.no_grad():
                 logits = model(images)
@@ -180,7 +185,7 @@ def try_network(network: Network, largest: int = LARGEST) -> dict[str, Any]:
             failed = error
             continue
         targets = (logits[:2] - logits[2:]).abs().amin(0).argmax().repeat(2)
-        row = {"side": side}
+        row = {"side": side, "drawn": drawn}
         try:
             found = attribute_images(model, images[:2], images[2:], targets)
         except RightReasonsError as error:
@@ -192,6 +197,24 @@ def try_network(network: Network, largest: int = LARGEST) -> dict[str, Any]:
         error = {"error": float(found.completeness_error.max()), "missing": float(missing.max())}
         return row | {"outcome": "explained", **error, "seconds": round(time.perf_counter() - start, 1)}
     return {"outcome": "could not be run", "reason": f"{type(failed).__name__}: {failed}"[:300]}
+
+
+@torch.no_grad()
+def _fill_zeros(model: nn.Module) -> int:
+    """Draws weights that start as zeros or nearly so, and tells how many: last layers, the norms of residual branches, layer scales.
+
+    As they start, a part of the network does nothing, and its rules would be tried on nothing.
+    """
+    count = 0
+    for name, weight in model.named_parameters():
+        if "bias" in name.rpartition(".")[2] or weight.numel() == 0 or weight.abs().max() > SMALL_START or (weight != weight.flatten()[0]).any():
+            continue
+        count += 1
+        if weight.squeeze().ndim > 1:
+            weight.normal_(0, 0.02)
+        else:
+            weight.uniform_(0.2, 0.8)
+    return count
 
 
 @torch.no_grad()
