@@ -397,3 +397,20 @@ def test_a_model_that_folds_other_axes_into_the_batch_is_explained(order, build_
 def test_no_baselines(tiny_mlp):
     with pytest.raises(ModelError, match="at least one baseline"):
         attribute_images(tiny_mlp, draw(2, 1, 4), draw(0, 1, 4))
+
+
+def test_a_check_compares_with_what_the_model_answers_to_whom_explains_nothing(build_seeded):
+    class Divided(nn.Module):
+        """Answers otherwise where gradients are taken."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = nn.Sequential(nn.Flatten(), nn.Linear(48, 6), nn.ReLU(), nn.Linear(6, 3))
+
+        def forward(self, images):
+            return self.network(images) * (1 if torch.is_grad_enabled() else 2)
+
+    model, images = build_seeded(Divided).eval(), torch.rand(3, 3, 4, 4)
+    with pytest.raises(UnsupportedLayer, match="explains the model only in part"):
+        check_attribution(model, images)
+    assert check_attribution(model.network, images) < 1e-5

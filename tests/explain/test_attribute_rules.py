@@ -260,6 +260,19 @@ OTHER_NAMES = {
     ),
     "addcmul": (lambda z: torch.addcmul(z, z, z, value=2), lambda z: z + 2 * (z * z)),
     "lerp": (lambda z: torch.lerp(z, z * z, 0.25), lambda z: 0.75 * z + 0.25 * (z * z)),
+    "logsumexp": (lambda z: z * z.logsumexp(1, keepdim=True), lambda z: z * (z - z.log_softmax(1)).mean(1, keepdim=True)),
+    "logsumexp of two axes": (
+        lambda z: z * z.view(-1, 2, 3).logsumexp((1, -1), keepdim=True).flatten(1),
+        lambda z: z * z.logsumexp(1)[:, None],
+    ),
+    "bilinear": (
+        lambda z: F.bilinear(z[:, :3], z[:, 3:], torch.ones(6, 3, 3, dtype=z.dtype), SLOPES),
+        lambda z: (z[:, :3].sum(1) * z[:, 3:].sum(1))[:, None] + SLOPES,
+    ),
+    "tensordot": (
+        lambda z: torch.tensordot(z * z, torch.ones(6, 6, dtype=z.dtype), ([1], [0])),
+        lambda z: (z * z).sum(1, keepdim=True).repeat(1, 6),
+    ),
     "cosine similarity": (
         lambda z: F.cosine_similarity(z, torch.ones_like(z))[:, None] * z,
         lambda z: (z.sum(1) / z.square().sum(1).sqrt() / 6**0.5)[:, None] * z,

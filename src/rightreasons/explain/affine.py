@@ -15,6 +15,7 @@ from torch import Tensor
 
 _CONVOLUTION_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _NORM_ARGUMENTS = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
+_TORCH_NORM_ARGUMENTS = ("input", "weight", "bias", "running_mean", "running_var", "training", "momentum", "eps")  # torch.batch_norm's own order
 # The number of axes that each slides over.
 _AXES = {"conv1d": 1, "conv2d": 2, "conv3d": 3}
 
@@ -63,10 +64,12 @@ class Affine:
     def __call__(self, name: str, func: Callable, args: tuple, kwargs: dict) -> Tensor | None:
         """What ``func`` gives for a batch of images; None if it is no such function, or one of an unusual form."""
         if name in _AXES:
-            return self._convolve(func, dict(zip(_CONVOLUTION_ARGUMENTS, args, strict=False)) | kwargs)
-        return self._normalize(dict(zip(_NORM_ARGUMENTS, args, strict=False)) | kwargs) if name == "batch_norm" else None
+            return self._convolve(func, args, kwargs)
+        names = _TORCH_NORM_ARGUMENTS if func is torch.batch_norm else _NORM_ARGUMENTS
+        return self.normalize(dict(zip(names, args, strict=False)) | kwargs) if name == "batch_norm" else None
 
-    def _convolve(self, func: Callable, given: dict) -> Tensor | None:
+    def _convolve(self, func: Callable, args: tuple, kwargs: dict) -> Tensor | None:
+        given = dict(zip(_CONVOLUTION_ARGUMENTS, args, strict=False)) | kwargs
         source, weight, axes = given["input"], given["weight"], _AXES[func.__name__]
         stride, padding, dilation = (given.get(name, default) for name, default in (("stride", 1), ("padding", 0), ("dilation", 1)))
         if not source.requires_grad or source.ndim != axes + 2 or isinstance(padding, str):
@@ -76,11 +79,12 @@ class Affine:
         if axes == 2 and source.is_contiguous(memory_format=torch.channels_last):
             layout = torch.channels_last
         convolution = _Convolution(source.shape, layout, weight, geometry, given.get("groups", 1))
-        out = _Computed.apply(source, func(source.detach(), *[given[name] for name in _CONVOLUTION_ARGUMENTS[1:] if name in given]), convolution)
+        out = _Computed.apply(source, func(source.detach(), *args[1:], **kwargs), convolution)
         self._latest = out.grad_fn, source, convolution
         return out
 
-    def _normalize(self, given: dict) -> Tensor | None:
+    def normalize(self, given: dict) -> Tensor | None:
+        """A batch norm by running statistics, from its arguments by name; None if it is no such norm."""
         source, mean, variance = given["input"], given["running_mean"], given["running_var"]
         if not source.requires_grad or given.get("training", False) or mean is None or variance is None:
             return None

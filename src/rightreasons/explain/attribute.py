@@ -114,8 +114,8 @@ def check_attribution(model: nn.Module, images: Float[Tensor, "image channel hei
     """Explains two of the images against the last one, and returns the share of the effect that is missing from the heatmaps.
 
     A single image is compared with black; Integrated Gradients explain one image. Raises UnsupportedLayer if ``attribute_images`` would, or if a
-    heatmap's sum is not the difference of the logits: both methods guarantee that it is (docs/method.md, section 2), so a difference means that they
-    do not see all of the model.
+    heatmap's sum is not the difference of the logits, which are computed once more without rules: both methods guarantee that it is (docs/method.md,
+    section 2), so a difference means that they do not see all of the model.
     """
     images = images.detach().to(model_device(model))
     baselines, shown = (images[-1:], images[:-1][:2]) if len(images) > 1 else (torch.zeros_like(images), images)
@@ -124,9 +124,11 @@ def check_attribution(model: nn.Module, images: Float[Tensor, "image channel hei
         trials, limit, shown = [partial(_integrate, steps=steps) for steps in CHECKED_STEPS], CHECKED_QUADRATURE, shown[:1]
     with frozen(model):
         for trial in trials:
-            attribution, missing = _explain(trial, _Work(model, shown, baselines))
+            attribution = _explain(trial, _Work(model, shown, baselines)).attribution
             check_finite(attribution.heatmaps.cpu(), shown, torch.arange(len(shown)), "effects of the pixels (the heatmap)")
-            worst = missing.max().item()
+            with torch.no_grad():
+                logits, references = model(shown.clone()), model(baselines.clone())
+            worst = _complete(attribution.heatmaps, logits, references, attribution.targets).missing.max().item()
             if worst <= limit:
                 return worst
         _refuse_incomplete(worst, limit, method, model, shown)

@@ -25,7 +25,7 @@ CURVED = frozenset(
 PRODUCTS = frozenset("mul multiply __mul__ __rmul__ __imul__".split())
 QUOTIENTS = frozenset("div divide true_divide __truediv__ __itruediv__ __div__ __rdiv__ __rtruediv__".split())
 # Linear in each of two tensors. They are affine if only one of the two depends on the image.
-BILINEAR = frozenset("matmul mm bmm mv dot __matmul__ __rmatmul__ einsum linear conv1d conv2d conv3d".split())
+BILINEAR = frozenset("matmul mm bmm mv dot tensordot __matmul__ __rmatmul__ einsum linear conv1d conv2d conv3d".split())
 MAX_POOLS = frozenset("max_pool2d _max_pool2d max_pool2d_with_indices adaptive_max_pool2d adaptive_max_pool2d_with_indices".split())
 SOFTMAXES = frozenset("softmax _softmax log_softmax".split())
 # The arguments of each norm in order, so that they may be given by position or by name.
@@ -150,6 +150,21 @@ def _cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) 
     return (left * right).sum(dim)
 
 
+def _logsumexp(input: Tensor, dim: Any, keepdim: bool = False) -> Tensor:
+    """z less log softmax(z), which is the same number at every place of the axes."""
+    axes = [dim] if isinstance(dim, int) else list(dim)
+    flat = input.movedim(axes, list(range(-len(axes), 0))).flatten(-len(axes))
+    out = (flat - flat.log_softmax(-1)).mean(-1)
+    for axis in sorted(axis % input.ndim for axis in axes) if keepdim else ():
+        out = out.unsqueeze(axis)
+    return out
+
+
+def _bilinear(input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    out = torch.einsum("...i,oij,...j->...o", input1, weight, input2)
+    return out if bias is None else out + bias
+
+
 def _maximum(input: Tensor, other: Tensor) -> Tensor:
     return torch.stack(torch.broadcast_tensors(input, other), -1).amax(-1)
 
@@ -189,6 +204,8 @@ COMPOSED: dict[str, Callable[..., Tensor]] = {
     "linalg_vector_norm": _vector_norm,
     "linalg_norm": _linalg_norm,
     "cosine_similarity": _cosine_similarity,
+    "logsumexp": _logsumexp,
+    "bilinear": _bilinear,
     "maximum": _maximum,
     "fmax": _maximum,
     "minimum": _minimum,

@@ -37,6 +37,7 @@ from rightreasons.explain.functions import (
     WRITTEN_IN_PYTHON,
     body_of,
 )
+from rightreasons.explain.recurrent import as_steps
 from rightreasons.explain.rules import (
     Rescale,
     RescaleBilinear,
@@ -141,7 +142,7 @@ class _Rescaled(TorchFunctionMode):
             return self._largest(name, func, args, kwargs)
         if name == "scaled_dot_product_attention" and kwargs.get("dropout_p", args[4] if len(args) > 4 else 0):
             self.tape.refuse(f"{name} with dropout_p > 0, which drops at random in evaluation too")
-        written = COMPOSED.get(name) or (body_of(func) if name in WRITTEN_IN_PYTHON else None)
+        written = COMPOSED.get(name) or as_steps(name, args) or (body_of(func) if name in WRITTEN_IN_PYTHON else None)
         if written is not None:
             with self:
                 return self._in_place(func, args, kwargs, written(*args, **kwargs))
@@ -208,9 +209,10 @@ class _Rescaled(TorchFunctionMode):
         elif given.get("use_input_stats", True):
             grouped, axes = source, tuple(range(2, source.ndim))
         else:  # affine: a batch norm by running statistics
-            return F.batch_norm(
-                source, given["running_mean"], given["running_var"], given.get("weight"), given.get("bias"), eps=given.get("eps", 1e-5)
-            )
+            normalized = self.affine.normalize({**given, "training": False})
+            if normalized is None:
+                self.tape.refuse(f"{name} whose weights depend on the image")
+            return normalized
         with torch.no_grad():
             visit = self.tape.visit(name, *centre_and_scale(grouped, axes, given.get("eps", 1e-5)))
         out = RescaleNorm.apply(grouped, visit, axes).reshape(source.shape)
