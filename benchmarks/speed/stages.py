@@ -71,7 +71,7 @@ def compare(stage: str, case: str, ours: list[float], before: list[float], **mor
 
 
 def total(stages: dict[str, list[float]]) -> list[float]:
-    return [sum(seconds[part] for name, seconds in stages.items() if name not in CRITIC) for part in (0, 1)]
+    return [sum((seconds[part] for name, seconds in stages.items() if name not in CRITIC), 0.0) for part in (0, 1)]
 
 
 def figures(run: Path) -> dict[str, Any]:
@@ -113,7 +113,7 @@ def main() -> None:
             together["before"].append(total(before))
             more = {"agrees": close(told["ours"], told["before"]), "ours_figures": told["ours"], "rival_figures": told["before"]}
             show(compare("all but the critic", name, total(ours), total(before), **more), options.json)
-    ours, before = ([sum(parts) for parts in zip(*together[side], strict=True)] for side in ("ours", "before"))
+    ours, before = ([sum(parts, 0.0) for parts in zip(*together[side], strict=True)] for side in ("ours", "before"))
     show(compare("all but the critic", " and ".join(options.cases), ours, before), options.json)
 
 

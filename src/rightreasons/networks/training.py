@@ -252,7 +252,8 @@ class _Precision:
 def _clip(parameters: list[Tensor]) -> float:
     """Shortens the gradient if it is longer than ``LONGEST_GRADIENT``; returns how long it was."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    length = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))).item() if gradients else 0.0
+    lengths = torch._foreach_norm(gradients) if gradients else [torch.zeros(())]  # pyright: ignore[reportPrivateImportUsage] -- as torch itself does
+    length = torch.linalg.vector_norm(torch.stack(lengths)).item()
     if length > LONGEST_GRADIENT:
         nn.utils.clip_grad_norm_(parameters, LONGEST_GRADIENT)
     return length
