@@ -21,7 +21,7 @@ from rightreasons.common.seeds import seeded
 from rightreasons.config import Flips
 from rightreasons.data.loading import Batch, count_images, read_batches
 from rightreasons.errors import ModelError
-from rightreasons.networks.classifier import check_finite, model_device
+from rightreasons.networks.classifier import Classifier, check_finite, model_device
 from rightreasons.networks.optimizers import open_optimizer
 from rightreasons.networks.team import add_up_gradients, by_rows, helped_by, own_number, processes, step_together
 
@@ -76,10 +76,11 @@ def train_model(
     name_of = {id(parameter): name for name, parameter in model.named_parameters()}
     names = [name_of[id(weight)] for weight in chosen]
     together = processes() > 1 and (freeze_statistics or not _has_batch_statistics(model))
+    layout = _quick_layout(model, lambda: next(batches(seeded(seed, "layout"))))
     first, best = _resume(model, optimizer, precision, checkpoint)
     with _only_trainable(model, chosen):
         for epoch in range(first, recipe.epochs):
-            course = _Course(epoch, steps_per_epoch, recipe, batches, loss, seed, freeze_statistics)
+            course = _Course(epoch, steps_per_epoch, recipe, batches, loss, seed, freeze_statistics, layout)
             if together:
                 with helped_by(_help_through, model, names, optimizer.state_dict(), precision.scaler.state_dict(), course), step_together():
                     _walk_through(model, chosen, optimizer, precision, course)
@@ -111,6 +112,7 @@ class _Course:
     loss: Callable[[Batch, torch.Generator], Tensor]
     seed: int
     freeze_statistics: bool
+    layout: torch.memory_format
 
 
 def _walk_through(model: nn.Module, chosen: list[Tensor], optimizer: torch.optim.Optimizer, precision: _Precision, course: _Course) -> None:
@@ -121,7 +123,7 @@ def _walk_through(model: nn.Module, chosen: list[Tensor], optimizer: torch.optim
     recipe, generator = course.recipe, seeded(course.seed, "epoch", course.epoch)
     steps = recipe.epochs * course.steps
     # Dropout draws from torch's global state, which is put back afterwards. Processes in step draw differently, since their images differ.
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), _laid_out(model, course.layout):
         torch.manual_seed(generator.initial_seed() + own_number())
         for step, batch in enumerate(course.batches(generator), start=course.epoch * course.steps):
             for group in optimizer.param_groups:
@@ -143,6 +145,39 @@ def _help_through(model: nn.Module, names: list[str], optimizer_state: dict, sca
     precision.scaler.load_state_dict(scaler_state)
     with _only_trainable(model, chosen), step_together():
         _walk_through(model, chosen, optimizer, precision, course)
+
+
+def _quick_layout(model: nn.Module, read: Callable[[], Batch]) -> torch.memory_format:
+    """How images should lie in memory: on a CPU, convolutions learn quicker with the channels last (docs/log.md).
+
+    Networks with layer norms, which move the channels themselves, do not. A network that asks for a view which other images do not have cannot.
+    """
+    kinds = [type(module) for module in model.modules()]
+    if not isinstance(model, Classifier) or model_device(model).type != "cpu" or nn.Conv2d not in kinds or nn.LayerNorm in kinds:
+        return torch.preserve_format
+    images = read().images[:2]
+    model.eval()
+    with torch.no_grad():
+        expected = model(images)
+        try:
+            with _laid_out(model, torch.channels_last):
+                same = torch.allclose(model(images), expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+        except RuntimeError:
+            return torch.preserve_format
+    return torch.channels_last if same else torch.preserve_format
+
+
+@contextlib.contextmanager
+def _laid_out(model: nn.Module, layout: torch.memory_format) -> Iterator[None]:
+    """Within this context the network gets images in this layout; a model that is no ``Classifier`` gets them as they are."""
+    if not isinstance(model, Classifier):
+        yield
+        return
+    kept, model.layout = model.layout, layout
+    try:
+        yield
+    finally:
+        model.layout = kept
 
 
 def _optimizer(chosen: list[Tensor], recipe: Recipe) -> torch.optim.Optimizer:
