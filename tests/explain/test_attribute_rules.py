@@ -152,9 +152,9 @@ def test_a_softmax_stays_exact_and_bounded_where_its_winner_changes(build_seeded
     """In single precision, with logits 200 apart: as exp times the reciprocal of the sum such a step overflows."""
     z, baseline = torch.tensor([[200.0, 0.0, -30.0, -200.0]], requires_grad=True), torch.tensor([[-3.0, 180.0, -30.0, 5.0]])
     tape = Tape()
-    with tape.running(1, recording=True):
+    with tape.running(nn.Identity(), 1, recording=True):
         tape.visit("softmax", baseline.log_softmax(1), baseline.softmax(1))
-    with tape.running(1, recording=False):
+    with tape.running(nn.Identity(), 1, recording=False):
         visit = tape.visit("softmax", z.log_softmax(1), z.softmax(1))
     gradient = torch.tensor([[1.0, -2.0, 3.0, 0.5]])
     (multiplier,) = torch.autograd.grad(RescaleSoftmax.apply(z, visit, 1, False), z, gradient)

@@ -12,6 +12,7 @@ from torch import nn
 
 from rightreasons.data.loading import read_batches
 from rightreasons.errors import ModelError
+from rightreasons.networks.classifier import as_classifier
 from rightreasons.networks.optimizers import open_optimizer
 from rightreasons.networks.training import Recipe, flip_together, train_model, train_plainly
 
@@ -371,3 +372,30 @@ def test_a_loss_that_diverges_on_harmless_images_asks_for_a_lower_learning_rate(
             recipe=Recipe(1, 1e-3),
             seed=0,
         )
+
+
+class Noting(nn.Module):
+    """Convolutions, and whether each batch of several images came with its channels last."""
+
+    def __init__(self, unroll):
+        super().__init__()
+        self.layers, self.head, self.unroll, self.noted = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), nn.Linear(4 * 36, 2), unroll, []
+
+    def forward(self, x):
+        if self.training:
+            self.noted.append(not x.is_contiguous())
+        return self.head(self.unroll(self.layers(x)))
+
+
+@pytest.mark.parametrize(
+    ("unroll", "last"), [(lambda x: x.flatten(1), True), (lambda x: x.view(len(x), -1), False)], ids=["any layout", "a view of one layout"]
+)
+def test_convolutions_learn_from_images_with_their_channels_last_if_they_can(build_seeded, in_memory, unroll, last):
+    dataset = in_memory(torch.rand(8, 3, 8, 8, generator=torch.Generator().manual_seed(1)), torch.arange(8) % 2)
+    plain, network = (build_seeded(lambda: Noting(unroll)) for _ in range(2))
+    for model in (plain, as_classifier(network)):
+        train_plainly(model, dataset, recipe=Recipe(2, 1e-2), batch_size=4, seed=0)
+    assert network.noted == [last] * 4 and plain.noted == [False] * 4
+    assert as_classifier(network).layout == torch.preserve_format
+    for ours, expected in zip(network.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours, expected)

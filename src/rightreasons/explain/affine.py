@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -21,6 +22,23 @@ _AXES = {"conv1d": 1, "conv2d": 2, "conv3d": 3}
 
 
 @dataclass(frozen=True)
+class _Scale:
+    """What a batch norm multiplies each channel by; a pass that only records never asks."""
+
+    variance: Tensor
+    weight: Tensor | None
+    eps: float
+
+    @cached_property
+    def values(self) -> Tensor:
+        values = (self.variance + self.eps).rsqrt()
+        return values if self.weight is None else values * self.weight
+
+    def __call__(self, gradient: Tensor) -> Tensor:
+        return gradient * _per_channel(self.values, 1, gradient.ndim)
+
+
+@dataclass(frozen=True)
 class _Convolution:
     """The backward pass of a convolution whose output is then multiplied by ``scale``, channel by channel."""
 
@@ -29,14 +47,14 @@ class _Convolution:
     weight: Tensor
     geometry: list[list[int]]  # stride, padding, dilation
     groups: int
-    scale: Tensor | None = None
+    scale: _Scale | None = None
 
     def __call__(self, gradient: Tensor) -> Tensor:
         weight = self.weight
         if self.scale is not None and gradient.numel() < weight.numel():  # whichever is smaller is multiplied
-            gradient = gradient * _per_channel(self.scale, 1, gradient.ndim)
+            gradient = self.scale(gradient)
         elif self.scale is not None:
-            weight = weight * _per_channel(self.scale, 0, weight.ndim)
+            weight = weight * _per_channel(self.scale.values, 0, weight.ndim)
         source = torch.empty(self.shape, dtype=gradient.dtype, device=gradient.device, memory_format=self.layout)  # asked for its form alone
         options = (None, *self.geometry, False, [0] * len(self.geometry[0]), self.groups, [True, False, False])
         return torch.ops.aten.convolution_backward(gradient, source, weight, *options)[0]
@@ -89,13 +107,11 @@ class Affine:
         if not source.requires_grad or given.get("training", False) or mean is None or variance is None:
             return None
         out = F.batch_norm(source.detach(), mean, variance, given.get("weight"), given.get("bias"), eps=given.get("eps", 1e-5))
-        scale = (variance + given.get("eps", 1e-5)).rsqrt()
-        if given.get("weight") is not None:
-            scale = scale * given["weight"]
+        scale = _Scale(variance, given.get("weight"), given.get("eps", 1e-5))
         if self._latest is not None and source.grad_fn is self._latest[0]:  # in-place arithmetic in between would have changed it
             _, origin, convolution = self._latest
             return _Computed.apply(origin, out, replace(convolution, scale=scale))
-        return _Computed.apply(source, out, lambda gradient: gradient * _per_channel(scale, 1, gradient.ndim))
+        return _Computed.apply(source, out, scale)
 
 
 def _per_channel(values: Tensor, axis: int, ndim: int) -> Tensor:

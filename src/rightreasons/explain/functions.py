@@ -22,6 +22,7 @@ CURVED = frozenset(
     "elu celu selu silu mish gelu hardswish hardsigmoid sigmoid tanh softplus softsign logsigmoid log_sigmoid tanhshrink sin cos "
     "exp expm1 exp2 log log1p log2 log10 erf sqrt rsqrt reciprocal square pow __pow__ __ipow__ __rpow__".split()
 )
+ELEMENTWISE = PIECEWISE_LINEAR | CURVED
 PRODUCTS = frozenset("mul multiply __mul__ __rmul__ __imul__".split())
 QUOTIENTS = frozenset("div divide true_divide __truediv__ __itruediv__ __div__ __rdiv__ __rtruediv__".split())
 # Linear in each of two tensors. They are affine if only one of the two depends on the image.

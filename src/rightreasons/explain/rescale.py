@@ -8,10 +8,9 @@ backward pass replaces every derivative by the quotient of differences between a
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,9 +26,9 @@ from rightreasons.explain.functions import (
     BILINEAR,
     COMPOSED,
     CURVED,
+    ELEMENTWISE,
     MAX_POOLS,
     NORMS,
-    PIECEWISE_LINEAR,
     PRODUCTS,
     QUOTIENTS,
     SCALINGS,
@@ -58,7 +57,7 @@ def record(model: nn.Module, baselines: Float[Tensor, "baseline channel height w
 
     Raises UnsupportedLayer if no rule covers a function that the model calls, and NotRowByRow if only paired baselines will do.
     """
-    with tape.running(len(baselines), recording=True), _names(model, tape), _Rescaled(tape):
+    with tape.running(_own_network(model), len(baselines), recording=True), _Rescaled(tape):
         logits, tape.saved_bytes = weigh(model, baselines)
     return logits
 
@@ -83,27 +82,13 @@ def weigh(model: nn.Module, images: Float[Tensor, "image channel height width"])
 def replay(model: nn.Module, leaf: Float[Tensor, "image channel height width"], tape: Tape) -> Float[Tensor, "image class_"]:
     """Logits of the images. One backward pass to ``leaf`` per value of ``tape.baseline`` gives the multipliers against that baseline."""
     # Autograd forbids in-place functions on a leaf, so the model gets a copy of it.
-    with torch.enable_grad(), tape.running(len(leaf), recording=False), _names(model, tape), _Rescaled(tape):
+    with torch.enable_grad(), tape.running(_own_network(model), len(leaf), recording=False), _Rescaled(tape):
         return model(leaf.clone())
 
 
-@contextmanager
-def _names(model: nn.Module, tape: Tape) -> Iterator[None]:
-    """Keeps the names of the running modules in ``tape.modules``, outermost first, while the context is open."""
-    tape.modules, hooks = [], []
-
-    def leave(*_: object) -> None:
-        tape.modules.pop()
-
-    network = as_classifier(model).network  # the user's network, so that the names are the user's
-    for name, module in network.named_modules():
-        hooks.append(module.register_forward_pre_hook(lambda *_, name=name: tape.modules.append(name)))
-        hooks.append(module.register_forward_hook(leave))
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+def _own_network(model: nn.Module) -> nn.Module:
+    """The user's network, so that names are the user's."""
+    return as_classifier(model).network
 
 
 class _Rescaled(TorchFunctionMode):
@@ -115,14 +100,16 @@ class _Rescaled(TorchFunctionMode):
         self.affine = Affine()
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:  # noqa: ANN401 -- torch's own signature
+        name = _plain_name(func)
+        if name == "__get__":  # such as x.ndim or x.T
+            return func(*args)
         args, kwargs = _input_first(args, kwargs)
         if isinstance(args[0] if args else None, Tensor) and _is_in_place(func, args, kwargs):
             self.tape.protect(args[0])
         dependent = _count_dependent((*args, *kwargs.values()))
         if dependent == 0:
             return func(*args, **kwargs)
-        name = _plain_name(func)
-        if name in PIECEWISE_LINEAR | CURVED and dependent == _count_dependent(args[:1]) and not _large((*args[1:], *kwargs.values())):
+        if name in ELEMENTWISE and dependent == _count_dependent(args[:1]) and not _large((*args[1:], *kwargs.values())):
             return self._in_place(func, args, kwargs, self._elementwise(name, func, args, kwargs))
         if name in PRODUCTS and dependent == 2:
             return self._in_place(func, args, kwargs, self._product(name, *args, **kwargs))
@@ -277,6 +264,7 @@ def _input_first(args: tuple, kwargs: dict | None) -> tuple[tuple, dict]:
     return ((kwargs.pop("input"), *args), kwargs) if not args and "input" in kwargs else (args, kwargs)
 
 
+@cache
 def _plain_name(func: Callable) -> str:
     """``relu`` for torch.relu, torch.relu_, Tensor.relu_ and F.relu alike; ``__iadd__`` stays as it is."""
     name = getattr(func, "__name__", str(func))
@@ -285,23 +273,28 @@ def _plain_name(func: Callable) -> str:
 
 def _is_in_place(func: Callable, args: tuple, kwargs: dict) -> bool:
     """Whether a call writes into its first argument."""
-    name = getattr(func, "__name__", "")
-    if name.endswith("__"):
-        return name == "__setitem__" or (name.startswith("__i") and name not in ("__iter__", "__index__", "__int__", "__invert__"))
-    if name.endswith("_"):
-        return True
-    signature = _signature(func)
-    return signature is not None and bool(signature.bind(*args, **kwargs).arguments.get("inplace", False))
+    always, place = _writing(func)
+    return always or (place is not None and bool(kwargs.get("inplace", args[place] if place < len(args) else False)))
+
+
+class _Writing(NamedTuple):
+    """Whether a function writes into its first argument whenever it is called, or at which place it is told so by ``inplace`` (default: False)."""
+
+    always: bool
+    place: int | None = None
 
 
 @cache
-def _signature(func: Callable) -> inspect.Signature | None:
-    """The signature of a function with an argument ``inplace``, by default False; None for any other."""
+def _writing(func: Callable) -> _Writing:
+    name = getattr(func, "__name__", "")
+    if name.endswith("_"):
+        kept = ("__iter__", "__index__", "__int__", "__invert__")
+        return _Writing(not name.endswith("__") or name == "__setitem__" or (name.startswith("__i") and name not in kept))
     try:
-        signature = inspect.signature(func)
-    except ValueError:  # torch's built-in functions have none, and no such argument
-        return None
-    return signature if "inplace" in signature.parameters else None
+        names = list(inspect.signature(func).parameters)
+    except ValueError:  # torch's built-in functions have no signature, and no such argument
+        return _Writing(always=False)
+    return _Writing(always=False, place=names.index("inplace") if "inplace" in names else None)
 
 
 def _out_of_place(func: Callable, args: tuple, kwargs: dict) -> Callable[[Tensor], Tensor]:
@@ -309,13 +302,14 @@ def _out_of_place(func: Callable, args: tuple, kwargs: dict) -> Callable[[Tensor
     others = args[1:]
     if not _is_in_place(func, args, kwargs):
         return lambda z: func(z, *others, **kwargs)
-    signature = _signature(func)
-    if signature is None:
+    place = _writing(func).place
+    if place is None:
         return lambda z: func(z.clone(), *others, **kwargs)
-    bound = signature.bind(*args, **kwargs)
-    bound.arguments["inplace"] = False
-    others, named = bound.args[1:], bound.kwargs
-    return lambda z: func(z, *others, **named)
+    if place < len(args):
+        others = (*args[1:place], False, *args[place + 1 :])
+    else:
+        kwargs = {**kwargs, "inplace": False}
+    return lambda z: func(z, *others, **kwargs)
 
 
 def _count_dependent(values: Iterable[object]) -> int:

@@ -7,8 +7,9 @@ None divides by something small. Each is an autograd function whose backward pas
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -53,19 +54,19 @@ def in_blocks(rule: Callable[..., None], gradient: Tensor, *others: Tensor, whol
     if whole or gradient.device.type != "cpu" or gradient.numel() <= block or gradient.ndim < 2:
         rule(out, gradient, *others)
         return out
-    each = gradient[0, 0].numel()
+    each = math.prod(gradient.shape[2:])
     columns = min(gradient.shape[1], max(1, block // each))
     rows = max(1, block // (each * columns))
-    for row in range(0, len(gradient), rows):
-        for column in range(0, gradient.shape[1], columns):
-            place = slice(row, row + rows), slice(column, column + columns)
-            rule(*(_part(tensor, place) for tensor in (out, gradient, *others)))
+    for strip in _cut((out, gradient, *others), 0, rows):
+        for part in _cut(strip, 1, columns) if columns < gradient.shape[1] else (strip,):
+            rule(*part)
     return out
 
 
-def _part(tensor: Tensor, place: tuple[slice, slice]) -> Tensor:
-    """A part of the first two axes; an axis that broadcasts stays whole."""
-    return tensor[tuple(part if size > 1 else slice(None) for part, size in zip(place, tensor.shape, strict=False))]
+def _cut(tensors: tuple[Tensor, ...], axis: int, size: int) -> Iterator[tuple[Tensor, ...]]:
+    """Parts of the first tensor along an axis, each with those of the others; one that broadcasts there stays whole."""
+    first, *others = tensors
+    return zip(first.split(size, axis), *(repeat(tensor) if tensor.shape[axis] == 1 else tensor.split(size, axis) for tensor in others), strict=False)
 
 
 class Rescale(torch.autograd.Function):
@@ -73,17 +74,18 @@ class Rescale(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, visit: Any, function: Callable[[Tensor], Tensor]) -> Tensor:
-        ctx.visit, ctx.function = visit, function
+        ctx.visit, ctx.function, ctx.closed = visit, function, None
         return function(z)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride] -- torch declares *grad_outputs
-        function, closed, name = ctx.function, None, ctx.visit.call.name
+        name = ctx.visit.call.name
         if name == "relu":
-            closed = _of_relu
-        elif name in BOUNDED:
-            low, high = function(gradient.new_tensor([-math.inf, math.inf])).tolist()
-            closed = partial(_of_bounded, low=low, high=high)
+            ctx.closed = _of_relu
+        elif name in BOUNDED and ctx.closed is None:  # its bounds are the same for all baselines
+            low, high = ctx.function(gradient.new_tensor([-math.inf, math.inf])).tolist()
+            ctx.closed = partial(_of_bounded, low=low, high=high)
+        function, closed = ctx.function, ctx.closed
 
         def multiply(out: Tensor, gradient: Tensor, z: Tensor, baseline: Tensor) -> None:
             if closed is not None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NoReturn
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rightreasons.errors import UnsupportedLayer
 
@@ -84,13 +85,13 @@ class Tape:
     position: int = 0
     baseline: int = 0
     saved_bytes: int = 0
-    modules: list[str] = field(default_factory=list)
+    network: nn.Module | None = None
     alive: dict[int, list[Kept]] = field(default_factory=dict)
 
     @contextmanager
-    def running(self, rows: int, *, recording: bool) -> Iterator[None]:
+    def running(self, network: nn.Module, rows: int, *, recording: bool) -> Iterator[None]:
         """Follows a forward pass of ``rows`` images, or of baselines to record. Raises UnsupportedLayer if it ends before all calls were made."""
-        self.rows, self.recording, self.position = rows, recording, 0
+        self.network, self.rows, self.recording, self.position = network, rows, recording, 0
         if recording:
             self.recorded.append(rows)
         try:
@@ -165,5 +166,9 @@ class Tape:
 
     @property
     def here(self) -> str:
-        """The name of the innermost module that is running."""
-        return "".join(self.modules[-1:]) or "the model itself"
+        """The name of the innermost module of the network that is running, by Python's stack: only an error asks, so that no call has to be noted."""
+        names = {} if self.network is None else {id(module): name for name, module in self.network.named_modules()}
+        frame = inspect.currentframe()
+        while frame is not None and id(frame.f_locals.get("self")) not in names:
+            frame = frame.f_back
+        return (names[id(frame.f_locals["self"])] if frame is not None else "") or "the model itself"

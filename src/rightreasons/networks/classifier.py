@@ -31,7 +31,8 @@ class Classifier(nn.Module):
     Images are put into the preset's channel order and normalised as it says; grey images are repeated if it has three channels. Logits are taken
     from an output record, from "logits" in a dict or from the first place of a tuple. A single logit z of a binary classifier becomes
     (-z/2, z/2), which has the same probabilities. A network that was compiled as a whole is used uncompiled, so that its weights keep
-    their names. ``order`` has the network's output for each class, if that is known; it is not saved with the weights.
+    their names. ``order`` has the network's output for each class, if that is known; it is not saved with the weights. ``layout`` is how the
+    images' numbers lie in memory when the network gets them; training changes it for a while (``networks.training``).
     """
 
     mean: Tensor
@@ -40,6 +41,7 @@ class Classifier(nn.Module):
     def __init__(self, network: nn.Module, preset: Preset | None = None, order: tuple[int, ...] | None = None) -> None:
         super().__init__()
         self.network, self.preset, self.order = getattr(network, "_orig_mod", network), preset or Preset(), order
+        self.layout = torch.preserve_format
         for name in ("mean", "std"):
             values = torch.tensor(getattr(self.preset, name), dtype=torch.float32)
             self.register_buffer(name, values.view(-1, 1, 1), persistent=False)
@@ -63,7 +65,7 @@ class Classifier(nn.Module):
             images = images[:, list(self.preset.channels)]
         if self.preset.mean:
             images = (images - self.mean) / self.std
-        given = self.network(images)
+        given = self.network(images if self.layout == torch.preserve_format else images.contiguous(memory_format=self.layout))
         outputs = getattr(given, "logits", given)
         if isinstance(outputs, Mapping):
             outputs = outputs.get("logits", outputs)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -73,14 +74,19 @@ class AlignmentSet:
         """The rows with something spurious to paste."""
         return self.masks.any(2).any(1).nonzero()[:, 0]
 
+    @cached_property
+    def _row_of(self) -> dict[int, int]:
+        """The row of each inspected image, by its number in the training set."""
+        return {index: row for row, index in enumerate(self.batch.indices.tolist())}
+
     def look_up(self, indices: Int[Tensor, " image"]) -> tuple[Bool[Tensor, "image height width"], Bool[Tensor, "image height width"]]:
         """What is spurious and what is protected in these images of the training set, as far as it is known."""
-        row_of = {index: row for row, index in enumerate(self.batch.indices.tolist())}
+        numbers, row_of = indices.tolist(), self._row_of
         height, width = self.masks.shape[1:]
         protected = torch.zeros(len(indices), height, width, dtype=torch.bool)
         spurious = torch.zeros_like(protected) if self.spread is None else self.spread.masks(indices, (height, width))
-        places = [place for place, index in enumerate(indices.tolist()) if index in row_of]
-        rows = [row_of[int(indices[place])] for place in places]
+        places = [place for place, index in enumerate(numbers) if index in row_of]
+        rows = [row_of[numbers[place]] for place in places]
         protected[places] = self.protected[rows]
         judged = self.masks[rows].flatten(1).any(1)  # where nothing was judged spurious, the probe may have found it
         places, rows = ([number for number, some in zip(part, judged.tolist(), strict=True) if some] for part in (places, rows))
