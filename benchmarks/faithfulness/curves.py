@@ -6,9 +6,10 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from scipy.stats import spearmanr
+from scipy.stats import rankdata
 from torch import Tensor
 
 from rightreasons.common.seeds import seeded
@@ -18,13 +19,16 @@ SHARES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
 
 
 class Areas(NamedTuple):
-    """Areas under two curves over the share of pixels, on which the whole image is 1 and the filling 0.
+    """Mean areas under the two curves over the share of pixels, and the mean scores at their ends: of the whole image, and of the filling alone.
 
-    ``deletion`` starts from the image (less is better), ``insertion`` from the filling (more is better).
+    ``deletion`` starts from the image (less is better), ``insertion`` from the filling (more is better). They are not put on a scale from filling to
+    image: a filling may well get the image's own answer.
     """
 
     deletion: float
     insertion: float
+    whole: float
+    nothing: float
 
 
 def measure_areas(
@@ -41,9 +45,8 @@ def measure_areas(
         first = rank < round(share * heatmaps[0].numel())
         deleted.append(score(torch.where(first, filling, images)).double().mean())
         inserted.append(score(torch.where(first, images, filling)).double().mean())
-    whole, nothing = deleted[0], inserted[0]
-    areas = (torch.trapezoid((torch.stack(curve) - nothing) / (whole - nothing), torch.tensor(shares).double()) for curve in (deleted, inserted))
-    return Areas(*(float(area) for area in areas))
+    areas = (torch.trapezoid(torch.stack(curve), torch.tensor(shares).double()) for curve in (deleted, inserted))
+    return Areas(*(float(area) for area in areas), float(deleted[0]), float(inserted[0]))
 
 
 def _ranks(heatmaps: Float[Tensor, "image height width"]) -> Tensor:
@@ -63,6 +66,8 @@ def count_hits(heatmaps: Float[Tensor, "image height width"], masks: Bool[Tensor
 
 def correlate_ranks(heatmaps: Float[Tensor, "image height width"], others: Float[Tensor, "image height width"]) -> float:
     """The mean over images of Spearman's rank correlation between two maps; a map of one value agrees with nothing, 0."""
-    pairs = zip(heatmaps.flatten(1), others.flatten(1), strict=True)
-    found = [0.0 if one.min() == one.max() or other.min() == other.max() else float(spearmanr(one, other).statistic) for one, other in pairs]
+    found = []
+    for pair in zip(heatmaps.flatten(1), others.flatten(1), strict=True):
+        ranks = rankdata(np.stack([values.numpy() for values in pair]), axis=1)
+        found.append(float(np.corrcoef(ranks)[0, 1]) if ranks.std(1).all() else 0.0)
     return math.fsum(found) / len(found)

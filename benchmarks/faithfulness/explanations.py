@@ -77,7 +77,8 @@ def _grad_cam(asked: Asked) -> Tensor:
             kept.append(output)
 
     network = asked.model.network
-    watched = [network.blocks[-1].norm1] if isinstance(network, SmallViT) else list(network.modules())
+    last = network.blocks[-1] if isinstance(network, SmallViT) else None
+    watched = [last.norm1] if isinstance(last, nn.TransformerEncoderLayer) else list(network.modules())
     hooks = [module.register_forward_hook(keep) for module in watched]
     try:
         with torch.enable_grad():
@@ -105,7 +106,10 @@ def _as_maps(values: Tensor, images: Tensor) -> Tensor:
 
 
 def _noise(asked: Asked) -> Tensor:
-    return torch.rand(asked.images[:, 0].shape, generator=seeded(0, "noise", round(float(asked.images.sum()))))
+    """Other noise for each network and image."""
+    with torch.no_grad():
+        purpose = asked.model(asked.images).flatten().tolist()
+    return torch.rand(asked.images[:, 0].shape, generator=seeded(0, "noise", *purpose))
 
 
 def _network_input(model: Classifier, images: Tensor) -> Tensor:

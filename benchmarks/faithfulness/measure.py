@@ -7,7 +7,7 @@ What is measured on images that are decided by their mark (the answer changes if
     lift        the mark's share of the positive effect over its share of the area; also on training images, by which explanations are chosen
     pointing    the share of images in which the largest effect lies in the mark, two pixels widened
     deletion    the probability of the answer while pixels are replaced by the baselines' mean, largest effect first: the area under that curve
-    insertion   the same while they are put back into that mean. Curves are means over images; the whole image is 1 and the mean 0
+    insertion   the same while they are put back into that mean
     agreement   Spearman's correlation with the heatmaps of the other seeds' networks, of the same images and classes (test images of seed 0)
     untrained   the same with heatmaps of the network with random weights: a heatmap that stays alike does not tell of what was learnt
     seconds     of the processor for each image
@@ -195,7 +195,7 @@ def measure(name: str, seed: int, explanation: str, out: Path) -> dict[str, Any]
     areas = measure_areas(
         lambda images: predict(network.model, images).gather(1, decided.answers[:, None])[:, 0], decided.images, network.baselines.mean(0), heatmaps
     )
-    found["test"] |= {"deletion": round(areas.deletion, 4), "insertion": round(areas.insertion, 4)}
+    found["test"] |= {key: round(value, 4) for key, value in areas._asdict().items()}
     own = compared_heatmaps(name, seed, explanation, out)
     others = [compared_heatmaps(name, other, explanation, out) for other in range(CASES[name].seeds) if other != seed]
     found["agreement"] = [round(correlate_ranks(own, other), 3) for other in others]
