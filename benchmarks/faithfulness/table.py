@@ -21,11 +21,13 @@ def print_tables(results: Path) -> None:
         found = json.loads(path.read_text(encoding="utf-8"))
         networks[found["network"]][found["explanation"]].append(found)
     for network, rows in networks.items():
-        some = next(iter(rows.values()))
-        test = [found["test"] for found in some]
+        if OURS not in rows:
+            print(f"\n`{network}`: {OURS} has no results yet, beside which the others would stand")
+            continue
+        test = [found["test"] for found in rows[OURS]]
         images, decided = (" and ".join(format(part[key], form) for part in test) for key, form in (("images", "d"), ("decided", ".0%")))
         print(
-            f"\n`{network}`, {len(some)} seeds, {images} test images; without the mark the answer changes in {decided} of those that have one; "
+            f"\n`{network}`, {len(test)} seeds, {images} test images; without the mark the answer changes in {decided} of those that have one; "
             f"the mark has {fmean(part['area'] for part in test):.1%} of their area\n"
         )
         print("| " + " | ".join(HEAD) + " |\n" + "|" + " --- |" * len(HEAD))
@@ -39,10 +41,14 @@ def _lifts(seeds: list[dict[str, Any]], split: str) -> list[float]:
 
 
 def _cells(seeds: list[dict[str, Any]], ours: list[dict[str, Any]]) -> list[str]:
-    train, test = (f"{fmean(means):.2f} ({', '.join(f'{mean:.2f}' for mean in means)})" for means in (_lifts(seeds, "train"), _lifts(seeds, "test")))
-    pairs = [pair for one, other in zip(seeds, ours, strict=True) for pair in zip(one["train"]["lifts"], other["train"]["lifts"], strict=True)]
-    higher = "-" if seeds is ours else f"{fmean(one > other for one, other in pairs):.0%}"
+    """One row; of a seed that is not measured yet there is a dash."""
+    told = []
+    for split in ("train", "test"):
+        by_seed = {found["seed"]: f"{mean:.2f}" for found, mean in zip(seeds, _lifts(seeds, split), strict=True)}
+        told.append(f"{fmean(_lifts(seeds, split)):.2f} ({', '.join(by_seed.get(found['seed'], '-') for found in ours)})")
+    beside = {found["seed"]: found["train"]["lifts"] for found in ours}
+    higher = [one > other for found in seeds for one, other in zip(found["train"]["lifts"], beside[found["seed"]], strict=True)]
     shares = [f"{fmean(found['test'][key] for found in seeds):.2f}" for key in ("pointing", "deletion", "insertion")]
     alike = fmean(value for found in seeds for value in found["agreement"])
     untrained, seconds = (fmean(found[key] for found in seeds) for key in ("untrained", "seconds"))
-    return [train, higher, test, *shares, f"{alike:.2f}", f"{untrained:.2f}", f"{seconds:.2f}"]
+    return [told[0], "-" if seeds is ours else f"{fmean(higher):.0%}", told[1], *shares, f"{alike:.2f}", f"{untrained:.2f}", f"{seconds:.2f}"]
