@@ -45,8 +45,8 @@ def measure_areas(
         first = rank < round(share * heatmaps[0].numel())
         deleted.append(score(torch.where(first, filling, images)).double().mean())
         inserted.append(score(torch.where(first, images, filling)).double().mean())
-    areas = (torch.trapezoid(torch.stack(curve), torch.tensor(shares).double()) for curve in (deleted, inserted))
-    return Areas(*(float(area) for area in areas), float(deleted[0]), float(inserted[0]))
+    deletion, insertion = (float(torch.trapezoid(torch.stack(curve), torch.tensor(shares).double())) for curve in (deleted, inserted))
+    return Areas(deletion, insertion, float(deleted[0]), float(inserted[0]))
 
 
 def _ranks(heatmaps: Float[Tensor, "image height width"]) -> Tensor:
