@@ -25,9 +25,10 @@ def test_areas_of_a_linear_model():
         return (images[:, 0] * effects).sum((1, 2))
 
     right = measure_areas(answer, torch.ones(1, 1, 2, 2), torch.zeros(1, 2, 2), effects, quarters)
-    # Ten in all go in steps of 4, 3, 2, 1: after each step 1, 0.6, 0.3, 0.1 and 0 are left, and 0, 0.4, 0.7, 0.9 and 1 are back.
-    assert right.deletion == pytest.approx(0.25 * (0.5 + 0.6 + 0.3 + 0.1))
-    assert right.insertion == pytest.approx(0.25 * (0.4 + 0.7 + 0.9 + 0.5))
+    # Ten in all go in steps of 4, 3, 2, 1: 10, 6, 3, 1 and 0 are left, and 0, 4, 7, 9 and 10 are back.
+    assert right.deletion == pytest.approx(0.25 * (5 + 6 + 3 + 1))
+    assert right.insertion == pytest.approx(0.25 * (4 + 7 + 9 + 5))
+    assert (right.whole, right.nothing) == (10, 0)
     wrong = measure_areas(answer, torch.ones(1, 1, 2, 2), torch.zeros(1, 2, 2), -effects, quarters)
     assert (wrong.deletion, wrong.insertion) == pytest.approx((right.insertion, right.deletion))
 
