@@ -115,21 +115,21 @@ class SampleConfig(_Table):
 
 
 class AttributeConfig(_Table):
-    """How effects are computed. Integrated Gradients cover every differentiable network, at about ten times the cost.
+    """How effects are computed. Integrated Gradients cover every differentiable network, at about ten times the cost; LRP covers plain CNNs.
 
     Heatmaps that are ``given`` explain the inspected images; the scores need heatmaps of other models as well, which are ``computed``.
     """
 
-    method: Literal["deeplift-shap", "integrated-gradients", "given"] = "deeplift-shap"
+    method: Literal["deeplift-shap", "integrated-gradients", "lrp", "given"] = "deeplift-shap"
     path: str | None = Field(default=None, description="the folder of given heatmaps, one file for each image")
-    computed: Literal["deeplift-shap", "integrated-gradients"] | None = Field(
+    computed: Literal["deeplift-shap", "integrated-gradients", "lrp"] | None = Field(
         default=None, description='the method for heatmaps that nobody gave, with method = "given"; default: deeplift-shap'
     )
     baselines: int = Field(default=10, ge=1)
     chunk: Annotated[int, Field(ge=1)] | Auto = Field(default="auto", description="images attributed at once; default: as many as a gibibyte holds")
 
     @property
-    def computing(self) -> Literal["deeplift-shap", "integrated-gradients"]:
+    def computing(self) -> Literal["deeplift-shap", "integrated-gradients", "lrp"]:
         """The method for heatmaps that are computed."""
         return self.method if self.method != "given" else self.computed or "deeplift-shap"
 

@@ -1,9 +1,10 @@
-"""How much each pixel contributes to the predicted class, compared with typical images: exact DeepLIFT SHAP, or Integrated Gradients.
+"""How much each pixel contributes to the predicted class, compared with typical images: exact DeepLIFT SHAP, Integrated Gradients, or LRP.
 
 DeepLIFT's rescale rule (Shrikumar et al. 2017, eq. 8; see ``rescale``) replaces the derivative of each nonlinearity by delta_out / delta_in
 between an input and a baseline; DeepLIFT SHAP (Lundberg and Lee 2017) averages over baselines. Baselines go forward once, and their
 activations are kept; inputs go forward once; then there is one backward pass per baseline, over the inputs alone.
 Integrated Gradients (Sundararajan et al. 2017) need no rules for functions, and take many passes per baseline.
+LRP (see ``relevance``) looks at the images alone, and its heatmaps add up to no difference of logits.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from rightreasons.common.memory import how_many
 from rightreasons.common.progress import Advance
 from rightreasons.errors import ModelError, RightReasonsError, UnsupportedLayer
+from rightreasons.explain.relevance import propagate_relevance
 from rightreasons.explain.rescale import record, replay, weigh
 from rightreasons.explain.tape import ALTERNATIVE, NotRowByRow, Tape
 from rightreasons.networks.classifier import as_classifier, check_finite, frozen, model_device
@@ -28,7 +30,7 @@ from rightreasons.records import Attribution
 
 __all__ = ["Attribution", "AttributionMethod", "UnsupportedLayer", "attribute_images", "check_attribution"]
 
-AttributionMethod = Literal["deeplift-shap", "integrated-gradients"]
+AttributionMethod = Literal["deeplift-shap", "integrated-gradients", "lrp"]
 
 # The bytes of activations held at once: so many for a group of baselines, and as many for a chunk of images. A GPU holds them in its own memory.
 KEPT_BYTES, KEPT_BYTES_ON_GPU = 2**28, 2**30
@@ -36,7 +38,7 @@ LARGEST_CHUNK = 256
 # How many arrays of an image's size are needed to explain it, besides the activations.
 PIXEL_ARRAYS = 6
 # How many chunks of images are explained before their heatmaps are saved. Integrated Gradients take many passes for an image, so save more often.
-CHUNKS_BETWEEN_SAVINGS = {"deeplift-shap": 4, "integrated-gradients": 1 / 8}
+CHUNKS_BETWEEN_SAVINGS = {"deeplift-shap": 4, "integrated-gradients": 1 / 8, "lrp": 8}
 # The number of points between a baseline and an image at which Integrated Gradients take the gradient.
 STEPS = 32
 # How far a heatmap's sum may be from the difference of the logits, as a share of the sum of |heatmap|. Rounding stayed below 3e-6 on a CPU with every
@@ -87,7 +89,7 @@ def attribute_images(
     """Heatmaps against the mean over baselines, summed over channels, for ``targets`` (default: the predicted class).
 
     ``chunk`` images are held at once, by default as many as need about ``KEPT_BYTES`` of activations; baselines are grouped in the same way.
-    The completeness error of an image is |sum of its heatmap - (f(x) - mean f(b))| / |f(x) - mean f(b)|.
+    The completeness error of an image is |sum of its heatmap - (f(x) - mean f(b))| / |f(x) - mean f(b)|, NaN with LRP, which knows no baselines.
 
     Raises UnsupportedLayer if the rescale rule does not cover a function that the model calls, or if the heatmaps do not add up.
     """
@@ -98,7 +100,7 @@ def attribute_images(
         attribution, missing = _explain(_METHODS[method], work)
         if method == "deeplift-shap":
             _refuse_incomplete(missing.nanmedian().item(), _rounding(images), method, model, images)
-        elif len(images) >= FEWEST_JUDGED:
+        elif method == "integrated-gradients" and len(images) >= FEWEST_JUDGED:
             _refuse_incomplete(missing.nanmedian().item(), QUADRATURE, method, model, images)
     return attribution
 
@@ -114,8 +116,9 @@ def check_attribution(model: nn.Module, images: Float[Tensor, "image channel hei
     """Explains two of the images against the last one, and returns the share of the effect that is missing from the heatmaps.
 
     A single image is compared with black; Integrated Gradients explain one image. Raises UnsupportedLayer if ``attribute_images`` would, or if a
-    heatmap's sum is not the difference of the logits, which are computed once more without rules: both methods guarantee that it is (docs/method.md,
-    section 2), so a difference means that they do not see all of the model.
+    heatmap's sum is not the difference of the logits, which are computed once more without rules: DeepLIFT SHAP and Integrated Gradients guarantee
+    that it is (docs/method.md, section 2), so a difference means that they do not see all of the model. With LRP, which promises no sum, NaN is
+    returned.
     """
     images = images.detach().to(model_device(model))
     baselines, shown = (images[-1:], images[:-1][:2]) if len(images) > 1 else (torch.zeros_like(images), images)
@@ -277,6 +280,20 @@ def _integrate(work: _Work, steps: int = STEPS) -> _Explained:
     return _complete(torch.cat(effects), logits, references, targets)
 
 
+def _propagate(work: _Work) -> _Explained:
+    """LRP, without baselines."""
+    model, images, _, targets, chunk, progress = work
+    size = chunk or _how_many(3 * weigh(model, images[:1])[1] + PIXEL_ARRAYS * images[0].nbytes, images.device)
+    heatmaps, logits = [], []
+    for number, part in enumerate(images.split(size)):
+        heatmap, output = propagate_relevance(model, part, None if targets is None else targets[number * size :][:size])
+        heatmaps.append(heatmap)
+        logits.append(output)
+        progress(number * size + len(part), len(images))
+    unknown = torch.full((len(images),), torch.nan)
+    return _Explained(Attribution(torch.cat(heatmaps), _targets(torch.cat(logits), targets), unknown), unknown)
+
+
 def _complete(
     heatmaps: Float[Tensor, "image height width"],
     logits: Float[Tensor, "image class_"],
@@ -304,4 +321,4 @@ def _how_many(bytes_each: int, device: torch.device) -> int:
     return how_many(bytes_each, KEPT_BYTES if device.type == "cpu" else KEPT_BYTES_ON_GPU, LARGEST_CHUNK)
 
 
-_METHODS: dict[str, Callable[[_Work], _Explained]] = {"deeplift-shap": _deeplift, "integrated-gradients": _integrate}
+_METHODS: dict[str, Callable[[_Work], _Explained]] = {"deeplift-shap": _deeplift, "integrated-gradients": _integrate, "lrp": _propagate}

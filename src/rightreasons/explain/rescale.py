@@ -57,7 +57,7 @@ def record(model: nn.Module, baselines: Float[Tensor, "baseline channel height w
 
     Raises UnsupportedLayer if no rule covers a function that the model calls, and NotRowByRow if only paired baselines will do.
     """
-    with tape.running(_own_network(model), len(baselines), recording=True), _Rescaled(tape):
+    with tape.running(own_network(model), len(baselines), recording=True), Rescaled(tape):
         logits, tape.saved_bytes = weigh(model, baselines)
     return logits
 
@@ -82,16 +82,16 @@ def weigh(model: nn.Module, images: Float[Tensor, "image channel height width"])
 def replay(model: nn.Module, leaf: Float[Tensor, "image channel height width"], tape: Tape) -> Float[Tensor, "image class_"]:
     """Logits of the images. One backward pass to ``leaf`` per value of ``tape.baseline`` gives the multipliers against that baseline."""
     # Autograd forbids in-place functions on a leaf, so the model gets a copy of it.
-    with torch.enable_grad(), tape.running(_own_network(model), len(leaf), recording=False), _Rescaled(tape):
+    with torch.enable_grad(), tape.running(own_network(model), len(leaf), recording=False), Rescaled(tape):
         return model(leaf.clone())
 
 
-def _own_network(model: nn.Module) -> nn.Module:
+def own_network(model: nn.Module) -> nn.Module:
     """The user's network, so that names are the user's."""
     return as_classifier(model).network
 
 
-class _Rescaled(TorchFunctionMode):
+class Rescaled(TorchFunctionMode):
     """Gives every call on the way from image to logits a backward pass that hands differences back exactly."""
 
     def __init__(self, tape: Tape) -> None:
@@ -148,7 +148,7 @@ class _Rescaled(TorchFunctionMode):
         return args[0].copy_(out)
 
     def _elementwise(self, name: str, func: Callable, args: tuple, kwargs: dict) -> Tensor:
-        source, function = args[0], _out_of_place(func, args, kwargs)
+        source, function = args[0], out_of_place(func, args, kwargs)
         if name not in CURVED:
             return Rescale.apply(source, self.tape.visit(name, source), function)
         with torch.no_grad():
@@ -297,7 +297,7 @@ def _writing(func: Callable) -> _Writing:
     return _Writing(always=False, place=names.index("inplace") if "inplace" in names else None)
 
 
-def _out_of_place(func: Callable, args: tuple, kwargs: dict) -> Callable[[Tensor], Tensor]:
+def out_of_place(func: Callable, args: tuple, kwargs: dict) -> Callable[[Tensor], Tensor]:
     """``func`` as a function of its first argument, which stays as it is."""
     others = args[1:]
     if not _is_in_place(func, args, kwargs):

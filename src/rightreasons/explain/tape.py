@@ -74,10 +74,11 @@ class Tape:
     """The nonlinearities in the order in which the model calls them; ``baseline`` is the index of the baseline that a backward pass compares with.
 
     The first axis of every tensor must have one part for each of the ``rows`` that run at a time. A ``paired`` tape has one baseline for each
-    image, so that their tensors have the same form, whatever it is, and a backward pass compares them place by place.
+    image, so that their tensors have the same form, whatever it is, and a backward pass compares them place by place. ``method`` is named in errors.
     """
 
     paired: bool = False
+    method: str = "DeepLIFT SHAP"
     rows: int = 0
     recording: bool = False
     recorded: list[int] = field(default_factory=list)
@@ -128,7 +129,7 @@ class Tape:
                 f"DeepLIFT SHAP needs a model whose path does not depend on its input. {ALTERNATIVE}"
             )
         self.position += 1
-        kept = tuple(self._keep(tensor) for tensor in needed)
+        kept = tuple(self.keep(tensor) for tensor in needed)
         if self.recording:
             call.batches.append(kept)
         return Visit(call, kept)
@@ -138,7 +139,8 @@ class Tape:
         for kept in self.alive.pop(written.untyped_storage().data_ptr(), ()):
             kept.tensor = kept.tensor.clone()
 
-    def _keep(self, tensor: Tensor) -> Kept:
+    def keep(self, tensor: Tensor) -> Kept:
+        """The tensor as it is now, whatever the model writes into its memory later."""
         kept = Kept(tensor)
         self.alive.setdefault(tensor.untyped_storage().data_ptr(), []).append(kept)
         return kept
@@ -162,7 +164,7 @@ class Tape:
 
     def refuse(self, name: str) -> NoReturn:
         """Raises UnsupportedLayer for the function ``name``."""
-        raise UnsupportedLayer(f"DeepLIFT SHAP does not cover {name!r}, which {self.here} calls on the way from image to logits. {ALTERNATIVE}")
+        raise UnsupportedLayer(f"{self.method} does not cover {name!r}, which {self.here} calls on the way from image to logits. {ALTERNATIVE}")
 
     @property
     def here(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -48,12 +49,13 @@ def rehearse(model: nn.Module, splits: Mapping[str, Dataset], classes: tuple[str
     model = place_model(model, few.images[:2])
     logits = check_model(model, few.images, classes, few.indices, trained=not train_first)
     missing = check_attribution(model, few.images[:TRAINED], config.attribute.computing)
+    effect = "which promises no sum" if math.isnan(missing) else f"of whose effect {missing:.1e} is missing"
     told = {
         "images": ", ".join(f"{len(batch)} of {count_images(splits[split])} {split}" for split, batch in read.items()) + "; the same twice",
         "input": describe_input(model, few.images),
         "logits": f"one for each of {len(classes)} classes, from {logits.min():.3g} to {logits.max():.3g}; an image alone has the same as in a batch",
         **({} if train_first else {"answers": _describe_answers(logits, few.labels, classes)}),
-        "heatmaps": f"{config.attribute.computing}, of whose effect {missing:.1e} is missing",
+        "heatmaps": f"{config.attribute.computing}, {effect}",
     }
     part = _Few(Batch(few.indices[:TRAINED], few.images[:TRAINED], few.labels[:TRAINED]))
     if train_first:
