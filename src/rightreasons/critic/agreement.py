@@ -26,13 +26,13 @@ FOLDS = 5
 WEIGHT_SCALE = 0.1
 # With fewer verdicts of either kind there is nothing to compare.
 FEWEST = 20
-# The rates of error that are tried, and the slopes of the curve in standard deviations of the score.
+# The rates of error that are tried, and the slopes of the curve in standard deviations of the score. A flatter curve would explain errors as doubt.
 RATES = torch.linspace(0, 0.5, 26)
-SLOPES = (1.0, 2.0, 4.0, 8.0, 16.0)
+SLOPES = (4.0, 8.0, 16.0)
 POSITIONS = 31
 GROUPS = 100
 # A critic is taken to be right as if that had been seen this often on segments of either kind.
-TRUST = 8.0
+TRUST = 4.0
 # By how much the logarithm of the verdicts' likelihood must rise against a critic whose verdicts have nothing to do with the features.
 LEAST_EVIDENCE = 9.0
 # With more errors than this of both kinds together a critic tells nearly nothing, and its rates cannot be told apart from it.
