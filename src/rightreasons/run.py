@@ -32,7 +32,6 @@ from rightreasons.records import (
     Segmentation,
     Selection,
     Verdict,
-    settle_verdicts,
 )
 from rightreasons.repair.masks import apply_drawings, build_masks
 from rightreasons.repair.swap import Pasted, join_pasted, paste_into
@@ -102,12 +101,11 @@ class Run:
 
     @property
     def clear(self) -> Tensor:
-        """The images, (image), of which all was judged relevant, and on which a person painted nothing as spurious."""
-        row_of = {index: row for row, index in enumerate(self.selection.indices.tolist())}
-        clear = torch.ones(len(self.selection), dtype=torch.bool)
-        clear[[row_of[index] for (index, _), verdict in settle_verdicts(self.verdicts).items() if verdict.value != "relevant"]] = False
-        clear[[row_of[drawing.index] for drawing in self.drawings if drawing.painted.any()]] = False
-        return clear
+        """The images, (image), of which all was judged relevant, or was erased by a person who painted nothing."""
+        spurious, unsure = (
+            build_masks(self.segmentation, self.selection, self.verdicts, kind="effect", value=value) for value in ("spurious", "unsure")
+        )
+        return ~apply_drawings(spurious | unsure, self.selection, self.drawings).flatten(1).any(1)
 
     @property
     def queue(self) -> list[Waiting]:
