@@ -141,7 +141,7 @@ def test_where_the_features_tell_images_that_nobody_inspected_are_listed(loaded,
     """The probe is tested in test_propagate; here its scores are made by hand."""
     others = sorted(set(range(len(loaded.train.entries))) - set(loaded.selection.indices.tolist()))
 
-    def corners(model, dataset, inspected, spurious, relevant, *, progress):
+    def corners(model, dataset, inspected, spurious, relevant, clear, *, progress):
         scores = torch.full((len(dataset), 4, 4), -1e3)
         scores[others[:3], 3, 3] = torch.tensor([3.0, 1.0, 2.0])
         return Spread(scores, 0.9, precision=0.75)

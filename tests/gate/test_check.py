@@ -110,7 +110,7 @@ def test_the_numbers_are_those_of_the_scores_written_out_as_loops(finished):
 def test_where_the_features_tell_the_share_is_that_of_held_out_images(finished, tmp_path, monkeypatch):
     """The probe itself is tested in test_propagate; here its marks are made by hand, so that the share is known."""
 
-    def corners(model, dataset, inspected, spurious, relevant):
+    def corners(model, dataset, inspected, spurious, relevant, clear):
         assert len(dataset) == 12, "the probe reads the held-out images, not the training set"
         scores = torch.full((12, 4, 4), -1.0)
         scores[::2, 0, 0] = 9.0
