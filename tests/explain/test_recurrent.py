@@ -82,7 +82,9 @@ def test_steps_give_what_the_layer_gives(kind, build_seeded):
     inputs = torch.randn(3, STEPS, WIDTH, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     expected, states = layer(inputs)
     name, args = arguments_of(layer, inputs)
-    found, *ends = as_steps(name, args)(*args)
+    steps = as_steps(name, args)
+    assert steps is not None
+    found, *ends = steps(*args)
     torch.testing.assert_close(found, expected)
     for end, state in zip(ends, states if isinstance(states, tuple) else (states,), strict=True):
         torch.testing.assert_close(end, state)
