@@ -15,11 +15,10 @@ import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from rightreasons.networks.optimizers import open_optimizer
+from rightreasons.networks.logistic import fit_logistic
 
 FOLDS = 5
 # The weights of standardised features are expected to be about this large, in all a few hundred features.
@@ -29,6 +28,7 @@ FEWEST = 20
 # The rates of error that are tried, and the slopes of the curve in standard deviations of the score. A flatter curve would explain errors as doubt.
 RATES = torch.linspace(0, 0.5, 26)
 SLOPES = (4.0, 8.0, 16.0)
+# How many positions of the curve are tried, and into how many groups of like scores the segments are put for that.
 POSITIONS = 31
 GROUPS = 100
 # A critic is taken to be right as if that had been seen this often on segments of either kind.
@@ -74,25 +74,10 @@ def _score_others(
         test = fold == held_out
         known = features[~test]
         mean, deviation = known.mean(0), known.std(0) + 1e-6
-        weight, offset = _regress((known - mean) / deviation, said[~test])
+        count = len(known)
+        weight, offset = fit_logistic((known - mean) / deviation, said[~test], known.new_full((count,), 1 / count), 1 / (2 * WEIGHT_SCALE**2 * count))
         scores[test] = ((features[test] - mean) / deviation) @ weight + offset
     return scores
-
-
-def _regress(x: Float[Tensor, "segment feature"], y: Float[Tensor, " segment"]) -> tuple[Float[Tensor, " feature"], Float[Tensor, ""]]:
-    weight = torch.zeros(x.shape[1], dtype=x.dtype, requires_grad=True)
-    offset = torch.zeros((), dtype=x.dtype, requires_grad=True)
-    optimizer = open_optimizer(torch.optim.LBFGS, [weight, offset], max_iter=100, line_search_fn="strong_wolfe")
-
-    def loss() -> Tensor:
-        optimizer.zero_grad()
-        value = F.binary_cross_entropy_with_logits(x @ weight + offset, y) + weight.square().sum() / (2 * WEIGHT_SCALE**2 * len(y))
-        value.backward()
-        return value
-
-    with torch.enable_grad():
-        optimizer.step(loss)
-    return weight.detach(), offset.detach()
 
 
 @dataclass(frozen=True)

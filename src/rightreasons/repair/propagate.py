@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 from rightreasons.common.memory import BATCH_BYTES, how_many
 from rightreasons.common.progress import Advance
 from rightreasons.data.loading import Batch, count_images
-from rightreasons.networks.optimizers import open_optimizer
+from rightreasons.networks.logistic import fit_logistic
 from rightreasons.networks.places import Places, find_places
 from rightreasons.networks.team import map_batches
 
@@ -234,18 +234,8 @@ def _fit(maps: Float[Tensor, "image feature row column"], cells: _Cells) -> _Pro
     used = cells.spurious | cells.relevant
     x, y = (features[used] - mean) / deviation, cells.spurious[used].float()
     balance = torch.where(y > 0, 0.5 / y.sum(), 0.5 / (1 - y).sum())
-    weight, offset = torch.zeros(x.shape[1], requires_grad=True), torch.zeros((), requires_grad=True)
-    optimizer = open_optimizer(torch.optim.LBFGS, [weight, offset], max_iter=100, line_search_fn="strong_wolfe")
-
-    def loss() -> Tensor:
-        optimizer.zero_grad()
-        value = (balance * F.binary_cross_entropy_with_logits(x @ weight + offset, y, reduction="none")).sum() + WEIGHT_DECAY * weight.square().sum()
-        value.backward()
-        return value
-
-    with torch.enable_grad():
-        optimizer.step(loss)
-    probe = _Probe(mean, deviation, weight.detach(), 0.0)
+    weight, offset = fit_logistic(x, y, balance, WEIGHT_DECAY)
+    probe = _Probe(mean, deviation, weight, 0.0)
     free = probe(maps[cells.clear]).flatten().sort().values
     # The threshold is never below the middle between the two kinds.
     threshold = max(free[min(len(free) - 1, round((1 - FALSE_SHARE) * len(free)))].item(), -offset.item())

@@ -143,6 +143,8 @@ def _check_words(said: Mapping[str, Any]) -> None:
     for key in ("problem", "doubt", "by", "at", "origin", "close_up"):
         if not isinstance(said.get(key), str | None):
             raise ValueError(f"{key} = {said[key]!r}; expected text, or null")
+    if said.get("contradicted") not in (None, *VALUES):
+        raise ValueError(f"contradicted = {said['contradicted']!r}; expected one of {', '.join(VALUES)}, or null")
     if not isinstance(said.get("withdraws", False), bool) or (said.get("withdraws") and source != HUMAN):
         raise ValueError(f'withdraws = {said["withdraws"]!r} by {source!r}; expected true or false, and true only where the source is "{HUMAN}"')
     p = said.get("p")
