@@ -98,7 +98,8 @@ def _fit_curve(scores: Float[Tensor, " segment"], said: Bool[Tensor, " segment"]
     alarms, misses = RATES[:, None, None], RATES[None, :, None]
     trust = TRUST * (torch.log1p(-alarms) + torch.log1p(-misses))[..., 0]
     best, curve = -math.inf, None
-    for position in z.quantile(torch.linspace(0.02, 0.98, POSITIONS)):
+    low, high = z.quantile(torch.tensor([0.02, 0.98])).tolist()
+    for position in torch.linspace(low, high, POSITIONS):
         for slope in SLOPES:
             rate = (alarms + (1 - alarms - misses) * torch.sigmoid(slope * (middles - position))).clamp(1e-6, 1 - 1e-6)
             likelihood = rate.log() @ spurious + torch.log1p(-rate) @ relevant + trust
