@@ -267,15 +267,16 @@ def test_a_remote_host_without_leave(parts, server):
     ("misbehave", "words"),
     [
         (says("bzzt \x00\x1b[31m {{{ </critique>"), "malformed"),
-        (says('{"S1": "spurious"'), "malformed"),
         (wrong_ids, "no paragraph names a segment"),
         (says(None), "empty answer"),
-        (says("", finish_reason="length"), "empty answer"),
         (says(None, refusal="I can't help with that."), "refused: I can't help with that."),
     ],
 )
 def test_a_server_that_answers_garbage(tmp_path, misbehave, words):
-    """Everything it said is kept, every segment is unsure with the reason, and that no verdict came of it is an error."""
+    """Everything it said is kept, every segment is unsure with the reason, and that no verdict came of it is an error.
+
+    Every other kind of garbage is a row of tests/lvlm/test_fault_table.py.
+    """
     with FaultServer(misbehave=misbehave) as stub:
         config = write_project(tmp_path, stub.base_url, changes={"size = 12": "size = 4"})
         result = find(config)
