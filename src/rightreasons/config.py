@@ -115,7 +115,7 @@ class SampleConfig(_Table):
 
 
 class AttributeConfig(_Table):
-    """How effects are computed. Integrated Gradients cover every differentiable network, at about ten times the cost; LRP covers plain CNNs.
+    """How effects are computed. Integrated Gradients cover every differentiable network, at ten to twenty times the cost; LRP covers plain CNNs.
 
     Heatmaps that are ``given`` explain the inspected images; the scores need heatmaps of other models as well, which are ``computed``.
     """

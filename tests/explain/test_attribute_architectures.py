@@ -70,10 +70,7 @@ def with_statistics(model: nn.Module, side: int = 64) -> nn.Module:
 
 SMALL = {"embedding_size": 8, "hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]}
 CONVOLUTIONAL = {
-    **{
-        f"torchvision:{name}": (torchvision_model, name, {})
-        for name in "resnet18 mobilenet_v2 mobilenet_v3_small densenet121 convnext_tiny".split()
-    },
+    **{f"torchvision:{name}": (torchvision_model, name, {}) for name in "resnet18 mobilenet_v2 mobilenet_v3_small densenet121 convnext_tiny".split()},
     **{f"timm:{name}": (timm_model, name, {}) for name in "tf_efficientnet_lite0 efficientnet_b0 regnetx_002 regnety_002 convnext_atto".split()},
     "hf:ResNet": (huggingface_model, "ResNet", SMALL),
     "hf:RegNet": (huggingface_model, "RegNet", SMALL | {"groups_width": 8}),

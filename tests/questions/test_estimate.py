@@ -9,7 +9,7 @@ import pytest
 from rightreasons.lvlm import open_lvlm
 from rightreasons.lvlm.ledger.prices import price_of
 from tests.support.fault_server import FaultServer
-from tests.support.helpers import invoke, the_error, write_project, write_scripted
+from tests.support.helpers import edit, invoke, the_error, write_project, write_scripted
 
 
 def estimate(config, out, *more):
@@ -41,6 +41,7 @@ def test_the_bound_holds_for_the_requests_that_are_sent(tmp_path):
         inspected = estimate(config, tmp_path / "run")
         assert stub.requests == 0, "nothing was sent for any of these"
         assert invoke("find", config, "--out", tmp_path / "run").exit_code == 0
+        edit(config, "[align]", "max_usd = 5\n[align]")  # a setting with which `find` goes on: what was answered stays so
         after = estimate(config, tmp_path / "run")
         sent = {role: [seen for seen in stub.seen if seen.role == role] for role in ("critic", "judge")}
     # A server cannot tell a control from an image; two controls with the same critique are one question to the judge.

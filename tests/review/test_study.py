@@ -234,3 +234,12 @@ def test_a_run_that_no_model_judged_has_nothing_to_study(run):
     lines = [line | {"value": "unsure"} for line in read_lines(run / "verdicts.jsonl")]
     (run / "verdicts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert "nothing to compare people with" in the_error(invoke("study", run))
+
+
+def test_a_verdict_that_others_contradict_is_asked_about_as_it_was_said(run):
+    lines = read_lines(run / "verdicts.jsonl")
+    line = next(line for line in lines if line["value"] == "relevant")
+    line.update(value="unsure", contradicted="relevant", p=0.9, doubt="the verdicts on like segments say otherwise")
+    (run / "verdicts.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
+    asked = {question.place: question.value for question in draw_sample(Participant(run).site.state, size=60, seed=0).questions}
+    assert asked[line["index"], line["segment"]] == "relevant", "else the errors that were seen would never be counted"

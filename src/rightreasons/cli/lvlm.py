@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rightreasons.cli.shared import AllowRemote, ConfigFile, Out, default_folder, print_table, register
+from rightreasons.cli.shared import AllowRemoteWords, ConfigFile, Out, default_folder, print_table, register
 
 if TYPE_CHECKING:
     from rightreasons.common.progress import Reporter
@@ -24,7 +24,7 @@ RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder."
 
 
 @register(app, "rightreasons lvlm probe config.toml --allow-remote api.example.com")
-def probe(config: ConfigFile, allow_remote: AllowRemote = None, as_json: AsJson = False) -> None:
+def probe(config: ConfigFile, allow_remote: AllowRemoteWords = None, as_json: AsJson = False) -> None:
     """What the server and model of a configuration can do, each ability tried with a real call. A few small calls with made-up pictures."""
     from rightreasons.lvlm.probe import probe as probe_lvlm
     from rightreasons.project.project import open_lvlms, read_project
@@ -79,7 +79,9 @@ def estimate(
 @register(app, "rightreasons lvlm export runs/moles --to requests.jsonl")
 def export(
     run_folder: RunArgument,
-    to: Annotated[Path, typer.Option("--to", metavar="FILE", help="Where to write; FILE-001 and so on if one file would be too large.")],
+    to: Annotated[
+        Path, typer.Option("--to", metavar="FILE", help="Where to write; a.jsonl becomes a-001.jsonl and so on if one file would be too large.")
+    ],
     answers: Annotated[bool, typer.Option("--answers", help="Write the stored answers instead, for another person's `lvlm import`.")] = False,
     as_json: AsJson = False,
 ) -> None:

@@ -9,13 +9,13 @@ from typing import Annotated, Any
 
 import typer
 
-from rightreasons.cli.shared import AllowRemote, Device
+from rightreasons.cli.shared import AllowRemoteWords, Device
 
 
 def name(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder that `find` has finished.")],
     estimate: Annotated[bool, typer.Option("--estimate", help="Only say what it will cost. Sends nothing.")] = False,
-    allow_remote: AllowRemote = None,
+    allow_remote: AllowRemoteWords = None,
     max_usd: Annotated[float | None, typer.Option("--max-usd", min=0, help="Do not ask if the run could pass this many US dollars.")] = None,
     retry_unknown: Annotated[bool, typer.Option("--retry-unknown", help="Ask again if a crash left the question unanswered.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print names.json on standard output, and nothing else.")] = False,

@@ -33,6 +33,10 @@ AllowRemote = Annotated[
     list[str] | None,
     typer.Option("--allow-remote", metavar="HOST", help="Let inspected images be sent to this host; http://HOST: unencrypted too."),
 ]
+AllowRemoteWords = Annotated[
+    list[str] | None,
+    typer.Option("--allow-remote", metavar="HOST", help="Let this host be asked, without any image of yours; http://HOST: unencrypted too."),
+]
 Device = Annotated[
     str | None,
     typer.Option("--device", metavar="DEVICE", callback=lambda name: _use_device(name), help="cpu, cuda, cuda:1 or mps; default: the best there is."),

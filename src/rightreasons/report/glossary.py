@@ -42,7 +42,7 @@ SCORES = (
 
 # The other numbers, in the order of the page.
 OTHERS = (
-    ("Evidence", "the pixels that speak for the classifier's answer, each with a weight that adds up to the answer exactly"),
+    ("Evidence", "the pixels that speak for the classifier's answer, each with a weight; with DeepLIFT SHAP the weights add up to the answer"),
     ("Inspected images", "the training images that were explained and judged; unless they were drawn at random, they are no sample of all"),
     ("Segment", "a region that the evidence of one image is cut into: S1, S2, ..."),
     ("Interval", "where the true number lies with 95 % certainty, if other images of the same kind were drawn; wide if there are few"),

@@ -145,7 +145,7 @@ def critic_scores(run: Run) -> dict[str, Any]:
         spurious = _truly_spurious(run, truth)
         row_of = {index: row for row, index in enumerate(run.selection.indices.tolist())}
         truths = [bool(spurious[row_of[verdict.index]][verdict.segment]) for verdict in critics]
-        agreement = metrics.verdict_agreement([verdict.contradicted or verdict.value for verdict in critics], truths)
+        agreement = metrics.verdict_agreement([verdict.answer for verdict in critics], truths)
     backend, _, model = run.criticism.lvlm.partition(":")
     rates = ("accuracy", "spurious_recall", "core_recall")
     told = {f"{part}{what}": getattr(agreement, f"{part}{what}", None) for what in ("", "_interval") for part in rates}
@@ -184,7 +184,7 @@ def _count_close_ups(critics: Sequence[Verdict]) -> dict[str, int] | None:
     near = [verdict for verdict in critics if verdict.close_up is not None]
     if not near:
         return None
-    usable = [verdict.contradicted or verdict.value for verdict in near if verdict.close_up in VALUES]
+    usable = [verdict.answer for verdict in near if verdict.close_up in VALUES]
     return {"asked": len(near), **{value: usable.count(value) for value in VALUES}, "unusable": len(near) - len(usable)}
 
 

@@ -46,9 +46,9 @@ def check_permission(host: str, allow_remote: tuple[str, ...], *, encrypted: boo
         )
     if host not in allow_remote:
         raise LVLMUnavailable(
-            f"{host} is not this machine. For each inspected image, its pixels (three pictures), its true label and the places of its segments would "
-            f"be sent there, with the class descriptions; no file name, no metadata, no other image. Allow it with --allow-remote {host}, look at "
-            f"one request first with --dry-run, or use a server on 127.0.0.1"
+            f"{host} is not this machine. For each inspected image, its pixels (three pictures, and two more of each unsure segment with close_up), "
+            f"its true label, and the places and shares of its segments would be sent there, with the class descriptions; no file name, no metadata, "
+            f"no other image. Allow it with --allow-remote {host}, look at one request first with --dry-run, or use a server on 127.0.0.1"
         )
 
 

@@ -171,7 +171,7 @@ def plan_or_bound(project: Project, folder: RunFolder) -> Iterator[Plan]:
 
     The bound assumes the largest number of inspected images, each with the largest number of segments.
     """
-    if _is_inspected(folder) and describe_difference(folder.config(), project.config, changeable=("critic.close_up",)) is None:
+    if _is_inspected(folder) and describe_difference(folder.config(), project.config, changeable=NEVER_USED) is None:
         with folder.locked():
             yield from _closing(plan_project(project, _read_cases(project, folder)))
         return

@@ -42,7 +42,7 @@ def draw_sample(state: ReviewState, *, size: int, seed: int) -> Sample:
     A person's verdict on the run does not count here: the study is about the LVLM. Raises ConfigError if there is no such segment.
     """
     items = [item for item in state.snapshot().by_place.values() if item.said is not None]
-    said: dict[tuple[int, int], Value] = {(item.index, item.segment): item.said.value for item in items if item.said is not None}
+    said: dict[tuple[int, int], Value] = {(item.index, item.segment): item.said.answer for item in items if item.said is not None}
     judged: Counter[str] = Counter(said.values())
     kinds = {kind: [item for item in items if said[item.index, item.segment] == kind] for kind in ("spurious", "relevant")}
     if not any(kinds.values()):
