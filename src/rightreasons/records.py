@@ -140,13 +140,12 @@ class Critique:
 class Verdict:
     """The verdict on one segment. ``segment`` counts from 0; people and prompts see ``S1`` for 0.
 
-    ``p`` is the probability that the segment is spurious: by the votes, or by the other verdicts where these contradict it (None for a person's
-    verdict, which has no votes). ``problem`` says why there is no vote at all, ``doubt`` why a person should check the verdict. For a person's
-    verdict, ``by`` says who gave it and ``at`` when (ISO 8601); for a model's, who had it judged again, and when. If it ``withdraws``, it takes back
-    that person's last verdict on the segment. ``origin`` names the program and the file from which it was imported. ``contradicted`` is what the
-    critic said where its verdicts on like segments say otherwise, so that the verdict counts as unsure; None anywhere else. ``close_up`` is None
-    unless the first answer was unsure and the segment was asked about once more with a close-up: then it is what was said of that, a verdict, or why
-    there is none.
+    ``p`` is the probability, by the votes, that the segment is spurious (None for a person's verdict, which has no votes). ``problem`` says why there
+    is no vote at all, ``doubt`` why a person should check the verdict. For a person's verdict, ``by`` says who gave it and ``at`` when (ISO 8601);
+    for a model's, who had it judged again, and when. If it ``withdraws``, it takes back that person's last verdict on the segment. ``origin`` names
+    the program and the file from which it was imported. ``contradicted`` is what the critic said where its verdicts on like segments say otherwise,
+    so that the verdict counts as unsure; None anywhere else. ``close_up`` is None unless the first answer was unsure and the segment was asked about
+    once more with a close-up: then it is what was said of that, a verdict, or why there is none.
     """
 
     index: int

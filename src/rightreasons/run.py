@@ -101,11 +101,10 @@ class Run:
 
     @property
     def clear(self) -> Tensor:
-        """The images, (image), of which all was judged relevant, or was erased by a person who painted nothing."""
-        spurious, unsure = (
-            build_masks(self.segmentation, self.selection, self.verdicts, kind="effect", value=value) for value in ("spurious", "unsure")
-        )
-        return ~apply_drawings(spurious | unsure, self.selection, self.drawings).flatten(1).any(1)
+        """The images, (image), with segments that were all judged relevant, or erased by a person who painted nothing."""
+        relevant = build_masks(self.segmentation, self.selection, self.verdicts, kind="effect", value="relevant")
+        open_ = self.segmentation.effect & (self.segmentation.segments >= 0) & ~relevant
+        return (self.segmentation.shares > 0).any(1) & ~apply_drawings(open_, self.selection, self.drawings).flatten(1).any(1)
 
     @property
     def queue(self) -> list[Waiting]:

@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+from dataclasses import replace
 
 import pytest
 
@@ -145,3 +146,23 @@ def silent(result) -> str:
 def fused_answer(seen) -> str:
     segments = {name: {"covers": "A tag.", "reason": "It does not matter.", "verdict": "spurious"} for name in ("S1", "S2", "S3")}
     return json.dumps({"image_observation": "A part.", "class_region": "The bar.", "segments": segments})
+
+
+def test_the_same_answer_once_more_stays_contradicted_and_another_one_counts(run, says):
+    """Asked again, the ledger says what it said; only another answer is news."""
+    folder = RunFolder(run)
+    verdicts = folder.load_verdicts() or []
+    place = verdicts[0].index, 0
+    doubt = "it was called spurious, but segments that look alike were judged otherwise"
+    folder.save_verdicts([
+        replace(verdict, value="unsure", contradicted="spurious", doubt=doubt) if (verdict.index, verdict.segment) == place else verdict
+        for verdict in verdicts
+    ])  # fmt: skip
+    assert invoke("ask-again", run, place[0], "--by", "Ann").exit_code == 0
+    found = settle_verdicts(folder.load_verdicts() or [])[place]
+    assert (found.value, found.contradicted, found.doubt, found.by) == ("unsure", "spurious", doubt, "Ann")
+    says("S1: The bar.\nConclusion: it matters.\nS2: The bar.\nConclusion: it matters.\nS3: a", {"S1": "relevant", "S2": "relevant", "S3": "unsure"})
+    change_words(run)
+    assert invoke("ask-again", run, place[0], "--by", "Ann", "--role", "critic").exit_code == 0
+    found = settle_verdicts(folder.load_verdicts() or [])[place]
+    assert (found.value, found.contradicted) == ("relevant", None)

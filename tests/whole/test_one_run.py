@@ -18,7 +18,7 @@ from rightreasons.networks.checkpoints import read_checkpoint
 from rightreasons.networks.classifier import hash_weights
 from rightreasons.pipeline.fix import alignment_job
 from rightreasons.pipeline.results import write_results
-from rightreasons.records import HeldOut, Verdict
+from rightreasons.records import Drawing, HeldOut, Verdict
 from rightreasons.repair.guard import find_harm
 from rightreasons.run import load_run
 from rightreasons.runs.folder import RunFolder
@@ -312,6 +312,22 @@ def test_verdicts_of_relevant_are_part_of_the_job(project):
     kept = next(verdict for verdict in run.verdicts if verdict.value == "relevant")
     run.verdicts.append(Verdict(kept.index, kept.segment, "unsure", "human"))
     assert alignment_job(run) != job
+
+
+def test_an_image_is_clear_if_all_of_it_was_judged_and_that_is_part_of_the_job(project):
+    """What is clear teaches the probe what the shortcut is not, so that another image there is another repair."""
+    run = load_run(RunFolder(project / "run"))
+    row, segments = 0, run.segmentation.shares.gt(0).sum(1).tolist()
+    index = int(run.selection.indices[row])
+    run.verdicts = [verdict for verdict in run.verdicts if verdict.index != index]
+    assert not run.clear[row], "nothing was judged"
+    run.verdicts += [Verdict(index, segment, "relevant", "human") for segment in range(segments[row] - 1)]
+    assert not run.clear[row], "not all was judged"
+    job, last = alignment_job(run), run.segmentation.segments[row] == segments[row] - 1
+    run.drawings = [Drawing(index, torch.zeros_like(last), last, "Ann", "2026-01-01T00:00:00+00:00")]
+    assert run.clear[row] and alignment_job(run) != job, "a person says that the rest is not spurious"
+    run.segmentation.shares[row] = 0
+    assert not run.clear[row], "without a segment nothing is known of an image"
 
 
 def biased(model):  # noqa: F811

@@ -41,7 +41,7 @@ class Calibration:
     def curve(self) -> tuple[tuple[float, float], ...]:
         """What share of the verdicts is right if a person, who is taken to be right, sees the most uncertain segments first."""
         # A model that is unsure has not told; a coin would be right half the time.
-        right = [(self._sureness(model), 0.5 if model.value == "unsure" else float(model.value == value)) for model, value in self._pairs]
+        right = [(self._sureness(model), 0.5 if model.answer == "unsure" else float(model.answer == value)) for model, value in self._pairs]
         return _draw_curve(sorted(right, key=lambda pair: pair[0]))
 
     @cached_property
@@ -49,7 +49,7 @@ class Calibration:
         return {level.p: level.share for level in self.levels}
 
     def _sureness(self, verdict: Verdict) -> float:
-        return abs(2 * self._shares[float(verdict.p or 0.0)] - 1)
+        return 0.0 if verdict.contradicted else abs(2 * self._shares[float(verdict.p or 0.0)] - 1)
 
     @cached_property
     def count(self) -> int:
@@ -62,8 +62,8 @@ class Calibration:
         return self._shares.get(p, p) if self.count >= FEWEST else p
 
     def uncertainty(self, verdict: Verdict) -> float:
-        """From 0, certain, to 1: as uncertain as a coin."""
-        return 1 - abs(2 * self.probability(verdict) - 1)
+        """From 0, certain, to 1: as uncertain as a coin, or contradicted by like segments."""
+        return 1.0 if verdict.contradicted else 1 - abs(2 * self.probability(verdict) - 1)
 
 
 def calibrate(said: Mapping[tuple[int, int], Verdict], settled: Mapping[tuple[int, int], Verdict]) -> Calibration:

@@ -116,4 +116,5 @@ def find_waiting(verdict: Verdict, share: float) -> Waiting | None:
     if reason is None or verdict.source == HUMAN:
         return None
     p = 0.5 if verdict.p is None else verdict.p
-    return Waiting(verdict.index, verdict.segment, verdict.value, reason, share, p, 1 - abs(2 * p - 1))
+    uncertainty = 1.0 if verdict.contradicted else 1 - abs(2 * p - 1)
+    return Waiting(verdict.index, verdict.segment, verdict.value, reason, share, p, uncertainty)

@@ -49,14 +49,18 @@ class Places:
         return features.movedim(-1, 1) if self.features_last else features
 
     def read(self, model: nn.Module, images: Float[Tensor, "image channel height width"]) -> Float[Tensor, "image feature row column"]:
-        """The map for these images, on the model's device; the pass through the network ends at the layer."""
+        """The map for these images, on the model's device; the pass through the network ends at the layer. Raises NotReached if it leads by."""
         model.eval()
         with torch.no_grad(), _stopped_at(self.layer) as caught:
             try:
                 model(images.to(model_device(model)))
             except _Reached:
                 return self.as_map(caught[-1]).float()
-        raise RuntimeError("the network does not reach the layer that it called before")  # its path depends on the image
+        raise NotReached
+
+
+class NotReached(Exception):
+    """The network's path depends on the image, and with these it does not come to the layer."""
 
 
 @torch.no_grad()

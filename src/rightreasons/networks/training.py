@@ -21,7 +21,7 @@ from rightreasons.common.seeds import seeded
 from rightreasons.config import Flips
 from rightreasons.data.loading import Batch, count_images, read_batches
 from rightreasons.errors import ModelError
-from rightreasons.networks.classifier import Classifier, check_finite, model_device
+from rightreasons.networks.classifier import Classifier, check_finite, copy_model, model_device
 from rightreasons.networks.optimizers import open_optimizer
 from rightreasons.networks.team import add_up_gradients, by_rows, helped_by, own_number, processes, step_together
 
@@ -76,7 +76,7 @@ def train_model(
     name_of = {id(parameter): name for name, parameter in model.named_parameters()}
     names = [name_of[id(weight)] for weight in chosen]
     together = processes() > 1 and (freeze_statistics or not _has_batch_statistics(model))
-    layout = _quick_layout(model, lambda: next(batches(seeded(seed, "layout"))))
+    layout = _quick_layout(model, lambda: next(batches(seeded(seed, "layout"))), freeze_statistics=freeze_statistics)
     first, best = _resume(model, optimizer, precision, checkpoint)
     with _only_trainable(model, chosen):
         for epoch in range(first, recipe.epochs):
@@ -147,10 +147,11 @@ def _help_through(model: nn.Module, names: list[str], optimizer_state: dict, sca
         _walk_through(model, chosen, optimizer, precision, course)
 
 
-def _quick_layout(model: nn.Module, read: Callable[[], Batch]) -> torch.memory_format:
+def _quick_layout(model: nn.Module, read: Callable[[], Batch], *, freeze_statistics: bool) -> torch.memory_format:
     """How images should lie in memory: on a CPU, convolutions learn quicker with the channels last (docs/log.md).
 
-    Networks with layer norms, which move the channels themselves, do not. A network that asks for a view which other images do not have cannot.
+    Networks with layer norms, which move the channels themselves, do not. A network that asks for a view which other images do not have cannot: it
+    is tried as it answers, and a copy as it is trained.
     """
     kinds = [type(module) for module in model.modules()]
     if not isinstance(model, Classifier) or model_device(model).type != "cpu" or nn.Conv2d not in kinds or nn.LayerNorm in kinds:
@@ -160,9 +161,13 @@ def _quick_layout(model: nn.Module, read: Callable[[], Batch]) -> torch.memory_f
     with torch.no_grad():
         expected = model(images)
         try:
-            with _laid_out(model, torch.channels_last):
+            with _laid_out(model, torch.channels_last), torch.random.fork_rng():
                 same = torch.allclose(model(images), expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
-        except RuntimeError:
+                learner = copy_model(model).train()
+                if freeze_statistics:
+                    _freeze_statistics(learner)
+                learner(images)
+        except (RuntimeError, ValueError):
             return torch.preserve_format
     return torch.channels_last if same else torch.preserve_format
 
@@ -182,7 +187,8 @@ def _laid_out(model: nn.Module, layout: torch.memory_format) -> Iterator[None]:
 
 def _optimizer(chosen: list[Tensor], recipe: Recipe) -> torch.optim.Optimizer:
     # On a CPU all weights are changed in one call; a GPU has as few by default. gamma ||theta||^2 has the gradient 2 gamma theta.
-    fused = True if all(weight.device.type == "cpu" for weight in chosen) else None
+    # It takes a weight for one piece of memory, so that it would change others' than those of a weight with gaps.
+    fused = True if all(weight.device.type == "cpu" and weight.untyped_storage().nbytes() == weight.nbytes for weight in chosen) else None
     return open_optimizer(torch.optim.Adam, chosen, lr=recipe.learning_rate, weight_decay=2 * recipe.gamma, fused=fused)
 
 

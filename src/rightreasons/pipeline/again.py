@@ -139,6 +139,16 @@ def current_words(project: Project, folder: RunFolder) -> tuple[tuple[Example, .
     return examples, tuple(last.get(item.name, item) for item in project.descriptions)
 
 
+def _keep_contradicted(before: Mapping[tuple[int, int], Verdict], verdict: Verdict) -> Verdict:
+    """An answer that other verdicts contradict, given once more, is contradicted still."""
+    old = before.get((verdict.index, verdict.segment))
+    return (
+        verdict
+        if old is None or old.contradicted != verdict.value
+        else replace(verdict, value=old.value, contradicted=old.contradicted, doubt=old.doubt)
+    )
+
+
 def judge_again(
     project: Project,
     folder: RunFolder,
@@ -174,7 +184,7 @@ def judge_again(
                 reporter.note(note)
         at = now()
         critiques = [replace(critique, by=name, at=at) for part, _ in results for critique in part]
-        verdicts = [replace(verdict, by=name, at=at) for _, part in results for verdict in part]
+        verdicts = [replace(_keep_contradicted(before, verdict), by=name, at=at) for _, part in results for verdict in part]
         if critiques:
             folder.add_critiques(critiques)
         folder.add_verdicts(verdicts)

@@ -14,8 +14,9 @@ from rightreasons.common.progress import Advance, Reporter
 from rightreasons.critic.agreement import describe_looks, weigh_verdicts
 from rightreasons.data.loading import StoredImages
 from rightreasons.explain.evidence import Evidence
+from rightreasons.networks.places import NotReached
 from rightreasons.records import Criticism, Segmentation, Verdict
-from rightreasons.repair.propagate import open_features
+from rightreasons.repair.propagate import Pool, open_features
 
 # A verdict whose probability is below this is contradicted.
 LEAST_PROBABILITY = 0.2
@@ -37,17 +38,21 @@ def contradict_verdicts(
     if not said.any() or said.all():
         return list(verdicts), criticism
     with reporter.stage("agreement") as advance:
-        features = _describe_segments(model, evidence.images, evidence.segmentation, advance)[rows, segments]
-        weighed = weigh_verdicts(features, said, rows)
+        pool = open_features(model, evidence.images[:2])
+        try:
+            features = _describe_segments(pool, evidence.images, evidence.segmentation, advance)
+        except NotReached:  # the path of some images leads by: the picture alone
+            features = _describe_segments(None, evidence.images, evidence.segmentation, advance)
+        weighed = weigh_verdicts(features[rows, segments], said, rows)
     if weighed is None:
         return list(verdicts), criticism
     of_said = torch.where(said, weighed.probability, 1 - weighed.probability)
     changed = list(verdicts)
-    for place, probability, spurious in zip(compared, of_said.tolist(), weighed.probability.tolist(), strict=True):
+    for place, probability in zip(compared, of_said.tolist(), strict=True):
         if probability < LEAST_PROBABILITY:
             value = verdicts[place].value
             doubt = CONTRADICTED.format(value)
-            changed[place] = replace(verdicts[place], value="unsure", contradicted=value, p=round(spurious, 1), doubt=doubt)
+            changed[place] = replace(verdicts[place], value="unsure", contradicted=value, doubt=doubt)
     count = sum(verdict.contradicted is not None for verdict in changed)
     told = {"sensitivity": weighed.sensitivity, "specificity": weighed.specificity, "contradicted": count}
     if count:
@@ -59,10 +64,10 @@ def contradict_verdicts(
 
 
 def _describe_segments(
-    model: nn.Module, images: StoredImages, segmentation: Segmentation, advance: Advance
+    pool: Pool | None, images: StoredImages, segmentation: Segmentation, advance: Advance
 ) -> Float[Tensor, "image segment feature"]:
-    """What the network and the picture have where each segment has its effect; the picture alone if the network has no features of places."""
-    pool, count = open_features(model, images[:2]), segmentation.shares.shape[1]
+    """What the network and the picture have where each segment has its effect; the picture alone without a ``pool`` of the network's features."""
+    count = segmentation.shares.shape[1]
     size = how_many(images[:1].nbytes * count, BATCH_BYTES, LARGEST_BATCH)
     parts = []
     for start in range(0, len(images), size):

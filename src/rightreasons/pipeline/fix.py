@@ -100,6 +100,8 @@ def alignment_job(run: Run) -> str:
     digest = hashlib.sha256(described)
     digest.update(run.masks.numpy().data)
     digest.update(run.protected.numpy().data)
+    if run.config.align.spread and "swap" in run.config.align.term:
+        digest.update(run.clear.numpy().data)
     return digest.hexdigest()[:16]
 
 

@@ -23,7 +23,7 @@ from rightreasons.common.memory import BATCH_BYTES, how_many
 from rightreasons.common.progress import Advance
 from rightreasons.data.loading import Batch, count_images
 from rightreasons.networks.logistic import fit_logistic
-from rightreasons.networks.places import Places, find_places
+from rightreasons.networks.places import NotReached, Places, find_places
 from rightreasons.networks.team import map_batches
 
 # Of convolutions, the probe reads the deepest map with at least this many cells a side: fine enough to point, deep enough to recognise. Scores of a
@@ -103,10 +103,26 @@ def spread_verdicts(
     *,
     progress: Advance | None = None,
 ) -> Spread | None:
-    """Scores for every image of ``dataset``, in one forward pass; None if the model has no features of places, or they do not show the shortcut.
+    """Scores for every image of ``dataset``, in one forward pass; None if the model has no features of places, or not for all images, or they do
+    not show the shortcut.
 
     ``clear`` are the images of which all was judged and nothing is spurious. One number per cell and image is kept.
     """
+    try:
+        return _spread(model, dataset, inspected, spurious, relevant, clear, progress)
+    except NotReached:
+        return None
+
+
+def _spread(
+    model: nn.Module,
+    dataset: Dataset,
+    inspected: Batch,
+    spurious: Bool[Tensor, "inspected height width"],
+    relevant: Bool[Tensor, "inspected height width"],
+    clear: Bool[Tensor, " inspected"],
+    progress: Advance | None,
+) -> Spread | None:
     size = how_many(inspected.images[0].nbytes, BATCH_BYTES, LARGEST_BATCH)
     best = None
     for places in _candidates(find_places(model, inspected.images.shape[1:])):
@@ -136,13 +152,15 @@ def _score_batch(score: _Score, batch: Batch) -> tuple[Int[Tensor, " image"], Fl
     return batch.indices, score(batch.images)
 
 
-def open_features(
-    model: nn.Module, images: Float[Tensor, "image channel height width"]
-) -> Callable[[Float[Tensor, "image channel height width"], Bool[Tensor, "image mask height width"]], Float[Tensor, "image mask feature"]] | None:
+# Images and several masks of each, to features of the marked pixels.
+Pool = Callable[[Float[Tensor, "image channel height width"], Bool[Tensor, "image mask height width"]], Float[Tensor, "image mask feature"]]
+
+
+def open_features(model: nn.Module, images: Float[Tensor, "image channel height width"]) -> Pool | None:
     """A function of images and several masks of each that gives the model's own features of the marked pixels, less those of the whole image.
 
-    They are means over the cells of the deepest places that the probe may read. None if the model has no such places for ``images``, of which two
-    are enough.
+    They are means over the cells of the deepest places that the probe may read. None if the model has no such places for ``images``, some of those
+    that the function will be given: where one of them does not reach the places, it raises NotReached.
     """
     candidates = _candidates(find_places(model, images.shape[1:]))
     if not candidates:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rightreasons.critic.calibration import Calibration, calibrate
 from rightreasons.critic.votes import Waiting, find_waiting
-from rightreasons.records import HUMAN, Verdict, find_disputes, find_votes, settle_verdicts
+from rightreasons.records import HUMAN, Value, Verdict, find_disputes, find_votes, settle_verdicts
 from rightreasons.runs.verdict_lines import drop_withdrawn, parse_lines
 
 # An image's number and a segment's, counted from 0.
@@ -55,13 +55,13 @@ class Snapshot:
     @cached_property
     def items(self) -> list[Item]:
         """All segments: first what waits, then what no person decided; and of these the most uncertain and important first."""
-        uncertain: dict[float | None, float] = {}
+        uncertain: dict[tuple[float | None, Value | None] | None, float] = {}
 
         def weight(item: Item) -> float:
-            p = None if item.said is None else item.said.p
-            if p not in uncertain:
-                uncertain[p] = 1.0 if item.said is None else self.calibration.uncertainty(item.said)
-            return -item.share * uncertain[p]
+            kind = None if item.said is None else (item.said.p, item.said.contradicted)
+            if kind not in uncertain:
+                uncertain[kind] = 1.0 if item.said is None else self.calibration.uncertainty(item.said)
+            return -item.share * uncertain[kind]
 
         keyed = [
             (item.waiting is None, item.verdict.source == HUMAN, weight(item), item.index, item.segment, item) for item in self.by_place.values()

@@ -18,6 +18,7 @@ from rightreasons.critic.critique import describe_positions
 from rightreasons.data.loading import StoredImages
 from rightreasons.explain.evidence import smooth_width
 from rightreasons.explain.segment import smooth_heatmaps
+from rightreasons.networks.places import NotReached
 from rightreasons.records import Critique, Value, settle_verdicts
 from rightreasons.repair.propagate import open_features
 from rightreasons.repair.swap import Pasted
@@ -149,7 +150,10 @@ def _look_at(run: Run, items: Sequence[Item], masks: Bool[Tensor, "image height 
             places.append(describe_positions(torch.where(mark, 0, -1))[0])
             colours.append(image[:, mark].mean(1)[:3] if len(image) >= 3 else image[:1, mark].mean(1))
         if pool is not None:
-            features.append(pool(part, marks[:, None])[:, 0])
+            try:
+                features.append(pool(part, marks[:, None])[:, 0])
+            except NotReached:  # the path of some images leads by: places and colours alone
+                pool, features = None, []
     return _Looks(torch.stack(centres), places, torch.stack(colours), torch.cat(features) if features else None)
 
 
