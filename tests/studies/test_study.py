@@ -101,7 +101,7 @@ def test_a_result_file_from_before_a_metric_existed(finished):
     newer = path.with_name("1.json")
     try:
         path.write_text(json.dumps(old))
-        newer.write_text(json.dumps(whole | {"seed": 1}))
+        newer.write_text(json.dumps(whole | {"seed": 1, "settings_key": study.settings_key(study.row("before"), 1)}))
         table = run_study(study, seeds=[0, 1], methods=["before"], out=out, reporter=Silent())
         assert table["rows"][0]["metrics"]["mu_align"]["values"] == [whole["metrics"]["mu_align"]]
         (sheet, *_), _ = make_sheets(run_study(study, seeds=[0], methods=["before"], out=out, reporter=Silent()))
