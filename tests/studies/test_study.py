@@ -86,6 +86,7 @@ def test_what_is_finished_is_read_and_not_run_again(finished):
     assert run_study(study, seeds=[0], methods=None, out=out, reporter=NothingToDo()) == table
     path = out / "mine" / "before" / "0.json"
     stored = json.loads(path.read_text())
+    assert stored["settings_key"] == study.settings_key(study.row("before"), 0) and table["notes"] == []
     stored["metrics"]["accuracy"] = 0.125
     path.write_text(json.dumps(stored))
     again = run_study(study, seeds=[0], methods=["before"], out=out, reporter=NothingToDo())
