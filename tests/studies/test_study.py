@@ -86,6 +86,7 @@ def test_what_is_finished_is_read_and_not_run_again(finished):
     assert run_study(study, seeds=[0], methods=None, out=out, reporter=NothingToDo()) == table
     path = out / "mine" / "before" / "0.json"
     stored = json.loads(path.read_text())
+    assert stored["settings_key"] == study.settings_key(study.row("before"), 0) and table["notes"] == []
     stored["metrics"]["accuracy"] = 0.125
     path.write_text(json.dumps(stored))
     again = run_study(study, seeds=[0], methods=["before"], out=out, reporter=NothingToDo())
@@ -101,7 +102,7 @@ def test_a_result_file_from_before_a_metric_existed(finished):
     newer = path.with_name("1.json")
     try:
         path.write_text(json.dumps(old))
-        newer.write_text(json.dumps(whole | {"seed": 1}))
+        newer.write_text(json.dumps(whole | {"seed": 1, "settings_key": study.settings_key(study.row("before"), 1)}))
         table = run_study(study, seeds=[0, 1], methods=["before"], out=out, reporter=Silent())
         assert table["rows"][0]["metrics"]["mu_align"]["values"] == [whole["metrics"]["mu_align"]]
         (sheet, *_), _ = make_sheets(run_study(study, seeds=[0], methods=["before"], out=out, reporter=Silent()))

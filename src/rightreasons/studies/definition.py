@@ -27,6 +27,9 @@ SMOKE: dict[str, Any] = {
 }
 # The row that others are compared with unless the study names another one, ours, and the upper bound.
 BEFORE, OURS, UPPER = "before", "ours", "without-shortcut"
+# Settings that change no number of a result: where it is logged, and what the work may cost. And the tables that only a critic reads.
+CHANGE_NO_RESULT = ("critic.timeout", "critic.max_usd", "critic.prices", "run.log")
+READ_BY_CRITIC = ("critic", "classes")
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class Study:
     """A table's rows, and the configuration that they share. An arm is ours, or the ``method`` it names, with some settings changed.
 
     ``reference`` names the row that the others are compared with, ``figure`` has the settings of the picture, and ``smoke`` what is laid over every
-    row to make it tiny (empty: nothing).
+    row to make it tiny (empty: nothing). ``plain_names`` has, for each row that several critics made, the name that it has under one.
     """
 
     name: str
@@ -61,6 +64,7 @@ class Study:
     reference: str = BEFORE
     figure: dict[str, Any] = field(default_factory=dict)
     smoke: dict[str, Any] = field(default_factory=dict)
+    plain_names: dict[str, str] = field(default_factory=dict)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -94,20 +98,43 @@ class Study:
         shared = hashlib.sha256(json.dumps(self.settings(row, seed), sort_keys=True).encode()).hexdigest()[:8]
         return out / f"{self.name}-work" / f"{seed}-{shared}"
 
+    def settings_key(self, row: Row, seed: int) -> str:
+        """A hash of what makes a row's result: its method, and each setting that the study, the row or the task states, [align] included.
+
+        A setting that none of them states is not in it: a default that another version of the package has, or a setting that it adds, does not
+        make hours of results invalid. Nor is one that changes no number, nor, for a row that asks no critic, what only a critic reads.
+        A file counts by its path: whether it has changed is not seen.
+        """
+        tables = merge_tables(self._with_defaults(row, seed), {"align": self.align_settings(row)})
+        unread = () if self.uses_critic(row) else READ_BY_CRITIC
+        stated = {
+            name: {key: value for key, value in table.items() if f"{name}.{key}" not in CHANGE_NO_RESULT}
+            for name, table in tables.items()
+            if name not in unread
+        }
+        return hashlib.sha256(json.dumps([row.method, stated], sort_keys=True).encode()).hexdigest()[:16]
+
     def critic(self, row: Row) -> str:
         """The critic that a row asks, as its configuration names it."""
-        tables = self.settings(row, 0)
-        return merge_tables(task_defaults(tables["data"]["path"]), tables)["critic"]["lvlm"]
+        return self._with_defaults(row, 0)["critic"]["lvlm"]
 
     def uses_critic(self, row: Row) -> bool:
         """Whether a row's result depends on the critic."""
         return METHODS[row.method].uses_critic
 
     def result_path(self, name: str, seed: int, out: Path) -> Path:
-        """The file of a finished row and seed. Only the results that depend on the critic have it in their name."""
+        """The file of a finished row and seed. Only the results that depend on the critic have it in their name, whether one is asked or several."""
         row = self.row(name)
         critic = f" {self.critic(row)}" if self.uses_critic(row) else ""
-        return out / self.name / slug(f"{name}{critic}") / f"{seed}.json"
+        return out / self.name / slug(f"{self.plain_name(name)}{critic}") / f"{seed}.json"
+
+    def plain_name(self, name: str) -> str:
+        """The name of a row without the critic that several ``critics`` of ``open_study`` have put there."""
+        return self.plain_names.get(name, name)
+
+    def _with_defaults(self, row: Row, seed: int) -> dict[str, Any]:
+        tables = self.settings(row, seed)
+        return merge_tables(task_defaults(tables["data"]["path"]), tables)
 
 
 def packaged_studies() -> list[str]:
@@ -148,12 +175,14 @@ def open_study(name: str, *, critics: Sequence[str] = (), smoke: bool = False) -
     for row, arm in arms.items():
         _check_place(f"{name}: [arms.{row!r}]", arm)
     methods = known(stored["methods"], METHODS)
+    plain_names: dict[str, str] = {}
     if len(critics) > 1:
-        methods, arms = _ask_each(critics, methods, arms)
+        asked = _ask_each(critics, methods, arms)
+        methods, arms, plain_names = asked.methods, asked.arms, asked.plain_names
     figure = stored.get("figure", {})
     _check_figure(name, figure)
     tiny = merge_tables(SMOKE, stored.get("smoke", {})) if smoke else {}
-    return Study(short, methods, _first_places(arms) if smoke else arms, tables, root, stored.get("reference", BEFORE), figure, tiny)
+    return Study(short, methods, _first_places(arms) if smoke else arms, tables, root, stored.get("reference", BEFORE), figure, tiny, plain_names)
 
 
 def check_rows(study: Study, names: Iterable[str]) -> None:
@@ -187,19 +216,28 @@ def known(names: Sequence[str], valid: Iterable[str]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _ask_each(
-    critics: Sequence[str], methods: Sequence[str], arms: Mapping[str, dict[str, Any]]
-) -> tuple[tuple[str, ...], dict[str, dict[str, Any]]]:
-    """The methods that ask no critic, and as arms the other rows, once for each critic. Raises ConfigError if a critic is named twice."""
+@dataclass(frozen=True)
+class _Asked:
+    """A study's rows with several critics: the methods that ask none, and as arms the others, once for each critic, with their plain names."""
+
+    methods: tuple[str, ...]
+    arms: dict[str, dict[str, Any]]
+    plain_names: dict[str, str]
+
+
+def _ask_each(critics: Sequence[str], methods: Sequence[str], arms: Mapping[str, dict[str, Any]]) -> _Asked:
+    """Each row once for each critic, if it asks one. Raises ConfigError if a critic is named twice."""
     if len(set(critics)) < len(critics):
         raise ConfigError(f"--critic was given {', '.join(critics)}: each critic makes a row, so name each of them once")
     asked: dict[str, dict[str, Any]] = {}
+    plain_names: dict[str, str] = {}
     for name, arm in ({method: {"method": method} for method in methods if METHODS[method].uses_critic} | dict(arms)).items():
         if METHODS[arm.get("method", OURS)].uses_critic and "critic" not in arm:
             asked |= {f"{name} {critic}": {**arm, "critic": {"lvlm": critic}} for critic in critics}
+            plain_names |= {f"{name} {critic}": name for critic in critics}
         else:
             asked[name] = arm
-    return tuple(method for method in methods if not METHODS[method].uses_critic), asked
+    return _Asked(tuple(method for method in methods if not METHODS[method].uses_critic), asked, plain_names)
 
 
 def _first_places(arms: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:

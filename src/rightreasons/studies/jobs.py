@@ -20,6 +20,7 @@ import torch
 from rightreasons.common.progress import Advance, Reporter, Silent
 from rightreasons.errors import RightReasonsError
 from rightreasons.studies.definition import Study
+from rightreasons.studies.results import is_finished
 from rightreasons.studies.row import find_shortcut, run_row
 
 
@@ -45,7 +46,7 @@ def group_rows(study: Study, names: Sequence[str], seeds: Sequence[int], out: Pa
     groups: dict[tuple[int, Path], list[str]] = {}
     for seed in seeds:
         for name in names:
-            if not study.result_path(name, seed, out).exists():
+            if not is_finished(study, name, seed, out):
                 groups.setdefault((seed, study.work_folder(study.row(name), seed, out)), []).append(name)
     return [Group(seed, tuple(rows)) for (seed, _), rows in groups.items()]
 
@@ -119,7 +120,7 @@ class _Worker:
         except EOFError:
             code = self.process.exitcode or 0
             why = f"its process was killed by {signal.Signals(-code).name}" if code < 0 else f"its process ended with exit code {code}"
-            left = [row for row in self._group.rows if not self._study.result_path(row, self._group.seed, self._out).exists()]
+            left = [row for row in self._group.rows if not is_finished(self._study, row, self._group.seed, self._out)]
             return [Failure(row, self._group.seed, why) for row in left]
         finally:
             self._receiver.close()

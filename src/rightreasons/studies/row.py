@@ -22,6 +22,7 @@ from rightreasons.studies.definition import OURS, Row, Study, row_config, slug
 from rightreasons.studies.methods import METHODS, ours
 from rightreasons.studies.methods.labels import NoLabels
 from rightreasons.studies.methods.method import PASTED, Bench, Method
+from rightreasons.studies.results import KEY
 from rightreasons.studies.store import place_model
 
 # The scores that are one number.
@@ -62,8 +63,9 @@ def run_row(study: Study, row: Row, seed: int, out: Path, found: Found, reporter
     scores, critic, judged = score_run(model, run), critic_scores(run), study.uses_critic(row)
     result: dict[str, Any] = {
         "study": study.name,
-        "method": row.name,
+        "method": study.plain_name(row.name),
         "seed": seed,
+        KEY: study.settings_key(row, seed),
         "critic": _critic_words(critic) if judged else "none",
         "labels_used": method.labels.words,
         "selection": method.selection,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rightreasons.common.files import to_json, write_text
+from rightreasons.studies.definition import OURS
 from rightreasons.studies.table import COMPARED, COVERED
 
 # The metrics shown to people, by their heads.
@@ -42,11 +43,13 @@ def make_sheets(table: dict[str, Any]) -> tuple[list[Sheet], list[str]]:
         _scores(table),
         _making(table, notes),
         _critics(table, notes),
-        _differences(table, "against", f"difference to {table['reference']}, paired by seed", notes),
-        _differences(table, "against_ours", "difference to ours, paired by seed", notes),
+        _differences(table, "against", table["reference"], notes),
+        _differences(table, "against_ours", OURS, notes),
         _covered(table),
         _intervals(table),
     ]
+    for note in table["notes"]:
+        notes.add(note)
     if table["smoke"]:
         notes.add("A SMOKE TEST: tiny sizes, to see that every row runs. The numbers mean nothing.")
     return [sheet for sheet in sheets if sheet.rows], notes.texts
@@ -184,18 +187,19 @@ def _critics(table: dict[str, Any], notes: _Notes) -> Sheet:
     return Sheet("the critics", ["method", "critic", *heads], rows)
 
 
-def _differences(table: dict[str, Any], key: str, title: str, notes: _Notes) -> Sheet:
+def _differences(table: dict[str, Any], key: str, wanted: str, notes: _Notes) -> Sheet:
+    """The differences to the row ``wanted``, or to the one that stands for it, which is named then."""
     rows, count = [], sum(row[key] is not None for row in table["rows"])
     for row in table["rows"]:
         if not (compared := row[key]):
             continue
-        other = "" if compared["row"] == table["reference"] or key == "against_ours" else f" (to {compared['row']})"
+        other = "" if compared["row"] == wanted else f" (to {compared['row']})"
         cells = [row["method"] + other]
         for metric in COMPARED:
             cells += _difference(compared.get(metric), count, notes)
         rows.append(cells)
     heads = [head for metric in COMPARED for head in (f"{SHOWN[metric]}, difference", "95 %", "p (t)", "p (ranks)")]
-    return Sheet(f"{title}; p-values after Holm's correction over the rows", ["method", *heads], rows)
+    return Sheet(f"difference to {wanted}, paired by seed; p-values after Holm's correction over the rows", ["method", *heads], rows)
 
 
 def _difference(compared: dict[str, Any] | None, rows: int, notes: _Notes) -> list[str]:

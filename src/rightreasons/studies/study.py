@@ -16,6 +16,7 @@ from rightreasons.studies.figure import save_figure
 from rightreasons.studies.jobs import Failure, group_rows, run_groups
 from rightreasons.studies.methods import METHODS
 from rightreasons.studies.methods.method import Bench
+from rightreasons.studies.results import list_results, read_results
 from rightreasons.studies.sheets import save_table
 from rightreasons.studies.table import build_table
 
@@ -25,6 +26,7 @@ __all__ = ["Study", "describe_failures", "open_study", "packaged_studies", "refe
 def run_study(study: Study, *, seeds: Iterable[int], methods: Sequence[str] | None, out: Path, reporter: Reporter, jobs: int = 1) -> dict[str, Any]:
     """Runs what is not finished yet, in ``jobs`` processes, and writes and returns the study's table. ``methods`` are the rows wanted; None: all.
 
+    A result that other settings made than the study has now is not finished: it is told of, run again and replaced.
     A row that fails is told of, and is listed under "failed" in the table. Raises StudyUnfinished if no row has a result.
     """
     chosen = study.names if methods is None else known(methods, study.names)
@@ -32,6 +34,9 @@ def run_study(study: Study, *, seeds: Iterable[int], methods: Sequence[str] | No
     seeds = list(seeds)
     out = place_results(study, out)
     out.mkdir(parents=True, exist_ok=True)
+    outdated = [file for file in read_results(study, chosen, seeds, out) if not file.counts]
+    if outdated:
+        reporter.note(f"{study.name}: other settings than those of now made the results of {list_results(outdated)}; they are run again and replaced")
     failures = run_groups(study, group_rows(study, chosen, seeds, out), out, reporter, jobs=jobs)
     table = build_table(study, chosen, seeds, out)
     table["failed"] = [vars(failure) for failure in failures]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rightreasons.studies.definition import OURS, UPPER, Row, Study
+from rightreasons.studies.results import ResultFile, list_results, read_results
 from rightreasons.studies.statistics import Comparison, compare_pairs, covered_share, holm, mean_interval
 
 # The metrics that rows are compared in, and those of which the covered share is told.
@@ -24,8 +24,16 @@ Results = Mapping[int, dict[str, Any]]
 
 
 def build_table(study: Study, chosen: Sequence[str], seeds: Sequence[int], out: Path) -> dict[str, Any]:
-    """The table of the rows that have a result; a row that they are compared with need not be among ``chosen``, if it is finished."""
-    results = {name: _read_results(study, name, seeds, out) for name in study.names}
+    """The table of the rows that have a result; a row that they are compared with need not be among ``chosen``, if it is finished.
+
+    Results that other settings made than the study has now are left out, and named in the table's ``notes``.
+    """
+    compared_with = {find_partner(study, name, wanted) for name in chosen for wanted in (study.reference, OURS, UPPER)}
+    found = read_results(study, [name for name in study.names if name in {*chosen, *compared_with}], seeds, out)
+    results: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in study.names}
+    for file in found:
+        if file.counts:
+            results[file.row][file.seed] = file.stored
     rows = [_row(study, name, results[name]) for name in chosen if results[name]]
     for key, wanted in (("against", study.reference), ("against_ours", OURS)):
         compared = {name: _compare(study, name, wanted, results) for name in chosen if results[name]}
@@ -35,14 +43,28 @@ def build_table(study: Study, chosen: Sequence[str], seeds: Sequence[int], out: 
             row[key] = _stored(compared[row["method"]])
     for row in rows:
         row["covered"] = _cover(study, row["method"], results)
-    return {"study": study.name, "smoke": bool(study.smoke), "reference": study.reference, "figure": study.figure, "rows": rows}
+    head = {"study": study.name, "smoke": bool(study.smoke), "reference": study.reference, "figure": study.figure}
+    return head | {"rows": rows, "notes": _notes(study, found)}
 
 
 def find_partner(study: Study, name: str, wanted: str) -> str | None:
-    """The row that stands for ``wanted`` where ``name`` is: the row or series of that name on the same data and network, first at the same x."""
+    """The row that stands for ``wanted`` where ``name`` is: the row or series of that name on the same data and network, first at the same x.
+
+    Of several that several critics made it is that of the row's own critic, or of the first critic if the row asks none of them.
+    """
     row = study.row(name)
-    same = [other for other in map(study.row, study.names) if wanted in (other.name, other.series) and _same_models(study, row, other)]
-    return min(same, key=lambda other: (other.x != row.x, other.x is not None), default=Row("", "", {}, {})).name or None
+    same = [
+        other
+        for other in map(study.row, study.names)
+        if wanted in (other.name, study.plain_name(other.name), other.series) and _same_models(study, row, other)
+    ]
+    critic = _asked(study, row)
+    first = min(same, key=lambda other: (other.x != row.x, other.x is not None, _asked(study, other) != critic), default=None)
+    return None if first is None else first.name
+
+
+def _asked(study: Study, row: Row) -> str | None:
+    return study.critic(row) if study.uses_critic(row) else None
 
 
 def _same_models(study: Study, one: Row, other: Row) -> bool:
@@ -50,15 +72,27 @@ def _same_models(study: Study, one: Row, other: Row) -> bool:
     return all(first.get(table) == second.get(table) for table in ("data", "model"))
 
 
-def _read_results(study: Study, name: str, seeds: Sequence[int], out: Path) -> dict[int, dict[str, Any]]:
-    paths = {seed: study.result_path(name, seed, out) for seed in seeds}
-    return {seed: json.loads(path.read_text(encoding="utf-8")) for seed, path in paths.items() if path.exists()}
+def _notes(study: Study, found: Sequence[ResultFile]) -> list[str]:
+    """What a reader must know of the settings that made the results."""
+    notes, outdated, silent = [], [file for file in found if not file.counts], [file for file in found if not file.has_key]
+    if outdated:
+        notes.append(
+            f"Left out, since other settings made them than the study has now: {list_results(outdated)}. "
+            "`rightreasons bench` runs them again if --methods names these rows, or none."
+        )
+    if silent:
+        notes.append(
+            f"Made before result files of {study.name} told their settings, and taken for results of the settings of now: {list_results(silent)}."
+        )
+    return notes
 
 
 def _row(study: Study, name: str, results: Results) -> dict[str, Any]:
     found, row = list(results.values()), study.row(name)
     summaries = {part: _summaries([result[part] for result in found]) for part in ("inspected", "metrics")}
-    return {key: found[0][key] for key in ("method", "critic", "labels_used", "selection")} | {
+    return {
+        "method": name,
+        **{key: found[0][key] for key in ("critic", "labels_used", "selection")},
         "x": row.x,
         "series": row.series,
         "seeds": len(found),
