@@ -45,7 +45,7 @@ mutants: $(INSTALLED)
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --threads
 
 # The site, in site/. Not with --quiet: it would hide the warnings that --strict makes errors of.
 docs: .venv/.docs
