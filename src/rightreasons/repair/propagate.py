@@ -8,6 +8,7 @@ if none does, nothing is spread.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -108,44 +109,31 @@ def spread_verdicts(
 
     ``clear`` are the images of which all was judged and nothing is spurious. One number per cell and image is kept.
     """
-    try:
-        return _spread(model, dataset, inspected, spurious, relevant, clear, progress)
-    except NotReached:
-        return None
-
-
-def _spread(
-    model: nn.Module,
-    dataset: Dataset,
-    inspected: Batch,
-    spurious: Bool[Tensor, "inspected height width"],
-    relevant: Bool[Tensor, "inspected height width"],
-    clear: Bool[Tensor, " inspected"],
-    progress: Advance | None,
-) -> Spread | None:
-    size = how_many(inspected.images[0].nbytes, BATCH_BYTES, LARGEST_BATCH)
-    best = None
-    for places in _candidates(find_places(model, inspected.images.shape[1:])):
-        features = torch.cat([_read_features(model, places, images) for images in inspected.images.split(size)])
-        cells = _label_cells(spurious, relevant, clear, features.shape[-2:])
-        quality = _cross_validate(features, cells)
-        if quality is not None and quality.recall >= (LEAST_RECALL if best is None else best.quality.recall):
-            best = _Found(places, features, cells, quality)
-    if best is None:
-        return None
-    probe = _fit(best.features, best.cells)
-    usual = _usual_area(probe(best.features), best.cells)
-    factor = math.ceil(FEWEST_CELLS / min(best.features.shape[-2:]))
-    score = _Score(model, best.places, probe, LEAST_AREA * usual, factor)
-    count, done = count_images(dataset), 0
-    grid = [side * factor for side in best.features.shape[-2:]]
-    scores = torch.full((count, *grid), NOTHING)
-    for indices, found in map_batches(partial(_score_batch, score), dataset, batch_size=size):
-        scores[indices] = found
-        done += len(indices)
-        if progress is not None:
-            progress(done, count)
-    return Spread(scores, best.quality.recall, score, best.quality.precision)
+    with contextlib.suppress(NotReached):
+        size = how_many(inspected.images[0].nbytes, BATCH_BYTES, LARGEST_BATCH)
+        best = None
+        for places in _candidates(find_places(model, inspected.images.shape[1:])):
+            features = torch.cat([_read_features(model, places, images) for images in inspected.images.split(size)])
+            cells = _label_cells(spurious, relevant, clear, features.shape[-2:])
+            quality = _cross_validate(features, cells)
+            if quality is not None and quality.recall >= (LEAST_RECALL if best is None else best.quality.recall):
+                best = _Found(places, features, cells, quality)
+        if best is None:
+            return None
+        probe = _fit(best.features, best.cells)
+        usual = _usual_area(probe(best.features), best.cells)
+        factor = math.ceil(FEWEST_CELLS / min(best.features.shape[-2:]))
+        score = _Score(model, best.places, probe, LEAST_AREA * usual, factor)
+        count, done = count_images(dataset), 0
+        grid = [side * factor for side in best.features.shape[-2:]]
+        scores = torch.full((count, *grid), NOTHING)
+        for indices, found in map_batches(partial(_score_batch, score), dataset, batch_size=size):
+            scores[indices] = found
+            done += len(indices)
+            if progress is not None:
+                progress(done, count)
+        return Spread(scores, best.quality.recall, score, best.quality.precision)
+    return None
 
 
 def _score_batch(score: _Score, batch: Batch) -> tuple[Int[Tensor, " image"], Float[Tensor, "image row column"]]:
