@@ -6,18 +6,22 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import huggingface_hub
+import numpy as np
 import pytest
 import torch
+from PIL import ExifTags, Image
 from torch import nn
 
+from rightreasons.data.decode import decode_image
 from rightreasons.networks.classifier import Classifier
 from rightreasons.networks.presets import Preset
 from rightreasons.pipeline.handover.card import escape_words, find_interval, list_limits, tell_judges, tell_verdict, write_card
 from rightreasons.pipeline.handover.export import export_model
-from rightreasons.pipeline.handover.formats import FORMATS, Formats
+from rightreasons.pipeline.handover.formats import FORMATS, Formats, Written
 from rightreasons.run import load_run
 from rightreasons.runs.folder import RunFolder
 from rightreasons.scoring.metrics import wilson_interval
@@ -85,6 +89,19 @@ def test_the_card_s_own_code_classifies_a_file(project):
     with torch.no_grad():
         answer = run.aligned(run.validation[0][0][None]).argmax()
     assert result.stdout.strip() == run.project.task.classes[answer], result.stderr
+
+
+def test_the_card_s_own_code_reads_a_turned_and_a_transparent_picture_as_this_package_does(project, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 4), dtype=np.uint8)
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6
+    Image.fromarray(pixels).save(tmp_path / "image.png", exif=turned)
+    shutil.copytree(project.out, tmp_path, dirs_exist_ok=True)
+    (code,) = re.findall(r"```python\n(.*?)```", (project.out / "README.md").read_text(), re.DOTALL)
+    subprocess.run([sys.executable, "-c", f"{code}\nnumpy.save('pixels.npy', pixels)"], check=True, cwd=tmp_path, env=environment(), timeout=60)
+    expected = decode_image(tmp_path / "image.png", mode="rgb", size=(16, 16)).float() / 255
+    assert torch.equal(torch.from_numpy(np.load(tmp_path / "pixels.npy"))[0], expected)
+    assert json.loads((project.out / "preprocessing.json").read_text())["read"] == {"orientation": "by EXIF", "transparency": "on white"}
 
 
 def test_what_lies_beside_the_files(project):
@@ -270,6 +287,26 @@ def test_the_verdict_is_that_of_the_exported_model():
     assert before.verdict == "not fit" and [told for _, told, _ in before.classes] == ["not fit", "cannot tell"]
     assert rejected.verdict is None and not rejected.classes and "No verdict was given of this model" in rejected.remark
     assert "by a version that gave none" in tell_verdict({}, "after").remark
+
+
+def test_a_repair_that_did_not_take_is_told_with_its_numbers(project, tmp_path):
+    run = outcome(project, tmp_path, outcome="aligned", effect="did not take")
+    metrics = json.loads((run / "metrics.json").read_text())
+    metrics["before"]["swap_flip_rate"], metrics["after"]["swap_flip_rate"] = 0.429, 0.238
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    done = export_model(load_run(RunFolder(run)), tmp_path / "out", formats=["safetensors"])
+    words = "The repair did not take: pasting what was judged spurious in still changes 23.8 % of the answers, and it was 42.9 % before."
+    assert words in done.remarks
+
+
+def test_a_card_of_deep_images_says_that_its_code_reads_others(project, tmp_path):
+    run, metrics = load_run(RunFolder(project.run)), json.loads((project.run / "metrics.json").read_text())
+    written = [Written("onnx", "model.onnx", differences={1: 0.0})]
+    write_card(tmp_path / "README.md", run, metrics, which="aligned", scores="after", written=written, remarks=())
+    assert "through the `window`" not in (tmp_path / "README.md").read_text()
+    deep = replace(run, project=replace(run.project, task=replace(run.project.task, windows={"whole numbers": (0.0, 4095.0)})))
+    write_card(tmp_path / "README.md", deep, metrics, which="aligned", scores="after", written=written, remarks=())
+    assert "Those of more go through the `window` of preprocessing.json first" in (tmp_path / "README.md").read_text()
 
 
 def test_words_from_outside_stay_words_in_the_card(project, tmp_path):

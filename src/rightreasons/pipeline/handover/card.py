@@ -90,6 +90,7 @@ def write_card(
         formats={format_.name for format_ in written if not format_.problem},
         remarks=remarks,
         limits=list_limits(metrics, split),
+        deep=bool(run.config.data.window or run.project.task.windows),
         align=run.config.align,
         versions=list_versions(),
         made_with=run.folder.environment(),

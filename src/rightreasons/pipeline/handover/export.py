@@ -111,7 +111,10 @@ def _choose(run: Run, which: Which, metrics: dict[str, Any] | None) -> tuple[Cla
     if stored["outcome"] == "accepted":
         remarks.append(f"The harm guard rejected this repair, and a person accepted it all the same. The guard's reason: {stored['reason']}.")
     if (metrics.get("alignment") or {}).get("effect") == "did not take":
-        remarks.append("The repair did not take: pasting the shortcut in changes as many answers as before, or nearly as many.")
+        remarks.append(
+            f"The repair did not take: pasting what was judged spurious in still changes {100 * metrics['after']['swap_flip_rate']:.1f} % of the "
+            f"answers, and it was {100 * metrics['before']['swap_flip_rate']:.1f} % before."
+        )
     if run.folder.load_alignment(alignment_job(run)) is None:
         remarks.append("Verdicts or settings have changed since this model was repaired.")
     return as_classifier(run.aligned), tuple(remarks)
@@ -144,6 +147,7 @@ def describe_input(run: Run, model: Classifier, shape: Sequence[int], written: S
             "range": [0.0, 1.0],
         },
         # What a dataset in memory did to its images before, nobody here knows.
+        "read": None if reading is None else {"orientation": "by EXIF", "transparency": "on white"},
         "resize": None if reading is None else resize if reading.resize else {"height": height, "width": width, "filter": None},
         "window": _tell_window(run),
         "normalise": {
