@@ -144,12 +144,22 @@ def test_segments_of_a_file(tmp_path):
     content = {"images": [{"id": 1, "file_name": "b/2.png", "width": 4, "height": 4}], "categories": [{"id": 1, "name": "x"}], "annotations": marks}
     (tmp_path / "marks.json").write_text(json.dumps(content))
     regions = open_regions("marks.json", NAMES, root=tmp_path)
-    assert regions.cut(2, (4, 4)).tolist() == [[1, 1, 0, 0], [1, 2, 2, 0], [0, 2, 2, 0], [0, 0, 0, 0]]
-    assert not regions.cut(0, (4, 4)).any(), "an image without marks is one region"
+    assert regions.cut(2, (4, 4), (8, 8)).tolist() == [[1, 1, 0, 0], [1, 2, 2, 0], [0, 2, 2, 0], [0, 0, 0, 0]]
+    assert not regions.cut(0, (4, 4), None).any(), "an image without marks is one region"
     with pytest.raises(DataError, match="no mark with an area on a training image"):
         open_regions("marks.json", ["c/2.png"], root=tmp_path)
     with pytest.raises(DataError, match="2 training images are called"):
         open_regions("marks.json", ["x/b/2.png", "y/b/2.png"], root=tmp_path)
+
+
+def test_segments_of_a_picture_that_lies_on_its_side_are_refused(tmp_path):
+    mark = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 2, 2]}
+    image = {"id": 1, "file_name": "b/2.png", "width": 4, "height": 8}
+    (tmp_path / "marks.json").write_text(json.dumps({"images": [image], "categories": [{"id": 1, "name": "x"}], "annotations": [mark]}))
+    regions = open_regions("marks.json", NAMES, root=tmp_path)
+    assert regions.cut(2, (4, 4), (8, 4)).any() and regions.cut(2, (4, 4), (40, 20)).any()
+    with pytest.raises(DataError, match=r"annotation 1, image b/2.png: the mark is on a picture of 4 x 8 pixels, .* has 80 x 40: mark it"):
+        regions.cut(2, (4, 4), (40, 80))
 
 
 @pytest.mark.parametrize(

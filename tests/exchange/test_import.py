@@ -12,6 +12,7 @@ from rightreasons.data.annotations.read import read_annotations
 from rightreasons.data.annotations.run_lengths import from_coco, to_runs
 from rightreasons.data.names import Names, list_names, read_number
 from rightreasons.errors import ConfigError, DataError
+from rightreasons.pipeline.exchange import take
 from rightreasons.pipeline.exchange.suspect_files import at_own_size, write_suspects
 from rightreasons.pipeline.exchange.suspects import find_suspects
 from rightreasons.pipeline.exchange.take import import_annotations, read_labels
@@ -235,6 +236,18 @@ def test_a_box_alone_is_coco_too(run, names):
     assert taken(run, run / "boxes.json")["drawings"] == 1
     painted = load_run(RunFolder(run)).drawings[0].painted
     assert painted.sum() == 12 + 8 and bool(painted[2:6, 1:4].all()) and bool(painted[8:10, 8:12].all())
+
+
+def test_marks_on_a_picture_that_lies_on_its_side_are_refused(run, names, monkeypatch):
+    """As a program gives them that does not apply EXIF's rotation: stretched to the image they would lie elsewhere."""
+    monkeypatch.setattr(take, "own_size", lambda dataset, index: (16, 25))
+    mark = {"segmentation": [], "bbox": [0, 0, 4, 4]}
+    file = run / "marks.json"
+    file.write_text(coco(image={"width": 16, "height": 25}, mark=mark).replace("NAME", next(iter(names.values()))))
+    said = refused(run, file)
+    assert "annotation 5" in said and "the mark is on a picture of 16 x 25 pixels" in said and "has 25 x 16: mark it in a program" in said
+    file.write_text(coco(image={"width": 50, "height": 32}, mark=mark).replace("NAME", next(iter(names.values()))))
+    assert taken(run, file)["drawings"] == 1
 
 
 def coco(**changes):

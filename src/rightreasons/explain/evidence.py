@@ -18,7 +18,7 @@ from rightreasons.common.memory import KEPT_IMAGE_BYTES, release_memory
 from rightreasons.common.progress import Advance, Reporter, describe_seconds
 from rightreasons.common.seeds import seeded
 from rightreasons.config import Config, SegmentConfig
-from rightreasons.data.loading import StoredImages, check_labels, count_images, some_images
+from rightreasons.data.loading import StoredImages, check_labels, count_images, own_size, some_images
 from rightreasons.data.names import list_names
 from rightreasons.explain.attribute import attribute_images, part_size
 from rightreasons.explain.given import GivenHeatmaps, GivenRegions, open_heatmaps, open_regions
@@ -270,7 +270,7 @@ def _segment(
             assert config.segment.components != "auto"  # the configuration is refused
             if isinstance(segmenter, GivenRegions):
                 size = (int(attribution.heatmaps.shape[1]), int(attribution.heatmaps.shape[2]))
-                regions = (segmenter.cut(index, size) for index in images.indices.tolist())
+                regions = (segmenter.cut(index, size, own_size(images.dataset, index)) for index in images.indices.tolist())
             else:
                 regions = (segmenter(images[row : row + 1][0]) for row in range(len(images)))
             segmentation = segment_regions(

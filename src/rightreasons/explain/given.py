@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from rightreasons.common.text import clean_text
 from rightreasons.data.annotations.read import read_annotations
-from rightreasons.data.annotations.region import Region
+from rightreasons.data.annotations.region import Region, check_upright
 from rightreasons.data.decode import MAX_PIXELS
 from rightreasons.data.loading import StoredImages
 from rightreasons.data.mask_files import shrink_mask
@@ -178,13 +178,17 @@ class GivenRegions:
 
     marks: dict[int, list[Region]]
 
-    def cut(self, index: int, size: tuple[int, int]) -> Int[Tensor, "height width"]:
-        """The region of each pixel: 0 is what nobody marked, and of marks that overlap the later one counts. Raises DataError for a broken mark."""
+    def cut(self, index: int, size: tuple[int, int], own: tuple[int, int] | None) -> Int[Tensor, "height width"]:
+        """The region of each pixel: 0 is what nobody marked, and of marks that overlap the later one counts.
+
+        ``own`` is (height, width) of the image's file, None where it lies in none. Raises DataError for a broken mark, or one that lies on its side.
+        """
         regions = torch.zeros(size, dtype=torch.int64)
         for number, mark in enumerate(self.marks.get(index, []), start=1):
             assert mark.draw is not None  # marks without an area are left out
             try:
                 mask = mark.draw()
+                check_upright((mask.shape[0], mask.shape[1]), own)
             except (ValueError, KeyError, TypeError, IndexError) as error:
                 raise DataError(f"[segment] regions: {mark.where}, image {clean_text(mark.image)}: {error}") from error
             regions[mask if tuple(mask.shape) == size else shrink_mask(mask, size)] = number

@@ -44,3 +44,20 @@ def check_size(height: object, width: object) -> tuple[int, int]:
     if sides[0] * sides[1] > MAX_PIXELS:
         raise ValueError(f"the image has {sides[1]} x {sides[0]} pixels, more than the {MAX_PIXELS // 10**6} megapixels that are read")
     return sides[0], sides[1]
+
+
+def check_upright(drawn: tuple[int, int], own: tuple[int, int] | None) -> None:
+    """Raises ValueError for a mark on a picture that lies on its side: ``drawn`` is its (height, width), ``own`` that of the image as it is shown.
+
+    A program that does not apply EXIF's rotation marks a file as it is stored; stretched to the image, such a mark would lie elsewhere.
+    """
+    if own is not None and not _proportional(drawn, own) and _proportional(drawn, (own[1], own[0])):
+        raise ValueError(
+            f"the mark is on a picture of {drawn[1]} x {drawn[0]} pixels, and the image as it is shown, with EXIF's rotation if it has one, has "
+            f"{own[1]} x {own[0]}: mark it in a program that shows pictures upright, or turn the marks and the sizes in the file"
+        )
+
+
+def _proportional(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether two sizes have the same proportions, but for rounding."""
+    return abs(one[0] * other[1] - one[1] * other[0]) <= max(*one, *other)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from rightreasons.common.text import clean_text
 from rightreasons.data import open_data
 from rightreasons.data.annotations.read import read_annotations
-from rightreasons.data.annotations.region import Region
+from rightreasons.data.annotations.region import Region, check_upright
+from rightreasons.data.loading import own_size
 from rightreasons.data.mask_files import shrink_mask
 from rightreasons.data.names import Names, list_names, read_number
 from rightreasons.errors import ConfigError, DataError
@@ -70,8 +72,12 @@ def import_annotations(folder: RunFolder, path: Path, *, by: str, labels: Mappin
         raise ConfigError(f"{folder.path} has no verdicts yet: run `rightreasons find` with the same --out to its end first")
     found = read_annotations(path)
     values: dict[str, Value | None] = {region.label: _read_value(region, labels, path) for region in found.regions}
-    places = _find_images(folder, found.regions, path)
-    sorter = _Sorter(segmentation, {index: row for row, index in enumerate(selection.indices.tolist())}, counts)
+    places, train = _find_images(folder, found.regions, path)
+
+    def size_of(index: int) -> tuple[int, int] | None:
+        return None if train is None else own_size(train, index)
+
+    sorter = _Sorter(segmentation, {index: row for row, index in enumerate(selection.indices.tolist())}, counts, size_of)
     for region in found.regions:
         try:
             sorter.add(region, values[region.label], places[region.image])
@@ -105,27 +111,30 @@ def _read_value(region: Region, labels: Mapping[str, Value | None], path: Path) 
     )
 
 
-def _find_images(folder: RunFolder, regions: Sequence[Region], path: Path) -> dict[str, int | None]:
-    """The training image of each name in the file, or None. The data are opened only if a name is none that this package gave by number."""
+def _find_images(folder: RunFolder, regions: Sequence[Region], path: Path) -> tuple[dict[str, int | None], Dataset | None]:
+    """The training image of each name in the file, or None; and the training images, opened only if a name is not one given by number here."""
     names = dict.fromkeys(region.image for region in regions)
     places: dict[str, int | None] = {name: read_number(name) for name in names}
     if all(place is not None for place in places.values()):
-        return places
+        return places, None
     config = folder.config()
-    known = Names(list_names(open_data(config.data, root=folder.root(), seed=config.run.seed).splits["train"]))
+    train = open_data(config.data, root=folder.root(), seed=config.run.seed).splits["train"]
+    known = Names(list_names(train))
     for name in names:
         found = known.find(name)
         if len(found) > 1:
             raise DataError(f"{path}: {len(found)} training images are called {clean_text(name)!r}: the file has to give more of their paths")
         places[name] = found[0] if found else places[name]
-    return places
+    return places, train
 
 
 class _Sorter:
-    """Sorts marks into verdicts on segments and pixels that are spurious or not, by image."""
+    """Sorts marks into verdicts on segments and pixels that are spurious or not, by image; ``size_of`` gives (height, width) of an image's file."""
 
-    def __init__(self, segmentation: Segmentation, row_of: Mapping[int, int], counts: Mapping[int, int]) -> None:
-        self.segmentation, self.row_of, self.counts = segmentation, row_of, counts
+    def __init__(
+        self, segmentation: Segmentation, row_of: Mapping[int, int], counts: Mapping[int, int], size_of: Callable[[int], tuple[int, int] | None]
+    ) -> None:
+        self.segmentation, self.row_of, self.counts, self.size_of = segmentation, row_of, counts, size_of
         self.decisions: dict[tuple[int, int], Value] = {}
         self.painted: dict[int, Tensor] = {}
         self.erased: dict[int, Tensor] = {}
@@ -167,6 +176,7 @@ class _Sorter:
         assert region.draw is not None  # it has an area
         size = (self.segmentation.segments.shape[1], self.segmentation.segments.shape[2])
         whole = region.draw()
+        check_upright((whole.shape[0], whole.shape[1]), self.size_of(index))
         mask = whole if tuple(whole.shape) == size else shrink_mask(whole, size)
         segment = self._named_segment(index, region)
         if segment is not None and self._is_segment(mask, self.row_of[index], segment):
