@@ -100,6 +100,17 @@ def test_the_same_folders_within_all_classes_are_told(tmp_path):
     assert any("same 2 folders within ('apple', 'corn'): the outer ones (color, grayscale)" in problem for problem in read(tmp_path).problems)
 
 
+def test_splits_within_the_classes_are_the_splits(tmp_path):
+    fill(tmp_path, *(f"{name}/{split}" for name in ("cat", "dog") for split in ("Test", "train")), count=20)
+    task = read(tmp_path)
+    assert task.classes == ("cat", "dog") and task.told.startswith(f"class folders in {tmp_path}, with the splits within each (Test, train)")
+    assert {entry.name.split("/")[1] for entry in task.splits["test"].entries} == {"Test"} and len(task.splits["test"]) == 40
+    assert {entry.name.split("/")[1] for split in ("train", "validation") for entry in task.splits[split].entries} == {"train"}
+    assert not any("folders within" in problem for problem in task.problems)
+    fill(tmp_path, "cat/more", "dog/more", count=20)
+    assert any("same 3 folders within ('Test', 'more', 'train')" in problem for problem in read(tmp_path).problems), "of unknown ones none is a split"
+
+
 def test_a_class_of_three_images_is_told(tmp_path):
     fill(tmp_path, "cat", "dog", count=40)
     fill(tmp_path, "owl", count=3)

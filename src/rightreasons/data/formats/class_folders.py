@@ -1,4 +1,4 @@
-"""Plain class folders: ``FOLDER/CLASS/*.png``, or ``FOLDER/train/CLASS/*.png`` beside ``validation`` and ``test``.
+"""Plain class folders: ``FOLDER/CLASS/*.png``, or ``FOLDER/train/CLASS/*.png`` beside ``validation`` and ``test``, or ``FOLDER/CLASS/train/*.png``.
 
 What a folder is called does not decide alone. ``train`` is a split if class folders lie in it, and a class if images do, beside other classes.
 Folders that are called masks, folds or patients are no classes, unless [data] names says so.
@@ -10,6 +10,7 @@ import posixpath
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rightreasons.config import DataConfig
@@ -66,10 +67,17 @@ def list_class_folders(
             )
         entries += [Entry(file, name, split, attribute=attribute(file) if attribute else None, bytes=tree.files[file]) for name, file in found]
         inner += [posixpath.dirname(file)[len(_join(root, name)) + 1 :] for name, file in found]
-    if attribute is None:
-        problems += _tell_inner(classes, entries, inner)
-    problems += _tell_same_names(entries)
     told = f"{told} in {tree.root / first if None in roots else tree.root}" + (f" ({', '.join(roots.values())})" if None not in roots else "")
+    if attribute is None and (same := _same_within(classes, entries, inner)):
+        splits = _splits_within(same) if None in roots else {}
+        if splits:
+            entries = [replace(entry, split=splits[folder.partition("/")[0]]) for entry, folder in zip(entries, inner, strict=True)]
+            inner = [folder.partition("/")[2] for folder in inner]
+            told += f", with the splits within each ({', '.join(splits)})"
+        else:
+            inside, outer = ", ".join(map(repr, same[:3])), ", ".join(classes[:3])
+            problems.append(f"all class folders have the same {len(same)} folders within ({inside}): the outer ones ({outer}) are read as classes")
+    problems += _tell_same_names(entries)
     return Listing(
         format,
         told,
@@ -177,16 +185,19 @@ def _check_are_classes(tree: Tree, where: Path, classes: tuple[str, ...], config
         )
 
 
-def _tell_inner(classes: Sequence[str], entries: Sequence[Entry], inner: Sequence[str]) -> list[str]:
-    """A note if all classes have the same few folders within, which may be the classes as well."""
+def _same_within(classes: Sequence[str], entries: Sequence[Entry], inner: Sequence[str]) -> list[str]:
+    """The few folders that all class folders have within, in order; none if these differ. They may be the classes as well, or the splits."""
     within: dict[str, set[str]] = {name: set() for name in classes}
     for entry, folder in zip(entries, inner, strict=True):
         within[entry.label].add(folder.partition("/")[0])
     same = within[classes[0]]
-    if len(same) < 2 or "" in same or any(found != same for found in within.values()):
-        return []
-    some = ", ".join(repr(name) for name in sorted(same)[:3])
-    return [f"all class folders have the same {len(same)} folders within ({some}): the outer ones ({', '.join(classes[:3])}) are read as the classes"]
+    return [] if len(same) < 2 or "" in same or any(found != same for found in within.values()) else sorted(same)
+
+
+def _splits_within(folders: Sequence[str]) -> dict[str, str]:
+    """The split that each of the folders within a class means; none unless each means another one, and one of them training."""
+    found = {folder: spoken.pop() for folder in folders if len(spoken := _splits_of(folder)) == 1}
+    return found if len({*found.values()}) == len(folders) and "train" in found.values() else {}
 
 
 def _tell_same_names(entries: Sequence[Entry]) -> list[str]:
