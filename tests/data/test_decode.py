@@ -14,7 +14,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageOps, features
+from PIL import ExifTags, Image, ImageOps, features
 
 from rightreasons.data.decode import MAX_PIXELS, Header, decode_image, decode_mask, read_header
 from rightreasons.errors import UnreadableImage
@@ -209,6 +209,30 @@ def test_exif_orientation(tmp_path, kind, orientation):
     size = (30, 20)
     resized = np.array(Image.fromarray(expected).resize(size[::-1], Image.Resampling.BILINEAR)).astype(int)
     assert np.abs(rgb(path, size=size).astype(int) - resized).mean() < 2, "decoded at the size needed"
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["L", "I;16", "P", "CMYK"])
+def test_an_uncompressed_tiff_is_turned_too(tmp_path, kind, orientation):
+    """Pillow 13.0.0 maps such files into memory, and takes their upright size for that of the stored pixels."""
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60), dtype=np.uint8)
+    stored = Image.fromarray(pixels) if kind in ("L", "P") else Image.fromarray(pixels.astype(np.uint16))
+    if kind == "P":
+        stored.putpalette(bytes(value for grey in range(256) for value in (grey, grey, grey)))
+    if kind == "CMYK":
+        stored = Image.merge("CMYK", [Image.new("L", (60, 40))] * 3 + [Image.fromarray(255 - pixels)])
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    stored.save(tmp_path / "a.tif", exif=exif)
+    upright = Image.fromarray(pixels)
+    upright.getexif()[ExifTags.Base.Orientation] = orientation
+    expected = np.array(ImageOps.exif_transpose(upright))
+    assert (decode_image(tmp_path / "a.tif", mode="grey", window=(0.0, 255.0))[0].numpy() == expected).all()
+    header = read_header(tmp_path / "a.tif")
+    assert (header.height, header.width) == expected.shape
+    if kind == "L":
+        Image.fromarray(np.where(pixels < 128, 0, 255).astype(np.uint8)).save(tmp_path / "mask.tif", exif=exif)
+        assert (decode_mask(tmp_path / "mask.tif").numpy() == (expected >= 128)).all()
 
 
 def test_corrupt_exif_is_passed_over(tmp_path):

@@ -104,7 +104,7 @@ def read_header(source: Source) -> Header:
     try:
         if is_dicom(source):
             return _dicom_header(source)
-        with Image.open(_rewound(source)) as image:
+        with _opened(source) as image:
             return _header(image)
     except (UnreadableImage, MissingExtra):
         raise
@@ -149,7 +149,7 @@ def sample_values(source: Source) -> np.ndarray:
         with _memory(header.width * header.height):
             if is_dicom(source):
                 return thin_out(dicom.read_values(_rewound(source)))
-            with Image.open(_rewound(source)) as image:
+            with _opened(source) as image:
                 return thin_out(_read_deep(source, image)[0])
     except (UnreadableImage, MissingExtra):
         raise
@@ -161,7 +161,7 @@ def sample_values(source: Source) -> np.ndarray:
 def decode_mask(source: Source, *, size: tuple[int, int] | None = None) -> Bool[Tensor, "height width"]:
     """A mask by the rules of ``mask_files``, at ``size`` (height, width) or as it comes. Raises UnreadableImage, with the rule that does not fit."""
     try:
-        with Image.open(_rewound(source)) as image:
+        with _opened(source) as image:
             _header(image)
             with _memory(image.width * image.height):
                 mask = torch.from_numpy(read_mask(_upright(image), lossy=image.format in _LOSSY))
@@ -174,7 +174,7 @@ def decode_mask(source: Source, *, size: tuple[int, int] | None = None) -> Bool[
 
 def _open(source: Source, size: tuple[int, int] | None, window: Window | Windows | None) -> Image.Image:
     """An image in mode L or RGB, or F in 0 to 255 where it has more than 8 bits."""
-    with Image.open(_rewound(source)) as image:
+    with _opened(source) as image:
         header = _header(image)
         if size is not None and image.format in ("JPEG", "MPO"):
             wanted = size if header.width == image.width else size[::-1]
@@ -234,7 +234,7 @@ def _read_deep(source: Source, image: Image.Image) -> tuple[np.ndarray, np.ndarr
 
 def _load_as(source: Source, raw: str) -> np.ndarray:
     """The pixels with the bytes of the file read in another order than it says."""
-    with Image.open(_rewound(source)) as image:
+    with _opened(source) as image:
         assert isinstance(image, ImageFile)
         image.tile = [tile._replace(args=(raw, *tile.args[1:]) if isinstance(tile.args, tuple) else raw) for tile in image.tile]
         return np.array(_upright(image))
@@ -309,6 +309,17 @@ def _check(header: Header) -> Header:
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise UnreadableImage(f"{width}x{height} pixels: one side is more than {MAX_ASPECT} times the other")
     return header
+
+
+@contextlib.contextmanager
+def _opened(source: Source) -> Iterator[Image.Image]:
+    """The image in a file, its pixels not decoded yet."""
+    with Image.open(_rewound(source)) as image:
+        if image.format == "TIFF":
+            # Pillow maps uncompressed files into memory by their upright size, which scrambles those that are stored on their side. It maps none
+            # without a name.
+            image.filename = ""  # pyright: ignore[reportAttributeAccessIssue] -- only images of files have one
+        yield image
 
 
 def _rewound(source: Source) -> Source:
