@@ -43,6 +43,41 @@ def test_the_sweep_over_lambda_has_every_decade():
     assert row_config(study, study.row("published loss lambda 1e2"), 0).align.penalty == "log_prob_sum"
 
 
+def exceptions(task):
+    """The arms of a study of exceptions, written out."""
+    rivals = ["jtt", "dfr", "xrm", "mask-tune", "afr", "longer-training", "without-shortcut"]
+    shares = {"0 %": (0, "0"), "1 %": (0.01, "0.01"), "5 %": (0.05, "0.05"), "20 %": (0.2, "0.2")}
+    return {
+        f"{method} {place}": {"method": method, "x": x, "series": method, "data": {"path": f"{task}:exceptions={share}"}}
+        for place, (x, share) in shares.items()
+        for method in ["before", "ours", *(["subg", "group-dro"] if x else []), *rivals]
+    }
+
+
+def test_a_sweep_is_the_arms_that_one_would_write_by_hand():
+    """Row names, settings and with them result paths and keys: results of hours lie under them."""
+    for task, name in (("solar", "exceptions-solar"), ("decoy-mnist", "exceptions-digits")):
+        assert list(open_study(name).arms.items()) == list(exceptions(task).items())
+    published = {"term": "penalty", "penalty": "log_prob_sum"}
+    assert open_study("decoy-mnist-lambda").arms == {
+        "published loss lambda auto": {"align": published},
+        **{
+            f"published loss lambda 1e{e}": {"x": float(f"1e{e}"), "series": "published loss", "align": published | {"lambda": float(f"1e{e}")}}
+            for e in range(-6, 8)
+        },
+        **{f"ours lambda 1e{e}": {"x": float(f"1e{e}"), "series": "ours", "align": {"lambda": float(f"1e{e}")}} for e in range(-2, 8)},
+    }
+    strategies = {kind.replace("-", " "): {"strategy": kind, "per_class": "off"} for kind in ("low-entropy", "random", "high-entropy")}
+    assert open_study("ablation-sampling").arms == {
+        **{name: {"method": "before", "sample": sample} for name, sample in strategies.items()},
+        **{
+            f"{name} {size} images": {"x": size, "series": name, "sample": {**sample, "size": size}}
+            for name, sample in {**strategies, "low entropy with a quota": {}}.items()
+            for size in (10, 20, 50, 100, 200, 500)
+        },
+    }
+
+
 @pytest.mark.parametrize("name", ["ablation-repair", "ablation-segments", "ablation-critic", "ablation-sampling"])
 def test_every_arm_of_an_ablation_changes_something(name):
     """No two rows are one configuration under two names, except the row that says what ours is."""

@@ -7,14 +7,15 @@ import json
 import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from rightreasons.config import Config, merge_tables, parse_config, read_toml
 from rightreasons.data import small_variant, task_defaults
 from rightreasons.errors import ConfigError
+from rightreasons.records import Scores
 from rightreasons.studies.methods import METHODS
 
 # What `--smoke` lays over every row, so that a study takes seconds. A study's own table [smoke] comes on top.
@@ -27,6 +28,8 @@ SMOKE: dict[str, Any] = {
 }
 # The row that others are compared with unless the study names another one, ours, and the upper bound.
 BEFORE, OURS, UPPER = "before", "ours", "without-shortcut"
+# The scores that are one number: the metrics of a result.
+METRICS = tuple(field.name for field in fields(Scores) if field.type in ("float", "float | None"))
 # Settings that change no number of a result: where it is logged, and what the work may cost. And the tables that only a critic reads.
 CHANGE_NO_RESULT = ("critic.timeout", "critic.max_usd", "critic.prices", "run.log")
 READ_BY_CRITIC = ("critic", "classes")
@@ -87,7 +90,8 @@ class Study:
         if not self.smoke:
             return tables
         tables = merge_tables(tables, self.smoke)
-        return merge_tables(tables, {"data": {"path": small_variant(tables["data"]["path"])}})
+        path = _data_path(tables)
+        return tables if path is None else merge_tables(tables, {"data": {"path": small_variant(path)}})
 
     def align_settings(self, row: Row) -> dict[str, Any]:
         """What a row changes of the table [align]."""
@@ -144,7 +148,7 @@ def packaged_studies() -> list[str]:
 
 
 def open_study(name: str, *, critics: Sequence[str] = (), smoke: bool = False) -> Study:
-    """A packaged study by name, or one from a TOML file with ``methods``, ``[config]`` and ``[arms]``; ``critics`` replace its LVLM.
+    """A packaged study by name, or one from a TOML file with ``methods``, ``[config]``, ``[arms]`` and ``[sweep]``; ``critics`` replace its LVLM.
 
     With several critics each row that asks one becomes a row for each of them, unless it names its own.
     ``config`` may be the name of a configuration beside the file instead. ``smoke`` makes every row tiny, to see that all of them run.
@@ -152,29 +156,37 @@ def open_study(name: str, *, critics: Sequence[str] = (), smoke: bool = False) -
     """
     path = Path(name)
     if path.suffix == ".toml" and path.exists():
-        text, root, short = path.read_text(encoding="utf-8"), path.parent, path.stem
+        content, root, short = path.read_bytes(), path.parent, path.stem
     elif name in packaged_studies():
-        text, root, short = files("rightreasons.studies").joinpath(f"tables/{name}.toml").read_text(encoding="utf-8"), Path.cwd(), name
+        content, root, short = files("rightreasons.studies").joinpath(f"tables/{name}.toml").read_bytes(), Path.cwd(), name
     else:
         raise ConfigError(f"no study {name!r}; there are {', '.join(packaged_studies())}, or a TOML file")
     try:
-        stored = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        stored = tomllib.loads(content.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{name} is not valid TOML: {error}") from error
+    _check_keys(name, stored)
     config = stored.get("config")
     if not isinstance(stored.get("methods"), list) or not isinstance(config, dict | str):
         raise ConfigError(
             f"{name} is not a study: it needs a list methods, and a table [config] with the configuration that they share, or config = 'FILE.toml'"
         )
     tables = merge_tables(config if isinstance(config, dict) else read_toml(root / config), {"critic": {"lvlm": critics[0]}} if critics else {})
-    arms = stored.get("arms", {})
-    rows = [*stored["methods"], *arms]
+    methods = known(list(map(str, stored["methods"])), METHODS)
+    written, swept = stored.get("arms", {}), expand_sweep(name, stored["sweep"]) if "sweep" in stored else {}
+    rows, arms = [*methods, *written, *swept], written | swept
+    if not rows:
+        raise ConfigError(f"{name} has no rows: name methods, or write arms or a sweep")
+    if not all(map(slug, rows)):
+        raise ConfigError(f"{name} has a row without a letter or digit in its name, and results are saved under it: {', '.join(rows)}")
     if len({slug(row) for row in rows}) < len(rows):
         raise ConfigError(f"{name}: two rows would be saved under one name: {', '.join(rows)}; call them differently")
-    known([arm["method"] for arm in arms.values() if "method" in arm], METHODS)
     for row, arm in arms.items():
-        _check_place(f"{name}: [arms.{row!r}]", arm)
-    methods = known(stored["methods"], METHODS)
+        _check_arm(f"{name}, row {row!r}", arm)
+    reference = stored.get("reference", BEFORE)
+    lines = [arm.get("series", arm.get("method", OURS)) for arm in arms.values() if "x" in arm or "series" in arm]
+    if "reference" in stored and reference not in (*rows, *lines):
+        raise ConfigError(f"{name}: reference = {reference!r} is none of its rows: {', '.join(rows)}")
     plain_names: dict[str, str] = {}
     if len(critics) > 1:
         asked = _ask_each(critics, methods, arms)
@@ -182,7 +194,31 @@ def open_study(name: str, *, critics: Sequence[str] = (), smoke: bool = False) -
     figure = stored.get("figure", {})
     _check_figure(name, figure)
     tiny = merge_tables(SMOKE, stored.get("smoke", {})) if smoke else {}
-    return Study(short, methods, _first_places(arms) if smoke else arms, tables, root, stored.get("reference", BEFORE), figure, tiny, plain_names)
+    return Study(short, methods, _first_places(arms) if smoke else arms, tables, root, reference, figure, tiny, plain_names)
+
+
+def expand_sweep(name: str, sweep: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The arms of the table [sweep] of the study ``name``: each of its ``rows`` at each of its ``places``, as an arm "ROW PLACE", place by place.
+
+    What the place changes is laid over what the row changes, and the row's name is that of its line (``series``). A row that lists ``places`` of its
+    own is at these alone. Raises ConfigError for a sweep that is not one.
+    """
+    rows, places = sweep.get("rows"), sweep.get("places")
+    if set(sweep) != {"rows", "places"} or not _has_tables(rows) or not _has_tables(places):
+        raise ConfigError(f'{name}: [sweep] needs two tables of tables, such as rows.ours = {{}} and places."1 %" = {{ x = 0.01 }}, and nothing else')
+    for row, changed in rows.items():
+        at = changed.get("places", [])
+        if not isinstance(at, list) or any(place not in places for place in at):
+            raise ConfigError(f"{name}: [sweep.rows] {row!r} has places = {at!r}: some of {', '.join(places)} were expected")
+    arms = {}
+    for place, there in places.items():
+        if "x" not in there:
+            raise ConfigError(f"{name}: [sweep.places] {place!r} has no x: the number at which its rows are drawn was expected")
+        for row, changed in rows.items():
+            if place in changed.get("places", places):
+                tables = {key: value for key, value in changed.items() if key != "places"}
+                arms[f"{row} {place}"] = merge_tables({"series": row, **tables}, there)
+    return arms
 
 
 def check_rows(study: Study, names: Iterable[str]) -> None:
@@ -194,13 +230,19 @@ def check_rows(study: Study, names: Iterable[str]) -> None:
 def row_config(study: Study, row: Row, seed: int) -> Config:
     """The whole configuration with which a row's method works."""
     tables = study.settings(row, seed)
-    data = tables.get("data")
-    path = data.get("path") if isinstance(data, dict) else None
+    path = _data_path(tables)
     return parse_config(
         merge_tables(tables, {"align": study.align_settings(row)}),
         source=f"study {study.name}, row {row.name}",
-        defaults=task_defaults(path) if isinstance(path, str) else {},
+        defaults={} if path is None else task_defaults(path),
     )
+
+
+def _data_path(tables: Mapping[str, Any]) -> str | None:
+    """What the tables say of where the data are; None if they do not, or not as they should."""
+    data = tables.get("data")
+    path = data.get("path") if isinstance(data, dict) else None
+    return path if isinstance(path, str) else None
 
 
 def slug(name: str) -> str:
@@ -260,16 +302,35 @@ def _name_settings(tables: Mapping[str, Any], within: str = "") -> list[str]:
     return names
 
 
-def _check_place(where: str, arm: Mapping[str, Any]) -> None:
-    x, series = arm.get("x"), arm.get("series")
-    if x is not None and (isinstance(x, bool) or not isinstance(x, int | float)):
-        raise ConfigError(f"{where} has x = {x!r}: a number was expected, the place of the row in a sweep")
-    if series is not None and not isinstance(series, str):
-        raise ConfigError(f"{where} has series = {series!r}: the name of a line was expected")
-
-
-# The settings of a study's figure, and the types of their values.
+# What a study's file may have, and the types of its values; and the same of its figure.
+_KEYS = {"methods": list, "config": (dict, str), "arms": dict, "sweep": dict, "reference": str, "figure": dict, "smoke": dict}
 _FIGURE = {"xlabel": str, "log": bool, "metrics": list}
+
+
+def _check_keys(name: str, stored: Mapping[str, Any]) -> None:
+    for key, value in stored.items():
+        if key not in _KEYS:
+            raise ConfigError(f"{name}: {key!r} is no part of a study; there are {', '.join(_KEYS)}")
+        if not isinstance(value, _KEYS[key]):
+            expected = {list: "a list", str: "a name"}.get(_KEYS[key], "a table")
+            raise ConfigError(f"{name}: {key} = {value!r}: {expected} was expected")
+    if not _has_tables(stored.get("arms", {})):
+        raise ConfigError(f"{name}: [arms] has an arm that is no table: a table of the settings that it changes was expected, such as {{}}")
+
+
+def _has_tables(value: object) -> TypeGuard[dict[str, dict[str, Any]]]:
+    return isinstance(value, dict) and all(isinstance(table, dict) for table in value.values())
+
+
+def _check_arm(where: str, arm: Mapping[str, Any]) -> None:
+    x, series, align = arm.get("x"), arm.get("series"), arm.get("align", {})
+    known([str(arm.get("method", OURS))], METHODS)
+    if x is not None and (isinstance(x, bool) or not isinstance(x, int | float)):
+        raise ConfigError(f"{where}: x = {x!r}: a number was expected, the place of the row in a sweep")
+    if series is not None and not isinstance(series, str):
+        raise ConfigError(f"{where}: series = {series!r}: the name of a line was expected")
+    if not isinstance(align, dict):
+        raise ConfigError(f"{where}: align = {align!r}: a table was expected")
 
 
 def _check_figure(name: str, figure: Mapping[str, Any]) -> None:
@@ -277,3 +338,6 @@ def _check_figure(name: str, figure: Mapping[str, Any]) -> None:
         if key not in _FIGURE or not isinstance(value, _FIGURE[key]):
             expected = ", ".join(f"{key} ({kind.__name__})" for key, kind in _FIGURE.items())
             raise ConfigError(f"{name}: [figure] {key} = {value!r} is not a setting of a figure; there are {expected}")
+    metrics = figure.get("metrics", METRICS)
+    if not metrics or any(metric not in METRICS for metric in metrics):
+        raise ConfigError(f"{name}: [figure] metrics = {metrics!r}: at least one was expected of {', '.join(METRICS)}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +14,16 @@ from rightreasons.common.files import to_json, write_text
 from rightreasons.common.progress import Reporter
 from rightreasons.pipeline.find import find
 from rightreasons.project.project import Project, open_project
-from rightreasons.records import Scores
 from rightreasons.run import Run
 from rightreasons.runs.folder import RunFolder
 from rightreasons.scoring.scores import critic_scores, score_run, segment_scores, spurious_fraction
-from rightreasons.studies.definition import OURS, Row, Study, row_config, slug
+from rightreasons.studies.definition import METRICS, OURS, Row, Study, row_config, slug
 from rightreasons.studies.methods import METHODS, ours
 from rightreasons.studies.methods.labels import NoLabels
 from rightreasons.studies.methods.method import PASTED, Bench, Method
 from rightreasons.studies.results import KEY
 from rightreasons.studies.store import place_model
 
-# The scores that are one number.
-METRICS = tuple(field.name for field in fields(Scores) if field.type in ("float", "float | None"))
 # The stages of ``find`` in which the critic is asked.
 _CRITIC_STAGES = ("controls", "judge")
 
