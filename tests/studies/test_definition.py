@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rightreasons.errors import ConfigError
-from rightreasons.studies.definition import check_rows, open_study
+from rightreasons.studies.definition import check_rows, open_study, split_names
 
 CONFIG = """
 [config]
@@ -76,3 +76,9 @@ def test_a_place_is_laid_over_a_row_and_a_row_may_be_at_some_places(tmp_path):
         "wide late": {"series": "wide", "x": 4, "align": {"ratio": 0.5, "epochs": 4}},
         "jtt late": {"method": "jtt", "series": "jtt", "x": 4, "align": {"epochs": 4}},
     }
+
+
+def test_rows_with_commas_in_their_names_can_be_named():
+    rows = open_study("decoy-mnist-choices").names
+    assert split_names("ours, jacobian penalty, lambda 1,swap alone", rows) == ["ours", "jacobian penalty, lambda 1", "swap alone"]
+    assert split_names("ours,behind", rows) == ["ours", "behind"]

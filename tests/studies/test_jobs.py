@@ -70,6 +70,7 @@ def finished(tmp_path_factory):
 def test_a_process_that_dies_is_told_of_and_the_others_finish(finished):
     _, out, table, notes = finished
     assert [row["method"] for row in table["rows"]] == ["before", "random images"]
+    assert any("failed: " in note and "dies (seed 0)" in note for note in table["notes"])
     failed = {failure["row"]: failure["why"] for failure in table["failed"]}
     assert set(failed) == {"dies", "nowhere"}
     assert "SIGKILL" in failed["dies"] and "no variant 'nowhere'" in failed["nowhere"]

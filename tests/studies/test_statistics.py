@@ -147,3 +147,14 @@ def test_the_jackknife_agrees_with_the_standard_error():
     without = [statistics.covered_share(*([*part[:k], *part[k + 1 :]] for part in (row, low, high))).share for k in range(15)]
     mean = sum(without) / 15
     assert covered.error == pytest.approx(math.sqrt(14 / 15 * sum((share - mean) ** 2 for share in without)), rel=0.1)
+
+
+def test_rounding_makes_no_ranks_and_no_differences():
+    """Three gains of a tenth, told apart in the 16th digit, are ties; two averages that are equal but for rounding differ by nothing."""
+    differences = [0.7 - 0.6, 0.8 - 0.7, 0.9 - 1.0, 0.3]
+    assert len({abs(difference) for difference in differences}) > 2
+    assert statistics.compare_pairs(range(4), differences).wilcoxon_p == statistics.signed_rank([1.0, 1.0, -1.0, 3.0]) == 0.5
+    same = [(0.1 + 0.2 + 0.3) / 3 - 0.2, 0.1 + 0.2 - 0.3, 0.0]
+    assert any(same)
+    compared = statistics.compare_pairs(range(3), same)
+    assert compared.t_p == compared.wilcoxon_p == 1 and compared.mean == 0

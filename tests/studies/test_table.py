@@ -271,3 +271,28 @@ def test_a_figure_or_place_that_is_none(tmp_path, lines, named):
     (tmp_path / "mine.toml").write_text(STUDY + lines + "\n")
     with pytest.raises(ConfigError, match=named):
         open_study(str(tmp_path / "mine.toml"))
+
+
+def test_a_metric_of_one_seed_has_no_deviation(opened):
+    """Of three seeds, two lack the metric."""
+    study, out = opened
+    for seed in (0, 1):
+        path = study.result_path("ours", seed, out)
+        stored = json.loads(path.read_text())
+        path.write_text(json.dumps(stored | {"metrics": stored["metrics"] | {"mu_align": None}}))
+    table = build_table(study, ["ours"], range(3), out)
+    (scores, *_), _ = sheets.make_sheets(table)
+    shown = dict(zip(scores.columns, scores.rows[0], strict=True))
+    assert shown["seeds"] == "3" and shown["mu_align"] == "0.990" and "±" in shown["worst group"]
+    (line,) = csv.DictReader(io.StringIO(sheets.as_csv(table)))
+    assert line["mu_align_std"] == "" and line["mu_align_mean"] == "0.99"
+
+
+def test_dollars_in_names_are_no_formula(tmp_path):
+    """Between two dollar signs matplotlib sets a formula, and ends in an error where it is none."""
+    (tmp_path / "mine.toml").write_text(STUDY + r"""arms.'for $5 to $\lots' = { critic.lvlm = "simulated:0.7" }""".replace("arms.", "[arms]\n"))
+    study = open_study(str(tmp_path / "mine.toml"))
+    for name in study.names:
+        write(study, tmp_path, name, 0, 0.5)
+    save_figure(build_table(study, study.names, [0], tmp_path), tmp_path / "drawn")
+    assert r"for $5 to $\lots" in (tmp_path / "drawn" / "figure.svg").read_text()

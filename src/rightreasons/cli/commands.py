@@ -213,13 +213,15 @@ def bench(
 ) -> None:
     """Reproduce a table: every method on every seed, one JSON file each, resumable. Writes OUT/STUDY/table.* and figure.*"""
     from rightreasons.errors import StudyUnfinished
+    from rightreasons.studies.definition import split_names
     from rightreasons.studies.sheets import make_sheets
     from rightreasons.studies.study import describe_failures, open_study, run_study
 
+    opened = open_study(study, critics=critic or (), smoke=smoke)
     table = run_study(
-        open_study(study, critics=critic or (), smoke=smoke),
+        opened,
         seeds=range(seeds),
-        methods=methods.split(",") if methods else None,
+        methods=split_names(methods, opened.names) if methods else None,
         out=out or Path("runs/bench"),
         reporter=_reporter(),
         jobs=jobs,

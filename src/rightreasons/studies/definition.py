@@ -250,6 +250,16 @@ def slug(name: str) -> str:
     return re.sub(r"[^\w.=]+|_", "-", name).strip("-")
 
 
+def split_names(text: str, rows: Iterable[str]) -> list[str]:
+    """The names in a list with commas. A row may have commas in its name: the longest name of one of the ``rows`` is taken."""
+    parts, names, rows = text.split(","), [], set(rows)
+    while parts:
+        count = next((count for count in range(len(parts), 0, -1) if ",".join(parts[:count]).strip() in rows), 1)
+        names.append(",".join(parts[:count]).strip())
+        parts = parts[count:]
+    return names
+
+
 def known(names: Sequence[str], valid: Iterable[str]) -> tuple[str, ...]:
     """``names``, all of which are ``valid``. Raises ConfigError for one that is not."""
     unknown = [name for name in names if name not in valid]

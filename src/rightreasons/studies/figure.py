@@ -42,7 +42,7 @@ def draw_figure(table: dict[str, Any]) -> Figure:
     metrics = table["figure"].get("metrics", list(COMPARED)) if sweep else list(COMPARED)
     height = 3.6 if sweep else 1.6 + 0.32 * len(table["rows"])
     figure = Figure(figsize=(max(4.8 * len(metrics), 6.0), height), layout="constrained")
-    figure.suptitle(_title(table), fontsize=9)
+    figure.suptitle(_plain(_title(table)), fontsize=9)
     for axes, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
         _draw_lines(axes, table, sweep, metric) if sweep else _draw_bars(axes, table, metric)
     return figure
@@ -65,11 +65,19 @@ def _draw_lines(axes: Axes, table: dict[str, Any], sweep: Sequence[dict[str, Any
         )
         xs, means, deviations = ([point[0] for point in points], [point[1]["mean"] for point in points], [point[1]["std"] for point in points])
         axes.errorbar(
-            xs, means, yerr=deviations, label=name, color=_colour(place), marker=MARKERS[place % len(MARKERS)], markersize=4, capsize=3, linewidth=1.3
+            xs,
+            means,
+            yerr=deviations,
+            label=_plain(name),
+            color=_colour(place),
+            marker=MARKERS[place % len(MARKERS)],
+            markersize=4,
+            capsize=3,
+            linewidth=1.3,
         )
     level = [row for row in table["rows"] if row["x"] is None and row["metrics"].get(metric)]
     for place, row in enumerate(level, start=len(names)):
-        axes.axhline(row["metrics"][metric]["mean"], label=row["method"], color=_colour(place), linestyle="--", linewidth=1)
+        axes.axhline(row["metrics"][metric]["mean"], label=_plain(row["method"]), color=_colour(place), linestyle="--", linewidth=1)
     if table["figure"].get("log"):
         axes.set_xscale("log")
     axes.set_xlabel(table["figure"].get("xlabel", "x"))
@@ -91,14 +99,21 @@ def _draw_bars(axes: Axes, table: dict[str, Any], metric: str) -> None:
         reach = None if interval is None else [[mean - interval[0]], [interval[1] - mean]]
         axes.barh(place, mean, xerr=reach, color=COLOURS[0] if mean >= 0 else COLOURS[1], height=0.65, capsize=3, error_kw={"linewidth": 1})
     means = [mean for _, mean, _ in bars] or [0.0]
-    axes.set_yticks(range(len(bars)), [name for name, _, _ in bars], fontsize=8)
+    axes.set_yticks(range(len(bars)), [_plain(name) for name, _, _ in bars], fontsize=8)
     axes.invert_yaxis()
     axes.axvline(0, color="black", linewidth=0.8)
     # Two seeds have intervals wider than any accuracy: they are cut off rather than make the bars invisible.
     axes.set_xlim(max(-1.0, min(0.0, *means) - 0.25), min(1.0, max(0.0, *means) + 0.25))
-    axes.set_xlabel(f"{SHOWN.get(metric, metric)}" + (f": difference to {table['reference']}, 95 % interval" if compared else ", 95 % interval"))
+    axes.set_xlabel(
+        f"{SHOWN.get(metric, metric)}" + (f": difference to {_plain(table['reference'])}, 95 % interval" if compared else ", 95 % interval")
+    )
     axes.grid(axis="x", alpha=0.3, linewidth=0.5)
     axes.set_axisbelow(True)
+
+
+def _plain(text: str) -> str:
+    """A text as it is: matplotlib takes what lies between two dollar signs for a formula."""
+    return text.replace("$", r"\$")
 
 
 def _colour(place: int) -> str:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from rightreasons.studies.definition import Study
 
@@ -50,7 +50,18 @@ def is_finished(study: Study, name: str, seed: int, out: Path) -> bool:
     return any(file.counts for file in read_results(study, [name], [seed], out))
 
 
-def list_results(files: Iterable[ResultFile]) -> str:
+@runtime_checkable
+class _Result(Protocol):
+    """What names a row and seed, whether it has a result or failed."""
+
+    @property
+    def row(self) -> str: ...
+
+    @property
+    def seed(self) -> int: ...
+
+
+def list_results(files: Iterable[_Result]) -> str:
     """Rows and seeds in words: "before (seed 0), ours (seeds 0, 1)"."""
     seeds: dict[str, list[int]] = {}
     for file in files:

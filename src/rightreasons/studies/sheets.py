@@ -149,10 +149,7 @@ class _Notes:
 
 def _scores(table: dict[str, Any]) -> Sheet:
     critics = sorted({row["critic"] for row in table["rows"]} - {"none"})
-    rows = [
-        [row["method"], row["labels_used"], str(row["seeds"]), *(_mean(row["metrics"].get(key), row["seeds"]) for key in SHOWN)]
-        for row in table["rows"]
-    ]
+    rows = [[row["method"], row["labels_used"], str(row["seeds"]), *(_mean(row["metrics"].get(key)) for key in SHOWN)] for row in table["rows"]]
     return Sheet(f"{table['study']}; critic: {', '.join(critics) or 'none'}", ["method", "labels used", "seeds", *SHOWN.values()], rows)
 
 
@@ -165,7 +162,7 @@ def _making(table: dict[str, Any], notes: _Notes) -> Sheet:
             critic = f"{'simulated' if 'simulated' in critic else 'a model'} {notes.number(critic)}"
         seconds = [_seconds(row["seconds"].get(key)) for key in ("method", "critic", "find", "shortcut_model")]
         threads = "/".join(map(str, row["threads"])) or NOTHING
-        images = _mean(row["inspected"].get("spurious_fraction"), row["seeds"])
+        images = _mean(row["inspected"].get("spurious_fraction"))
         rows.append([row["method"], chosen, critic, str(row["seeds"]), images, *seconds, threads])
     heads = ["method", "model chosen", "critic", "seeds", "shortcut images"]
     return Sheet("how each row was made; mean seconds", [*heads, "method s", "critic s", "find s", "shortcut model s", "threads"], rows)
@@ -179,7 +176,7 @@ def _critics(table: dict[str, Any], notes: _Notes) -> Sheet:
         if row["critic"] == "none" or not told:
             continue
         gained = (row["against"] or {}).get("worst_group_accuracy")
-        rates = [_mean(told.get(key), row["seeds"]) for key in ("verdict_accuracy", "spurious_recall", "spurious_precision", "core_recall")]
+        rates = [_mean(told.get(key)) for key in ("verdict_accuracy", "spurious_recall", "spurious_precision", "core_recall")]
         cost = NOTHING if told.get("cost_usd") is None else f"{told['cost_usd']['mean']:.2f}"
         difference = NOTHING if gained is None else f"{gained['mean']:+.3f}"
         rows.append([row["method"], notes.number(row["critic"]), *rates, difference, cost, _seconds(row["seconds"].get("critic"))])
@@ -235,10 +232,11 @@ def _intervals(table: dict[str, Any]) -> Sheet:
     return Sheet("95 % intervals", ["method", *heads], rows)
 
 
-def _mean(summary: dict[str, Any] | None, seeds: int) -> str:
+def _mean(summary: dict[str, Any] | None) -> str:
+    """A mean, and the deviation over the seeds that have the value, if there are several."""
     if summary is None:
         return NOTHING
-    return f"{summary['mean']:.3f}" + (f" ±{summary['std']:.3f}" if seeds > 1 else "")
+    return f"{summary['mean']:.3f}" + (f" ±{summary['std']:.3f}" if len(summary["values"]) > 1 else "")
 
 
 def _seconds(summary: dict[str, Any] | None) -> str:
@@ -264,9 +262,13 @@ def _flat(row: dict[str, Any]) -> dict[str, Any]:
     line = {key: row[key] for key in ("method", "labels_used", "selection", "critic", "x", "series", "seeds")}
     for part in ("seconds", "inspected", "metrics"):
         for name, summary in row[part].items():
-            told = summary or {"mean": None, "std": None, "interval": None}
+            told = summary or {"mean": None, "std": None, "values": [], "interval": None}
             prefix = name if part == "metrics" else f"{part}_{name}"
-            line |= {f"{prefix}_mean": told["mean"], f"{prefix}_std": told["std"] if row["seeds"] > 1 else None, **_ends(prefix, told["interval"])}
+            line |= {
+                f"{prefix}_mean": told["mean"],
+                f"{prefix}_std": told["std"] if len(told["values"]) > 1 else None,
+                **_ends(prefix, told["interval"]),
+            }
     for part in ("against", "against_ours"):
         compared = row[part] or {}
         line[f"{part}_row"] = compared.get("row")

@@ -16,6 +16,8 @@ FEWEST_PAIRS = 3
 MOST_PAIRS = 20
 TOO_FEW = f"no p-value: fewer than {FEWEST_PAIRS} seeds"
 TOO_MANY = f"no p-value by ranks: more than {MOST_PAIRS} seeds"
+# Digits of a difference that count. 0.8 - 0.7 and 0.7 - 0.6 differ in the 16th, and are ties; an accuracy has nothing to tell that far.
+DIGITS = 12
 
 Interval = tuple[float, float]
 
@@ -49,7 +51,8 @@ class Covered:
 
 
 def compare_pairs(seeds: Sequence[int], differences: Sequence[float]) -> Comparison:
-    """The comparison of two rows by their ``differences``, one for each of at least one seed."""
+    """The comparison of two rows by their ``differences``, one for each of at least one seed; they are rounded to ``DIGITS``."""
+    differences = [round(difference, DIGITS) for difference in differences]
     count = len(differences)
     mean, std = statistics.fmean(differences), statistics.stdev(differences) if count > 1 else None
     interval = mean_interval(differences)

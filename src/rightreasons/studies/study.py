@@ -27,7 +27,7 @@ def run_study(study: Study, *, seeds: Iterable[int], methods: Sequence[str] | No
     """Runs what is not finished yet, in ``jobs`` processes, and writes and returns the study's table. ``methods`` are the rows wanted; None: all.
 
     A result that other settings made than the study has now is not finished: it is told of, run again and replaced.
-    A row that fails is told of, and is listed under "failed" in the table. Raises StudyUnfinished if no row has a result.
+    A row that fails is told of, and is listed under "failed" in the table and in a note. Raises StudyUnfinished if no row has a result.
     """
     chosen = study.names if methods is None else known(methods, study.names)
     check_rows(study, chosen)
@@ -42,6 +42,8 @@ def run_study(study: Study, *, seeds: Iterable[int], methods: Sequence[str] | No
     table["failed"] = [vars(failure) for failure in failures]
     if failures and not table["rows"]:
         raise StudyUnfinished(describe_failures(table))
+    if failures:
+        table["notes"].append(f"Missing, since they failed: {list_results(failures)}.")
     save_table(table, out / study.name)
     try:
         save_figure(table, out / study.name)
