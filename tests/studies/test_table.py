@@ -295,4 +295,5 @@ def test_dollars_in_names_are_no_formula(tmp_path):
     for name in study.names:
         write(study, tmp_path, name, 0, 0.5)
     save_figure(build_table(study, study.names, [0], tmp_path), tmp_path / "drawn")
-    assert r"for $5 to $\lots" in (tmp_path / "drawn" / "figure.svg").read_text()
+    # Comments hold every text as it was given.
+    assert r">for $5 to $\lots</text>" in (tmp_path / "drawn" / "figure.svg").read_text()
