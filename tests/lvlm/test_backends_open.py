@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import email.utils
 import io
+import json
 import sqlite3
 import time
 
@@ -430,3 +431,22 @@ def test_every_picture_is_bounded_in_pixels_and_bytes_before_it_is_sent():
                 assert len(part) <= MOST_BYTES and max(Image.open(io.BytesIO(part)).size) <= side
     width, height = Image.open(io.BytesIO(large)).size
     assert abs(width / height - 2400 / 1800) < 0.01, "its shape stays"
+
+
+@pytest.mark.parametrize(
+    ("counted", "expected"),
+    [
+        # xAI, and Gemini at its OpenAI-compatible address: thoughts are in the total alone.
+        ({"prompt_tokens": 10120, "completion_tokens": 1499, "total_tokens": 14428}, (10120, 4308)),
+        ({"prompt_tokens": 21, "completion_tokens": 0, "total_tokens": 81}, (21, 60)),
+        # OpenAI: they are part of the answer's tokens.
+        ({"prompt_tokens": 20, "completion_tokens": 90, "total_tokens": 110, "completion_tokens_details": {"reasoning_tokens": 80}}, (20, 90)),
+        ({"prompt_tokens": 20, "completion_tokens": 90}, (20, 90)),
+        ({"prompt_tokens": 20, "completion_tokens": 90, "total_tokens": 0}, (20, 90)),
+        ({"total_tokens": 110}, (None, None)),
+    ],
+)
+def test_thoughts_are_counted_wherever_a_server_counts_them(counted, expected):
+    whole = json.loads(completion("ok")) | {"usage": counted}
+    usage = open_lvlm("openai:m").parse(json.dumps(whole)).usage
+    assert (usage.input_tokens, usage.output_tokens) == expected

@@ -173,6 +173,9 @@ async def _post(client: openai.AsyncOpenAI, body: dict[str, Any]) -> str:
 
 
 def _usage(counted: object) -> Usage:
-    """Tokens as the server counted them, if it did."""
+    """Tokens as the server counted them, if it did. Some, such as xAI's and Gemini's, count thoughts in the total alone, and are paid for them."""
     counts = counted if isinstance(counted, dict) else {}
-    return Usage(read_count(counts.get("prompt_tokens")), read_count(counts.get("completion_tokens")))
+    went_in, came_out, total = (read_count(counts.get(name)) for name in ("prompt_tokens", "completion_tokens", "total_tokens"))
+    if went_in is None or came_out is None or total is None:
+        return Usage(went_in, came_out)
+    return Usage(went_in, max(came_out, total - went_in))
