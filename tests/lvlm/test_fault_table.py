@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import sqlite3
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,7 @@ from tests.support.fault_server import (
     Fault,
     FaultServer,
     always,
+    completion,
     error,
     first,
     html,
@@ -129,6 +131,31 @@ def test_what_may_have_been_paid_for_twice_is_unknown(world, tmp_path, kind):
         again.close()
 
 
+def _broken(reason: str, **choice: object) -> bytes:
+    whole = json.loads(completion("S1: The segment covers", finish_reason=reason))
+    whole["choices"][0] |= choice
+    return json.dumps(whole).encode()
+
+
+BROKEN_OFF = {
+    "OpenRouter, with the failure in the choice": _broken("error", error={"code": 502, "message": "Provider disconnected"}),
+    "Mistral": _broken("error"),
+    "SGLang and vLLM": _broken("abort"),
+    "DeepSeek": _broken("insufficient_system_resource"),
+    "OpenRouter, whose heartbeat alone came": b"\n         \n\n         \n",
+    "nothing at all": b"",
+}
+
+
+@pytest.mark.parametrize("case", BROKEN_OFF)
+def test_a_200_that_breaks_off_is_no_answer_and_no_other_protocol(world, tmp_path, case):
+    """Half a critique is not judged, and one such answer does not end the run."""
+    _, lvlm, ledger = world(lambda seen: (200, {}, BROKEN_OFF[case]) if seen.number == 1 else None, timeout=30.0)
+    assert ledger.ask(lvlm, QUESTION).text == "fine" and outcomes(tmp_path) == ["ambiguous", "answered"]
+    (_, _, cost, reserved), _ = tries(tmp_path)
+    assert cost == reserved, "it may have been paid for"
+
+
 def test_what_failed_behind_a_router_is_no_answer(world, tmp_path):
     _, lvlm, ledger = world(lambda seen: (200, {}, ROUTED) if seen.number == 1 else None)
     assert ledger.ask(lvlm, QUESTION).text == "fine" and outcomes(tmp_path) == ["transient", "answered"]
@@ -183,7 +210,15 @@ def test_a_refusal_is_recorded_and_not_asked_again(world, tmp_path, fault):
     again.close()
 
 
-@pytest.mark.parametrize("cut", [says("", finish_reason="length"), says('{"S1": "spu', finish_reason="length"), says("")])
+@pytest.mark.parametrize(
+    "cut",
+    [
+        says("", finish_reason="length"),
+        says('{"S1": "spu', finish_reason="length"),
+        says('{"S1": "spu', finish_reason="model_length"),  # Mistral, for a full context
+        says(""),
+    ],
+)
 def test_a_truncated_answer_gets_twice_the_cap_once(world, tmp_path, cut):
     stub, lvlm, ledger = world(lambda seen: cut(seen) if seen.number == 1 else None)
     assert ledger.ask(lvlm, QUESTION).text == "fine"

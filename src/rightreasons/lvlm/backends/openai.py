@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from rightreasons.errors import LVLMError, LVLMRejected, LVLMUnavailable, LVLMUnsupported
+from rightreasons.errors import LVLMError, LVLMRejected, LVLMTimeout, LVLMUnavailable, LVLMUnsupported
 from rightreasons.lvlm.protocol import Answer, Request, Usage, read_count, read_model
 from rightreasons.lvlm.wire.chat import chat_message, read_content, read_misplaced
 from rightreasons.lvlm.wire.failures import Failure, classify
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
 
 _LIKE = "an OpenAI-compatible server"
 _CAP, _OLDER_CAP = "max_completion_tokens", "max_tokens"
+# Finish reasons of an answer that its cap or the context ended, and of one that a failure or a stop of the server did: OpenRouter and Mistral say
+# "error", SGLang and vLLM "abort", DeepSeek that it ran out of resources. All come with status 200 and the text so far.
+_CUT = ("length", "model_length")
+_BROKEN = ("error", "abort", "insufficient_system_resource")
 
 
 class OpenAICompatible:
@@ -107,6 +112,9 @@ class OpenAICompatible:
         except (LookupError, TypeError, ValueError) as error:
             raise self._server.alien(raw, like=_LIKE) from error
         usage, reason, text = _usage(whole.get("usage")), choice.get("finish_reason"), read_content(message.get("content"))
+        if choice.get("error") or reason in _BROKEN:
+            said = redact(json.dumps(choice.get("error") or reason))[:300]
+            raise LVLMTimeout(f"{self._server.base_url} broke an answer off: {said}")
         if not text and reason == "stop":  # some servers return the answer as reasoning
             text = read_misplaced(message)
         if message.get("refusal"):
@@ -115,7 +123,7 @@ class OpenAICompatible:
             return Answer("", problem="refused: the provider's content filter stopped the answer", outcome="refused", usage=usage)
         if not text:
             return Answer("", problem=f"truncated: empty answer (finish reason {reason!r})", outcome="truncated", usage=usage)
-        if reason == "length":
+        if reason in _CUT:
             return Answer(text, problem="truncated: the answer was cut off at its longest", outcome="truncated", usage=usage)
         return Answer(text, usage=usage)
 

@@ -72,10 +72,15 @@ class Server:
         return LVLMTimeout(f"{self.base_url} dropped the connection before the answer was complete: {cause}")
 
     def read_object(self, raw: str, *, like: str) -> dict[str, Any]:
-        """The JSON object of an answer. Raises LVLMTimeout if it breaks off, LVLMProtocolError if it is anything else."""
+        """The JSON object of an answer. Raises LVLMTimeout if it breaks off, LVLMProtocolError if it is anything else.
+
+        OpenRouter and DeepSeek send blank lines while a request waits, so an answer that breaks off can be nothing else.
+        """
         try:
             whole = json.loads(raw)
         except (ValueError, RecursionError) as error:
+            if not raw.strip():
+                raise LVLMTimeout(f"{self.base_url} sent an answer without a word") from error
             if raw.lstrip().startswith("{"):
                 raise LVLMTimeout(f"{self.base_url} sent half an answer, which ends {raw[-40:]!r}") from error
             raise self.alien(raw, like=like) from error
