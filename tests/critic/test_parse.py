@@ -45,8 +45,24 @@ def test_lines_of_verdicts(line):
     assert read_tagged(text, ["S1", "S2"]) == {"S1": "spurious", "S2": "Relevant"}
 
 
+@pytest.mark.parametrize("line", ["S1: !relevant", "S1 \u2260 relevant", "S1: \u00acrelevant", "S1: relevant?"])
+def test_a_line_that_denies_or_doubts_is_no_verdict(line):
+    with pytest.raises(MalformedAnswer):
+        parse_verdicts(f"{line}\nS2: relevant", ["S1", "S2"])
+
+
 def test_a_name_in_underscores_is_restored_too():
     assert restore_names("__S1__ and S2, not XS1", (1, 0)) == "__S2__ and S1, not XS1"
+
+
+def test_names_are_read_where_words_have_no_space_between_them():
+    """Chinese and Japanese; "S1 lies at the top left, it covers the label; S2 covers the lesion"."""
+    assert read_paragraphs("S1位于左上角,覆盖标签。\n\nS2覆盖病灶。") == {"S1": "位于左上角,覆盖标签。", "S2": "覆盖病灶。"}
+    assert restore_names("S1位于左上角,和S2。", (1, 0)) == "S2位于左上角,和S1。"
+
+
+def test_a_conclusion_with_a_typographic_apostrophe():
+    assert read_conclusion("Conclusion: it doesn\u2019t matter.") == "spurious"
 
 
 @pytest.mark.parametrize(

@@ -337,6 +337,14 @@ def test_check_is_free(direct):
         assert (stub.requests, stub.listed) == (0, 1)
 
 
+def test_check_takes_a_list_of_models_that_is_a_bare_array(direct):
+    """Together AI lists its models so."""
+    listed = (200, {"content-type": "application/json"}, b'[{"id": "stub", "object": "model", "type": "chat"}]')
+    with FaultServer(models=listed) as stub:
+        direct(stub).check()
+        assert stub.listed == 1
+
+
 def test_check_takes_a_server_without_a_list_as_being_there(direct):
     with FaultServer(models=error(404, "no list")) as stub:
         direct(stub).check()

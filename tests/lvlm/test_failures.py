@@ -116,6 +116,13 @@ SPENT = {
     "Google": (429, said("Your prepayment credits are depleted.", status="RESOURCE_EXHAUSTED"), {}),
     "a model that the plan does not have": (429, said(f"{PLAN} Quota exceeded for metric: requests, limit: 0. Please retry in 22s"), {}),
     "402": (402, "Payment required", {}),
+    "LiteLLM": (429, said("Budget has been exceeded! Current cost: 0.2, Max budget: 0.1", type="budget_exceeded"), {}),
+    "Anthropic, by the limit of a workspace": (
+        400,
+        said("You have reached your specified API usage limits. You will regain access on 2026-12-01."),
+        {},
+    ),
+    "OpenRouter, by the limit of a key": (403, said("Key limit exceeded (total limit)."), {}),
 }
 
 

@@ -72,6 +72,8 @@ NOT_TAKEN = {"alignment": {**REPAIRED, "effect": "did not take"}}
         ),
         ({"alignment": REPAIRED, "critic": {"waiting": 6, "controls": []}}, UNKNOWN, "6 segments wait"),
         ({"alignment": REPAIRED, "critic": {"waiting": 6, "controls": []}}, FIT, "6 segments wait"),
+        ({"alignment": REPAIRED, "critic": {"waiting": 1, "controls": []}}, FIT, "1 segment waits for"),
+        ({"alignment": REPAIRED, "critic": {"waiting": 1, "controls": []}}, UNFIT, "decide the segment that waits (rightreasons review RUN);"),
         ({"alignment": REPAIRED}, UNKNOWN, "More images would tell"),
         ({"alignment": REPAIRED, "critic": {"waiting": 0, "controls": [{"passed": False}]}}, UNKNOWN, "let people judge"),
         (NOT_TAKEN, FIT, "did not take: below it says what to try. The classifier keeps within the bounds as it is."),

@@ -23,11 +23,16 @@ _BRACE_OR_STRING = re.compile(r'[{}]|"(?:[^"\\]|\\.)*(?:"|\Z)', re.DOTALL)
 _LIKE_AN_OBJECT = re.compile(r"\{\s*[\"']")
 # The most braces in an answer that is parsed. A model that thinks aloud uses some.
 MOST_BRACES = 500
+# An ID ends where no Latin letter and no digit follows: Chinese and Japanese put no space between words.
+_ENDS = "(?![A-Za-z0-9])"
+SEGMENT_NAME = re.compile(rf"(?<![A-Za-z0-9])S\d+{_ENDS}")
 # An ID at the start of a line, with Markdown around it, in a numbered list or as "Segment S1".
-_ID = rf"{_NOISE}*(?:\d+[.)]{_NOISE}*)?(?:(?i:segment){_NOISE}+)?(S\d+)(?![^\W_])"
+_ID = rf"{_NOISE}*(?:\d+[.)]{_NOISE}*)?(?:(?i:segment){_NOISE}+)?(S\d+){_ENDS}"
 _STARTS_WITH_ID = re.compile(_ID)
-_VERDICT_LINE = re.compile(rf"^{_ID}{_NOISE}+({'|'.join(VALUES)}){_NOISE}*$", re.MULTILINE | re.IGNORECASE)
-_CONCLUSION = re.compile(r"conclusion\W{1,6}(?:it )?(matters|does not matter|doesn't matter|is unclear|unclear)\b", re.IGNORECASE)
+# A sign that denies or doubts is no decoration: "S1: !relevant" and "S1: spurious?" are no verdicts.
+_BETWEEN, _AFTER = r"(?:[^\w\n!?\u00ac\u2260]|_)", r"(?:[^\w\n?]|_)"
+_VERDICT_LINE = re.compile(rf"^{_ID}{_BETWEEN}+({'|'.join(VALUES)}){_AFTER}*$", re.MULTILINE | re.IGNORECASE)
+_CONCLUSION = re.compile(r"conclusion\W{1,6}(?:it )?(matters|does not matter|doesn['\u2019]t matter|is unclear|unclear)\b", re.IGNORECASE)
 _MARKS = " \t*_#>|:.,;)-\u2013\u2014"
 # What declines in prose: an apology perhaps, and then that the writer cannot or will not do what was asked. Not that it cannot see a picture.
 _SORRY = r"(?:(?:i['\u2019]?m|i am|we['\u2019]?re|we are) (?:\w+ )?sorry|sorry|i apologi[sz]e|my apologies|unfortunately)\b"
@@ -36,7 +41,6 @@ _UNABLE = r"(?:(?:['\u2019]?m|am|['\u2019]?re|are) )?(?:unable|not able|not allo
 _CANNOT = rf"(?:can['\u2019]?t|cannot|can not|won['\u2019]?t|will not|{_UNABLE})"
 _DO = r"(?:help|assist|comply|support|provide|analy[sz]e|answer|fulfil+|interpret|diagnose|discuss|do th(?:at|is)|give|offer|evaluate|respond|engage)"
 _DECLINES = re.compile(rf"\W*{_APOLOGY}(?:as an ai\b[^.!?\n]{{0,60}}?, )?(?:i|we) ?{_CANNOT} (?:\w+ ){{0,2}}{_DO}\b", re.IGNORECASE)
-_NAMES_SEGMENT = re.compile(r"(?<![^\W_])S\d+(?![^\W_])")
 # A refusal is short, and so much of it is shown.
 LONGEST_REFUSAL = 600
 SHOWN_REFUSAL = 160
@@ -117,14 +121,14 @@ def read_paragraphs(critique: str) -> dict[str, str]:
 
 def read_conclusion(words: str) -> Value | None:
     """The conclusion of a paragraph, in the sentence that the prompt asks for; None if it has none, or two that differ."""
-    said: set[Value] = {_CONCLUSIONS.get(word.lower(), "unsure") for word in _CONCLUSION.findall(words)}
+    said: set[Value] = {_CONCLUSIONS.get(word.lower().replace("\u2019", "'"), "unsure") for word in _CONCLUSION.findall(words)}
     return said.pop() if len(said) == 1 else None
 
 
 def describe_unusable(text: str, problem: str) -> str:
     """Why an answer is none: "refused: " and its own words where it plainly declines in a few sentences, else "malformed: " and ``problem``."""
     said = " ".join(drop_thoughts(text).split())
-    if len(said) <= LONGEST_REFUSAL and _DECLINES.match(said) and not _NAMES_SEGMENT.search(said):
+    if len(said) <= LONGEST_REFUSAL and _DECLINES.match(said) and not SEGMENT_NAME.search(said):
         return f"refused: {clean_text(said)[:SHOWN_REFUSAL]}"
     return f"malformed: {problem}"
 

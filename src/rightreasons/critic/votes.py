@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -11,6 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from rightreasons.common.seeds import seeded
+from rightreasons.critic.parse import SEGMENT_NAME
 from rightreasons.records import HUMAN, Critique, Segmentation, Selection, Value, Verdict, settle_verdicts
 
 # Why a segment waits of which nothing is known but that a person is to judge it.
@@ -57,7 +57,7 @@ def renumber(segments: Int[Tensor, "height width"], order: Sequence[int]) -> Int
 def restore_names(text: str, order: Sequence[int]) -> str:
     """A vote's words with every segment named as in the first vote. Names of segments that do not exist stay."""
     names = {f"S{shown + 1}": f"S{segment + 1}" for shown, segment in enumerate(order)}
-    return re.sub(r"(?<![^\W_])S\d+(?![^\W_])", lambda found: names.get(found.group(), found.group()), text)
+    return SEGMENT_NAME.sub(lambda found: names.get(found.group(), found.group()), text)
 
 
 def restore_vote(critique: Critique, verdicts: Sequence[Verdict], order: Sequence[int]) -> tuple[Critique, list[Verdict]]:

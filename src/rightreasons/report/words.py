@@ -64,7 +64,8 @@ def _next_step(metrics: Mapping[str, Any]) -> str:
     if verdict == "not fit":
         return _mend(metrics)
     if metrics["critic"]["waiting"]:
-        return f"{metrics['critic']['waiting']} segments wait for a person's verdict: rightreasons review RUN."
+        waiting = metrics["critic"]["waiting"]
+        return f"{waiting} segment{'s wait' if waiting > 1 else ' waits'} for a person's verdict: rightreasons review RUN."
     return _find_out(metrics) if verdict == "cannot tell" else "Keep this page with the model, and look again when the data or the model change."
 
 
@@ -82,7 +83,8 @@ def _mend(metrics: Mapping[str, Any]) -> str:
     """What can be done about a classifier that is not fit, though no repair is due or the repair took."""
     waiting, steps = metrics["critic"]["waiting"], []
     if waiting:
-        steps.append(f"decide the {waiting} segments that wait (rightreasons review RUN)")
+        segments = f"{waiting} segments that wait" if waiting > 1 else "segment that waits"
+        steps.append(f"decide the {segments} (rightreasons review RUN)")
     if metrics["alignment"] is not None and metrics["alignment"]["outcome"] != "nothing to change":
         steps += ["inspect more images ([sample] size)", "repair it for more epochs ([align] epochs)"]
     elif metrics["shortcuts"]:

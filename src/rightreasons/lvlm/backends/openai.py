@@ -63,7 +63,7 @@ class OpenAICompatible:
             return
         finally:
             self.close()  # a courier does the sending
-        self._server.read_object(listed, like=_LIKE)
+        self._check_list(listed)
 
     def body(self, request: Request) -> dict[str, Any]:
         """A chat completion with one message from the user."""
@@ -137,6 +137,11 @@ class OpenAICompatible:
     def _explain(self, failure: Failure) -> LVLMError:
         return classify(failure, server=self._server.base_url, model=self._model, key=KEYS["openai"])
 
+    def _check_list(self, listed: str) -> None:
+        """Raises LVLMProtocolError unless this can be a list of models: an object or, at Together AI, an array."""
+        if not listed.lstrip().startswith("["):
+            self._server.read_object(listed, like=_LIKE)
+
     def _look_below(self) -> None:
         """Raises LVLMUnavailable if the list of models is found under /v1 instead: the address lacks its /v1."""
         import openai
@@ -147,7 +152,7 @@ class OpenAICompatible:
             listed = loop.run(_list_models(client.with_options(base_url=below)), CONNECT_SECONDS)
         except (TimeoutError, openai.OpenAIError):
             return  # a server without such a list
-        self._server.read_object(listed, like=_LIKE)
+        self._check_list(listed)
         raise LVLMUnavailable(f"nothing answers at {self._server.base_url} itself, and {below} does: set [critic] base_url = {below!r}")
 
     def fit(self, body: dict[str, Any]) -> dict[str, Any]:

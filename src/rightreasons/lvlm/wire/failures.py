@@ -34,7 +34,7 @@ _GATEWAY_TIMEOUTS = (504, 524)
 
 # Codes, types and reasons, compared in lower case and without punctuation: exceed_context_size_error is exceedcontextsizeerror.
 _BIG_KIND = re.compile(r"context(length|size|window)|too(large|long|big)|toomany(image|token|picture)|lengthexceeded|exceeds?max|abovemax")
-_SPENT_KIND = re.compile(r"insufficient(user)?(quota|balance|credit|fund)|billing|balance|arrear|paymentrequired")
+_SPENT_KIND = re.compile(r"insufficient(user)?(quota|balance|credit|fund)|billing|balance|arrear|paymentrequired|budgetexceeded")
 _RATE_KIND = re.compile(r"ratelimit|ratequota|throttl|toomanyrequest|limitrequests|concurren")
 _KEY = re.compile(r"(invalid|incorrect) api[ _]?key|api[ _]?key[ _](not valid|invalid)", re.IGNORECASE)
 
@@ -62,6 +62,7 @@ _NEVER_FITS = re.compile(r"(request|payload|body|prompt|input|message|image|pict
 _SPENT = re.compile(
     r"insufficient (quota|balance|credit|fund)|out of credit|no credit|credit balance"
     r"|(credit|balance|prepay)[^.\n]{0,40}(deplet|exhaust|too low|used up)"
+    r"|budget has been exceeded|specified api usage limits|key limit exceeded"
     r"|spend(ing)? (limit|cap)|billing (hard )?limit|payment required|\blimit: 0\b",
     re.IGNORECASE,
 )
