@@ -250,6 +250,15 @@ def test_lines_of_a_sweep(tmp_path):
     assert [line.get_linestyle() for line in worst.lines if line.get_label() == "before"] == ["--"], "a row without a place is a level line"
 
 
+def test_no_two_lines_of_a_sweep_look_the_same(tmp_path):
+    study = open_study("exceptions-digits")
+    for name in study.names:
+        write(study, tmp_path, name, 0, 0.5)
+    (axes,) = draw_figure(build_table(study, study.names, [0], tmp_path)).axes
+    looks = [(line.get_color(), line.get_marker(), line.get_linestyle()) for line, *_ in axes.containers]
+    assert len(looks) == 11 == len(set(looks)), "ours and the reference were both orange squares"
+
+
 def test_without_matplotlib_the_extra_is_named(opened, monkeypatch):
     study, out = opened
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 # Colours that differ also for people who do not see red and green (Okabe and Ito 2008).
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 MARKERS = "osD^vP*"
+# Where there are more series than colours, the next ones are drawn so. Level lines are dashed.
+LINES = ("-", ":", "-.")
 
 
 def save_figure(table: dict[str, Any], folder: Path) -> None:
@@ -71,6 +73,7 @@ def _draw_lines(axes: Axes, table: dict[str, Any], sweep: Sequence[dict[str, Any
             label=_plain(name),
             color=_colour(place),
             marker=MARKERS[place % len(MARKERS)],
+            linestyle=LINES[place // len(COLOURS) % len(LINES)],
             markersize=4,
             capsize=3,
             linewidth=1.3,
