@@ -145,7 +145,8 @@ def test_a_table_leaves_out_results_of_other_settings_and_says_so(tmp_path, monk
     (row,) = table["rows"]
     assert row["seed_list"] == [0] and row["metrics"]["worst_group_accuracy"]["values"] == [0.9] and row["against"] is None
     assert [(failure["row"], failure["seed"]) for failure in table["failed"]] == [("ours", 1), ("ours", 2)]
-    (note,) = table["notes"]
+    note, missing = table["notes"]
+    assert missing == "Missing, since they failed: ours (seeds 1, 2)."
     assert "Left out" in note and "before (seeds 0, 1, 2), ours (seeds 1, 2)" in note and "swap alone" not in note
     for kind in ("txt", "md", "tex"):
         assert "before (seeds 0, 1, 2), ours (seeds 1, 2)" in (tmp_path / "mine" / f"table.{kind}").read_text()
