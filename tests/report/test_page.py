@@ -5,9 +5,12 @@ import re
 
 import pytest
 
-from rightreasons.data.loading import StoredImages
+from rightreasons.data.loading import StoredImages, read_batches
+from rightreasons.networks.predictions import predict_labels
 from rightreasons.report.glossary import SCORES
+from rightreasons.report.page import write_report
 from rightreasons.run import load_run
+from rightreasons.runs.folder import RunFolder
 from rightreasons.runs.profile import read_profile
 
 EXPECTED = {"Model": "tag_model", "Checkpoint": "model.safetensors, SHA-256", "Judged by": "people decided 20 of", "Version": "rightreasons 0."}
@@ -145,3 +148,12 @@ def test_the_cost_has_every_stage(page, reviewed):
     stages = {stage.stage: stage for stage in read_profile(reviewed)}
     assert set(re.findall(r'<th scope="row">(.*?)</th>', cost)) == {*stages, "all"}
     assert f'{stages["align"].seconds:.1f}</td><td class="number" data-head="times">1</td>' in cost
+
+
+def test_one_of_something_is_told_as_one(reviewed, metrics, tmp_path):
+    run = load_run(reviewed)
+    answers = [predict_labels(run.model, read_batches(run.train, indices=run.selection.indices))]
+    once = metrics | {"skipped_images": 1, "critic": metrics["critic"] | {"unsure": 1, "calls": 1}}
+    write_report(run, once, None, RunFolder(tmp_path), answers=answers, stages=[])
+    told = text_of((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert "1 is undecided and counts as not spurious" in told and "1 file is left out" in told and re.search(r"\b1 call, \d+ more were", told)
