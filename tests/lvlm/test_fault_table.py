@@ -47,7 +47,7 @@ def world(tmp_path):
     """Makes a server that fails as told, the real backend with a short deadline, and a ledger that knows the price."""
     with contextlib.ExitStack() as stack:
 
-        def make(misbehave, timeout=0.5, **options):
+        def make(misbehave, timeout=1.0, **options):
             stub = stack.enter_context(FaultServer(misbehave=misbehave, answer=lambda seen: "fine"))
             lvlm = OpenAICompatible("stub", base_url=stub.base_url, timeout=timeout)
             lvlm.address = None  # no process of its own, which takes a second to start; test_kill_* has that
@@ -179,7 +179,7 @@ def test_half_of_a_surrogate_pair_is_written_down_like_any_text(world, tmp_path,
 
 def test_a_drip_ends_at_the_deadline_of_the_whole_request(world):
     """No two bytes are further apart than 0.02 seconds: a read timeout alone would wait for all of them."""
-    _, lvlm, _ = world(lambda seen: Fault("drip"))
+    _, lvlm, _ = world(lambda seen: Fault("drip"), timeout=0.5)
     started = time.monotonic()
     with pytest.raises(LVLMTimeout, match="0.5 seconds"):
         get_reply(lvlm, QUESTION)
